@@ -1,0 +1,55 @@
+# make demo   the whole job on one machine         make test   every test
+# make lint   ruff, clang-format                   make types  mypy, strict
+# make bench  pytest-benchmark                     make arm64  the NEON kernels, under qemu
+#
+# Each sets up .venv by itself, with the exact versions of constraints.txt.
+
+PYTHON ?= python3
+CXX ?= c++
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint types bench arm64 format clean
+
+demo: $(READY)
+	$(BIN)/scissionlite demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp')
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp')
+
+types: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m pytest bench -o python_files='bench_*.py'
+
+arm64: $(READY)
+	.ci/arm64
+
+clean:
+	rm -rf $(VENV) build
+
+# Built again when the core or the dependencies change; Python sources are used in place.
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "ScissionLite needs Python 3.10 or newer: apt install python3 (or make PYTHON=/path/to/python3)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "Python's venv module is missing: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null || { \
+	  echo "Python's headers are missing, and the C++ core needs them: apt install python3-dev"; exit 1; }
+	@command -v $(CXX) >/dev/null || { \
+	  echo "A C++17 compiler is missing: apt install g++ (or make CXX=/path/to/compiler)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt CXX=$(CXX) $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

@@ -1,0 +1,86 @@
+"""ScissionLite: split DNN inference between a device and an edge machine.
+
+The public names, and nothing else. Each is imported when it is first used, so that a device,
+which has no torch, can import the package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scissionlite.bundle import Bundle, Preprocessing
+    from scissionlite.errors import ScissionLiteError
+    from scissionlite.graph import Graph, SlicingPoint
+    from scissionlite.offloader import Answer, Device, EdgeServer
+    from scissionlite.preprocessor import prepare
+    from scissionlite.scissiontl.network import Link
+    from scissionlite.scissiontl.planner import Constraints, Plan, plan
+    from scissionlite.scissiontl.profile import Profile
+    from scissionlite.scissiontl.profiler import profile
+    from scissionlite.tracing import capture
+    from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
+
+__version__ = _version("scissionlite")
+
+_HOMES = {
+    "Answer": "offloader",
+    "Bundle": "bundle",
+    "Constraints": "scissiontl.planner",
+    "Device": "offloader",
+    "EdgeServer": "offloader",
+    "Graph": "graph",
+    "Link": "scissiontl.network",
+    "Packed": "transfer_layer",
+    "Plan": "scissiontl.planner",
+    "Preprocessing": "bundle",
+    "Profile": "scissiontl.profile",
+    "Quantization": "transfer_layer",
+    "ScissionLiteError": "errors",
+    "SlicingPoint": "graph",
+    "TransferSpec": "transfer_layer",
+    "capture": "tracing",
+    "decode": "transfer_layer",
+    "encode": "transfer_layer",
+    "plan": "scissiontl.planner",
+    "prepare": "preprocessor",
+    "profile": "scissiontl.profiler",
+}
+
+__all__ = [
+    "Answer",
+    "Bundle",
+    "Constraints",
+    "Device",
+    "EdgeServer",
+    "Graph",
+    "Link",
+    "Packed",
+    "Plan",
+    "Preprocessing",
+    "Profile",
+    "Quantization",
+    "ScissionLiteError",
+    "SlicingPoint",
+    "TransferSpec",
+    "capture",
+    "decode",
+    "encode",
+    "plan",
+    "prepare",
+    "profile",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scissionlite' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"scissionlite.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
