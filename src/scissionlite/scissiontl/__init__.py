@@ -1,0 +1,1 @@
+"""ScissionTL: benchmarks a network, and predicts the best slicing point (paper section III)."""
