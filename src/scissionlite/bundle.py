@@ -1,0 +1,375 @@
+"""The deployed folder: what the Preprocessor writes, and the device and the edge read. No torch.
+
+A bundle is a folder with ``manifest.json`` and the slices that it names, each with its SHA-256
+digest. The same folder goes to the device and to the edge; each opens only the slices it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from scissionlite.errors import BundleError
+from scissionlite.transfer_layer import Quantization, TransferSpec
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+Kind = Literal["split", "image", "local"]
+"""What crosses the link: a packed feature map, a JPEG image, or nothing."""
+
+Role = Literal["device", "edge", "network"]
+"""Which slice: the first, the rest, or the uncut network (local, image, and the fallback)."""
+
+
+class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
+    """How an image file becomes the network's input, identical in training and on the device.
+
+    Parameters
+    ----------
+    size
+        Height and width of the network's input, in pixels.
+    resize
+        Length of the shorter side, in pixels, before a central crop to ``size``;
+        None resizes straight to ``size``.
+    mean, std
+        Per channel, of values between 0 and 1. Three channels are read as RGB, one as
+        grayscale. The default is ImageNet's.
+    """
+
+    size: tuple[int, int]
+    resize: int | None = None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or (self.resize is not None and self.resize < max(self.size)):
+            raise ValueError(
+                f"size must be positive and no larger than resize, got size={self.size}, "
+                f"resize={self.resize}"
+            )
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
+            raise ValueError(
+                "mean and std need one value a channel (1 or 3 channels) and std > 0, "
+                f"got mean={self.mean}, std={self.std}"
+            )
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Shape of a frame: height, width, channels."""
+        return (*self.size, len(self.mean))
+
+    def frame(self, image: Image.Image | str | Path) -> npt.NDArray[np.uint8]:
+        """Read, convert and resize an image.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8, shape ``(height, width, channels)``: what a camera behind this network's
+            scaler would deliver, and what JPEG to the edge compresses.
+        """
+        if not isinstance(image, Image.Image):
+            with Image.open(image) as opened:
+                return self.frame(opened)
+        image = image.convert("RGB" if len(self.mean) == 3 else "L")
+        height, width = self.size
+        if self.resize is None:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        else:
+            factor = self.resize / min(image.size)
+            scaled = (
+                max(width, round(image.width * factor)),
+                max(height, round(image.height * factor)),
+            )
+            left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+            image = image.resize(scaled, Image.Resampling.BILINEAR)
+            image = image.crop((left, top, left + width, top + height))
+        return np.asarray(image, dtype=np.uint8).reshape(self.frame_shape)
+
+    def tensor(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Normalize a frame into the network's input.
+
+        Parameters
+        ----------
+        frame
+            uint8, shape ``(height, width, channels)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, C-contiguous, shape ``(1, channels, height, width)``.
+
+        Raises
+        ------
+        ValueError
+            If the frame has another shape or dtype.
+        """
+        if frame.dtype != np.uint8 or frame.shape != self.frame_shape:
+            raise ValueError(
+                f"a frame must be uint8 of shape {self.frame_shape}, "
+                f"got {frame.dtype} of shape {frame.shape}; Preprocessing.frame() makes one"
+            )
+        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
+        shift = (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
+        planes = np.ascontiguousarray(frame.transpose(2, 0, 1)).astype(np.float32)
+        planes *= scale[:, None, None]
+        planes -= shift[:, None, None]
+        return planes[None]
+
+
+def jpeg_encode(frame: npt.NDArray[np.uint8], quality: int) -> bytes:
+    """Compress a frame: uint8 ``(height, width, channels)`` to JPEG bytes."""
+    image = Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def jpeg_decode(
+    data: bytes | memoryview, frame_shape: tuple[int, int, int]
+) -> npt.NDArray[np.uint8]:
+    """Decompress JPEG bytes into a frame of exactly ``frame_shape``.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are no JPEG image, or one of another size: the size is read from the
+        header and checked before any pixel is decoded.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        if image.size != (frame_shape[1], frame_shape[0]):
+            raise ValueError(
+                f"image of {image.size[0]}x{image.size[1]} pixels, "
+                f"expected {frame_shape[1]}x{frame_shape[0]}"
+            )
+        pixels = image.convert("RGB" if frame_shape[2] == 3 else "L")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a JPEG image that can be decoded: {error}") from error
+    return np.asarray(pixels, dtype=np.uint8).reshape(frame_shape)
+
+
+class TensorInfo(msgspec.Struct, frozen=True):
+    """Shape (batch first) and dtype name of a tensor at a slice's border."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class SliceFile(msgspec.Struct, frozen=True):
+    """A slice's file: its name in the bundle, the runtime it needs, digest and size in bytes."""
+
+    file: str
+    runtime: str
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        # A manifest may come from anywhere: it must not name a file outside its own folder.
+        if Path(self.file).name != self.file or self.file in ("", ".", "..", MANIFEST_NAME):
+            raise ValueError(f"a slice is a file in the bundle's own folder, not {self.file!r}")
+
+
+class SlicingPointInfo(msgspec.Struct, frozen=True):
+    """Where the network was cut, in the names of its own modules."""
+
+    index: int
+    after: str
+    before: str
+
+
+class Accuracy(msgspec.Struct, frozen=True):
+    """Share of right answers (0 to 1) on ``samples`` validation images.
+
+    ``before`` is the uncut network; ``after`` is what this bundle's exported slices answer,
+    with the real codec between them.
+    """
+
+    before: float
+    after: float
+    samples: int
+
+
+class Training(msgspec.Struct, frozen=True):
+    """How the slices were retrained: epochs, seconds, seed, and what was trainable."""
+
+    epochs: int
+    seconds: float
+    seed: int
+    learning_rate: float
+    device_slice_trained: bool
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about a bundle but the weights; ``manifest.json`` is its JSON form.
+
+    ``crossing`` is None when nothing packed crosses (kinds "image" and "local").
+    """
+
+    format: Literal["scissionlite-bundle"] = "scissionlite-bundle"
+    version: int = FORMAT_VERSION
+    kind: Kind
+    model: str
+    input: TensorInfo
+    output: TensorInfo
+    slices: dict[Role, SliceFile]
+    slicing_point: SlicingPointInfo | None = None
+    crossing: TensorInfo | None = None
+    transfer: TransferSpec | None = None
+    quantization: Quantization | None = None
+    jpeg_quality: int | None = None
+    preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
+    accuracy: Accuracy | None = None
+    training: Training | None = None
+    created: str = ""
+    versions: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        needed: dict[Kind, tuple[str, ...]] = {
+            "split": ("slicing_point", "crossing", "transfer"),
+            "image": ("jpeg_quality", "preprocessing"),
+            "local": (),
+        }
+        missing = [field for field in needed[self.kind] if getattr(self, field) is None]
+        roles: tuple[Role, ...] = ("device", "edge") if self.kind == "split" else ("network",)
+        missing += [f"slices.{role}" for role in roles if role not in self.slices]
+        if missing:
+            raise ValueError(f"a bundle of kind {self.kind!r} needs {', '.join(missing)}")
+        if self.transfer is not None and self.transfer.dtype == "int8" and not self.quantization:
+            raise ValueError("an int8 Transfer Layer needs its quantization (scale, zero_point)")
+
+
+class Bundle:
+    """A bundle folder, opened.
+
+    Use :meth:`load` to open one and :meth:`write` to make one.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The folder.
+    manifest : Manifest
+        Its manifest.
+    id : str
+        SHA-256 of ``manifest.json``, hexadecimal. As the manifest holds the digests of all
+        slices, device and edge agree on it only if they run the same bundle.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, bundle_id: str) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.id = bundle_id
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bundle:
+        """Open a bundle folder and check its manifest; slices are checked when they are used.
+
+        Raises
+        ------
+        BundleError
+            If the folder or its manifest is missing, or the manifest is not valid.
+        """
+        folder = Path(path)
+        try:
+            raw = (folder / MANIFEST_NAME).read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
+                "`scissionlite prepare` makes one"
+            ) from error
+        try:
+            manifest = msgspec.json.decode(raw, type=Manifest)
+        except msgspec.MsgspecError as error:
+            raise BundleError(f"{folder / MANIFEST_NAME} is not valid: {error}") from error
+        if manifest.version != FORMAT_VERSION:
+            raise BundleError(
+                f"{folder} has bundle format {manifest.version}, this build reads "
+                f"{FORMAT_VERSION}: prepare it again with this version"
+            )
+        return cls(folder, manifest, hashlib.sha256(raw).hexdigest())
+
+    @classmethod
+    def write(cls, path: str | Path, manifest: Manifest, files: dict[str, Path]) -> Bundle:
+        """Write a bundle whole or not at all: into a temporary folder that is then renamed.
+
+        Parameters
+        ----------
+        path
+            The folder to make. An earlier bundle there is replaced; anything else is an error.
+        manifest
+            Its ``slices`` must name the keys of ``files``.
+        files
+            Name in the bundle to the file to move there.
+
+        Raises
+        ------
+        BundleError
+            If something that is not a bundle is at ``path`` already.
+        """
+        folder = Path(path)
+        if folder.exists() and not (folder / MANIFEST_NAME).is_file() and _occupied(folder):
+            raise BundleError(
+                f"{folder} exists and is not a bundle: choose another folder or remove it"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            staging.chmod(0o755)  # mkdtemp makes it private, but a daemon of another user reads it
+            for name, source in files.items():
+                shutil.move(source, staging / name)
+            encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+            (staging / MANIFEST_NAME).write_bytes(encoded + b"\n")
+            if folder.exists():
+                shutil.rmtree(folder)
+            staging.replace(folder)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        return cls.load(folder)
+
+    def slice_path(self, role: Role) -> Path:
+        """Path of a slice, after its size and SHA-256 digest were found to match the manifest.
+
+        Raises
+        ------
+        BundleError
+            If the bundle has no such slice, its file is missing, or it was altered.
+        """
+        entry = self.manifest.slices.get(role)
+        if entry is None:
+            hint = "; prepare it with the local fallback" if role == "network" else ""
+            raise BundleError(f"bundle {self.path} has no {role} slice{hint}")
+        file = self.path / entry.file
+        if not file.is_file():
+            raise BundleError(f"{file} is missing: copy the whole bundle folder")
+        if file.stat().st_size != entry.bytes or file_sha256(file) != entry.sha256:
+            raise BundleError(f"{file} does not match its digest in {MANIFEST_NAME}: copy it again")
+        return file
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _occupied(folder: Path) -> bool:
+    return not folder.is_dir() or any(folder.iterdir())

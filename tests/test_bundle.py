@@ -1,0 +1,148 @@
+"""Bundles: written whole or not at all, and never used when something in them was altered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from scissionlite.bundle import (
+    Bundle,
+    Manifest,
+    Preprocessing,
+    SliceFile,
+    TensorInfo,
+    file_sha256,
+    jpeg_decode,
+    jpeg_encode,
+)
+from scissionlite.errors import BundleError
+
+
+def write(folder: Path, content: bytes = b"weights") -> Bundle:
+    source = folder.parent / f"{folder.name}.source"
+    source.write_bytes(content)
+    info = TensorInfo((1, 3, 8, 8), "float32")
+    slices = {"network": SliceFile("network.pt", "torchscript", file_sha256(source), len(content))}
+    manifest = Manifest(
+        kind="local",
+        model="net",
+        input=info,
+        output=info,
+        slices=slices,  # type: ignore[arg-type]  # the key is a Role
+    )
+    return Bundle.write(folder, manifest, {"network.pt": source})
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    bundle = write(tmp_path / "b")
+    again = Bundle.load(tmp_path / "b")
+    assert again.manifest == bundle.manifest
+    assert again.id == bundle.id
+    assert again.slice_path("network").read_bytes() == b"weights"
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]  # nothing temporary is left
+
+
+def test_a_bundle_is_replaced_and_its_id_changes_with_its_slices(tmp_path: Path) -> None:
+    first = write(tmp_path / "b")
+    second = write(tmp_path / "b", b"other weights")
+    assert first.id != second.id
+    assert second.slice_path("network").read_bytes() == b"other weights"
+
+
+def test_nothing_but_a_bundle_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("years of work")
+    with pytest.raises(BundleError, match="is not a bundle: choose another folder"):
+        write(tmp_path / "b")
+    assert (tmp_path / "b" / "thesis.tex").read_text() == "years of work"
+
+
+def test_altered_or_missing_slices_are_refused(tmp_path: Path) -> None:
+    bundle = write(tmp_path / "b")
+    file = tmp_path / "b" / "network.pt"
+    file.write_bytes(b"Weights")
+    with pytest.raises(BundleError, match="does not match its digest"):
+        bundle.slice_path("network")
+    file.unlink()
+    with pytest.raises(BundleError, match="is missing"):
+        bundle.slice_path("network")
+    with pytest.raises(BundleError, match="has no edge slice"):
+        bundle.slice_path("edge")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kind": "split"}, "needs slicing_point, crossing, transfer, slices.device, slices.edge"),
+        ({"kind": "image"}, "needs jpeg_quality, preprocessing"),
+        ({"kind": "cloud"}, "Invalid enum value"),
+        ({"format": "zip"}, "format"),
+        ({"version": 99}, "bundle format 99"),
+        ({"slices": {}}, "needs slices.network"),
+        ({"model": 5}, "Expected `str`"),
+        (
+            {"slices": {"network": {"file": "../x", "runtime": "", "sha256": "", "bytes": 1}}},
+            "own folder",
+        ),
+        ({"preprocessing": {"size": [8, 8], "std": [0, 0, 0]}}, "std > 0"),
+        ({"transfer": {"pool": 3}}, "pool=3"),
+    ],
+)
+def test_invalid_manifests_are_told(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    write(tmp_path / "b")
+    path = tmp_path / "b" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BundleError, match=said):
+        Bundle.load(tmp_path / "b")
+
+
+def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle"):
+        Bundle.load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(BundleError, match="is not valid"):
+        Bundle.load(tmp_path)
+
+
+@given(
+    size=st.tuples(st.integers(4, 40), st.integers(4, 40)),
+    original=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    crop=st.booleans(),
+    gray=st.booleans(),
+)
+def test_any_image_becomes_a_frame_of_the_right_size(
+    size: tuple[int, int], original: tuple[int, int], crop: bool, gray: bool
+) -> None:
+    statistics = (0.5,) if gray else (0.4, 0.5, 0.6)
+    preprocessing = Preprocessing(
+        size=size, resize=max(size) + 3 if crop else None, mean=statistics, std=statistics
+    )
+    frame = preprocessing.frame(Image.new("CMYK", original, (10, 20, 30, 40)))
+    assert frame.shape == (*size, len(statistics))
+    x = preprocessing.tensor(frame)
+    assert x.shape == (1, len(statistics), *size)
+    assert x.dtype == np.float32
+    assert x.flags.c_contiguous
+    expected = (frame / 255 - np.array(statistics)) / np.array(statistics)
+    np.testing.assert_allclose(x[0], expected.transpose(2, 0, 1), atol=1e-5)
+    again = jpeg_decode(jpeg_encode(frame, 95), preprocessing.frame_shape)
+    assert np.abs(again.astype(int) - frame).max() <= 6  # flat colour survives JPEG
+
+
+def test_frames_and_jpegs_of_another_size_are_refused() -> None:
+    preprocessing = Preprocessing(size=(8, 8))
+    with pytest.raises(ValueError, match=r"uint8 of shape \(8, 8, 3\)"):
+        preprocessing.tensor(np.zeros((8, 9, 3), np.uint8))
+    sent = jpeg_encode(np.zeros((8, 16, 3), np.uint8), 75)
+    with pytest.raises(ValueError, match="image of 16x8 pixels, expected 8x8"):
+        jpeg_decode(sent, (8, 8, 3))
+    for broken in (b"", b"\xff\xd8\xff", sent[: len(sent) // 2]):
+        with pytest.raises(ValueError, match="not a JPEG image"):
+            jpeg_decode(broken, (8, 16, 3))
