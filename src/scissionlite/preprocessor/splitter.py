@@ -1,0 +1,120 @@
+"""Splitter: writes the two slices, checked against the network that they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from scissionlite.bundle import (
+    Preprocessing,
+    Role,
+    SliceFile,
+    file_sha256,
+    jpeg_decode,
+    jpeg_encode,
+)
+from scissionlite.errors import PrepareError
+from scissionlite.preprocessor.data import ImageFolder, Sample
+from scissionlite.preprocessor.inserter import SlicedNetwork
+from scissionlite.runtimes import load_slice, runtime_module
+from scissionlite.transfer_layer import decode, encode
+
+Inference = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
+
+def export_slices(
+    modules: dict[Role, tuple[nn.Module, torch.Tensor]], runtime: str, folder: Path
+) -> dict[Role, SliceFile]:
+    """Export modules for a runtime into a folder.
+
+    Parameters
+    ----------
+    modules
+        Role to the module and an example of its input.
+    runtime
+        "torchscript" or "onnx".
+    folder
+        Where to write, each as ``ROLE`` with the runtime's suffix.
+
+    Raises
+    ------
+    RuntimeUnavailableError
+        If the runtime is unknown, or what it needs is not installed.
+    """
+    exporter = runtime_module(runtime)
+    slices: dict[Role, SliceFile] = {}
+    for role, (module, example) in modules.items():
+        path = folder / f"{role}{exporter.SUFFIX}"
+        exporter.export(module, example, path)
+        slices[role] = SliceFile(path.name, runtime, file_sha256(path), path.stat().st_size)
+    return slices
+
+
+def joined(network: SlicedNetwork, slices: dict[Role, SliceFile], folder: Path) -> Inference:
+    """The exported slices with the real codec between them, in this process, without sockets."""
+    device = load_slice(folder / slices["device"].file, slices["device"].runtime)
+    edge = load_slice(folder / slices["edge"].file, slices["edge"].runtime)
+    spec = network.transfer_layer.device.spec
+    quantization = network.transfer_layer.device.quantization
+    return lambda x: edge(decode(encode(device(x), spec, quantization)))
+
+
+def verify(network: nn.Module, exported: Inference, example: torch.Tensor) -> None:
+    """Check that exported slices answer what the trained network answers.
+
+    Raises
+    ------
+    PrepareError
+        If they do not: a runtime that computes something else must not be deployed.
+    """
+    with torch.inference_mode():
+        expected = network(example).numpy()
+    answer = exported(example.numpy())
+    # Convolutions sum in another order once batch norms are folded into them; where that moves a
+    # value over a rounding border of int8, a code differs by one, hence the tolerance.
+    tolerance = 0.05 * float(np.abs(expected).max()) + 1e-3
+    worst = float(np.abs(answer - expected).max())
+    if not worst <= tolerance:
+        raise PrepareError(
+            f"the exported slices do not answer what the network answers (off by {worst:.3g} "
+            f"where {tolerance:.3g} is tolerated): the runtime cannot run this network faithfully"
+        )
+
+
+def accuracy(inference: Inference, data: Dataset[Sample]) -> tuple[float, int]:
+    """Share of right answers of exported slices, one sample at a time, and how many samples."""
+    right = total = 0
+    for x, label in _samples(data):
+        right += int(inference(x.numpy()[None]).argmax()) == int(label)
+        total += 1
+    return _share(right, total)
+
+
+def image_accuracy(
+    inference: Inference, data: ImageFolder, preprocessing: Preprocessing, quality: int
+) -> tuple[float, int]:
+    """Share of right answers on images that went through JPEG, and how many images."""
+    right = 0
+    for index, (_, label) in enumerate(data.files):
+        sent = jpeg_encode(data.frame(index), quality)
+        frame = jpeg_decode(sent, preprocessing.frame_shape)
+        right += int(inference(preprocessing.tensor(frame)).argmax()) == label
+    return _share(right, len(data.files))
+
+
+def _samples(data: Dataset[Sample]) -> list[Sample]:
+    indexable = cast("list[Sample]", data)
+    return [indexable[i] for i in range(len(indexable))]
+
+
+def _share(right: int, total: int) -> tuple[float, int]:
+    if not total:
+        raise PrepareError("the validation data set is empty")
+    return right / total, total
