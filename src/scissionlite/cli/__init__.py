@@ -1,0 +1,40 @@
+"""The command line, ``scissionlite``: one file a command.
+
+Exit codes: 0 done, 1 failed (one clear line on the error stream), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from scissionlite.cli.demo import demo
+from scissionlite.cli.doctor import doctor
+from scissionlite.cli.inspect import inspect
+from scissionlite.cli.output import error_console
+from scissionlite.cli.plan import plan
+from scissionlite.cli.prepare import prepare
+from scissionlite.cli.profile import profile
+from scissionlite.cli.run import run
+from scissionlite.cli.serve import serve
+from scissionlite.errors import ScissionLiteError
+
+app = typer.Typer(
+    help="Split DNN inference between a device and an edge machine, with a Transfer Layer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (profile, plan, prepare, inspect, serve, run, demo, doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app()
+    except ScissionLiteError as error:
+        error_console.print(f"[bold red]error:[/] {type(error).__name__}:", end=" ")
+        error_console.print(str(error), markup=False, highlight=False)
+        sys.exit(1)

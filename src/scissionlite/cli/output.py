@@ -1,0 +1,48 @@
+"""What the commands print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+error_console = Console(stderr=True, soft_wrap=True)
+"""Errors and progress go here, so that the output stream holds nothing but the answer."""
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def print_json(value: Any) -> None:
+    """Print a value (structs included) as one JSON document."""
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str | None = None
+) -> None:
+    """Print a table; columns whose name ends in "(…)" hold figures and are set to the right."""
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for column in columns:
+        # On a narrow terminal or in a pipe, a name is folded rather than cut.
+        justify = "right" if column.endswith(")") else "left"
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]  # a literal
+    for row in rows:
+        table.add_row(*row)
+    # Into a pipe or a file there is no width to keep to.
+    console = Console()
+    (console if console.is_terminal else Console(width=150)).print(table)
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds with a sensible number of digits."""
+    value = seconds * 1e3
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def kilobytes(nbytes: int) -> str:
+    """Bytes as kB (1000 bytes)."""
+    return f"{nbytes / 1e3:.2f}" if nbytes < 1e4 else f"{nbytes / 1e3:.1f}"

@@ -1,0 +1,139 @@
+"""``scissionlite prepare``: insert the Transfer Layer, retrain, split, write a bundle."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scissionlite.cli.inspect import inspect
+from scissionlite.cli.network import (
+    ClassesOption,
+    ModelArgument,
+    SizeOption,
+    WeightsOption,
+    capture_model,
+    preprocessing_for,
+)
+from scissionlite.cli.output import JsonOption
+from scissionlite.cli.plan import LinkOption, SlowdownOption
+from scissionlite.scissiontl.network import PAPER_LINK
+from scissionlite.scissiontl.planner import JPEG_QUALITY, Plan
+from scissionlite.scissiontl.planner import plan as rank
+from scissionlite.scissiontl.profile import Profile
+from scissionlite.transfer_layer import TransferSpec
+
+
+class Codec(str, Enum):
+    """What crosses the link."""
+
+    INT8 = "int8"
+    PAPER = "paper"
+    FLOAT32 = "float32"
+    JPEG = "jpeg"
+    LOCAL = "local"
+
+
+_SPECS = {
+    Codec.INT8: TransferSpec(),
+    Codec.PAPER: TransferSpec.paper(),
+    Codec.FLOAT32: TransferSpec.float32_split(),
+}
+
+
+class RuntimeChoice(str, Enum):
+    """What the slices are written for."""
+
+    TORCHSCRIPT = "torchscript"
+    ONNX = "onnx"
+
+
+def prepare(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle to write.")],
+    size: SizeOption = 224,
+    num_classes: ClassesOption = None,
+    weights: WeightsOption = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Training photographs: TRAIN/CLASS/*.jpg.", exists=True, file_okay=False),
+    ] = None,
+    validate: Annotated[
+        Path | None,
+        typer.Option(help="Photographs to measure accuracy on.", exists=True, file_okay=False),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Slicing point, by the name that `plan` prints.")
+    ] = None,
+    codec: Annotated[Codec, typer.Option(help="What crosses, with --at; or jpeg or local.")] = (
+        Codec.INT8
+    ),
+    device_profile: Annotated[
+        Path | None, typer.Option(help="Instead of --at: profile of the device,")
+    ] = None,
+    edge_profile: Annotated[Path | None, typer.Option(help="and of the edge: best plan.")] = None,
+    link: LinkOption = PAPER_LINK,
+    slowdown: SlowdownOption = 1.0,
+    runtime: Annotated[
+        RuntimeChoice, typer.Option(help="What the slices are written for.")
+    ] = RuntimeChoice.TORCHSCRIPT,
+    epochs: Annotated[int, typer.Option(help="Of retraining; 0 only calibrates.", min=0)] = 3,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 5e-4,
+    seed: Annotated[int, typer.Option()] = 0,
+    train_device_slice: Annotated[
+        bool, typer.Option("--train-device-slice", help="Let the device slice learn too.")
+    ] = False,
+    local_fallback: Annotated[
+        bool, typer.Option(help="Put the uncut network in the bundle too.")
+    ] = True,
+    json: JsonOption = False,
+) -> None:
+    """Prepare a bundle for a plan: the slices, retrained with the Transfer Layer in between."""
+    from scissionlite.preprocessor import prepare as carry_out
+
+    chosen = _choose(at, codec, device_profile, edge_profile, link, slowdown)
+    if num_classes is None and train is not None:
+        num_classes = sum(1 for entry in train.iterdir() if entry.is_dir())
+    graph = capture_model(model, size=size, num_classes=num_classes, weights=weights)
+    bundle = carry_out(
+        graph,
+        chosen,
+        train=train,
+        validate=validate,
+        out=out,
+        preprocessing=preprocessing_for(size),
+        runtime=runtime.value,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        train_device_slice=train_device_slice,
+        local_fallback=local_fallback,
+        progress=not json,
+    )
+    inspect(bundle.path, json=json)
+
+
+def _choose(
+    at: str | None,
+    codec: Codec,
+    device_profile: Path | None,
+    edge_profile: Path | None,
+    link: LinkOption,
+    slowdown: float,
+) -> Plan:
+    if device_profile is not None and edge_profile is not None and at is None:
+        device = Profile.load(device_profile).slowed(slowdown)
+        return rank(device, Profile.load(edge_profile), link)[0]
+    if device_profile is not None or edge_profile is not None:
+        raise typer.BadParameter("--device-profile and --edge-profile go together, without --at")
+    if codec is Codec.JPEG:
+        return Plan(kind="image", jpeg_quality=JPEG_QUALITY)
+    if codec is Codec.LOCAL:
+        return Plan(kind="local")
+    if at is None:
+        raise typer.BadParameter("say where to cut with --at, or give both profiles")
+    return Plan(kind="split", slicing_point=at, spec=_SPECS[codec])

@@ -1,0 +1,179 @@
+"""``scissionlite run``: answers for image files, as a device."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import typer
+from PIL import UnidentifiedImageError
+
+from scissionlite.bundle import Bundle, Preprocessing
+from scissionlite.cli.output import (
+    JsonOption,
+    kilobytes,
+    milliseconds,
+    print_json,
+    print_table,
+)
+from scissionlite.errors import ScissionLiteError
+from scissionlite.offloader.device import Answer, Device
+
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+class ImageAnswer(msgspec.Struct):
+    """One row of the command's answer; ``latency`` and ``timings`` in seconds."""
+
+    image: str
+    class_index: int
+    class_name: str | None
+    confidence: float
+    latency: float
+    bytes_sent: int
+    where: str
+    timings: dict[str, float]
+
+
+class Summary(msgspec.Struct):
+    """All answers together; latencies in seconds."""
+
+    answers: int
+    edge: int
+    local: int
+    latency_median: float
+    latency_p95: float
+    bytes_sent: int
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    connect: Annotated[
+        str | None, typer.Option(help="Tensor endpoint of the edge daemon: tcp://host:5555.")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(help="Its control endpoint.", show_default="the next port")
+    ] = None,
+    fallback: Annotated[
+        str | None, typer.Option(help="'local' answers here whenever the edge cannot.")
+    ] = None,
+    deadline: Annotated[float, typer.Option(help="Seconds until an answer is due.")] = 5.0,
+    threads: Annotated[int | None, typer.Option(help="Threads of an inference.", min=1)] = None,
+    slowdown: Annotated[
+        float, typer.Option(help="Emulate a device this many times slower.", min=1)
+    ] = 1.0,
+    repeat: Annotated[int, typer.Option(help="Answer every image this many times.", min=1)] = 1,
+    warm_up: Annotated[int, typer.Option(help="Answers before the first that counts.", min=0)] = 1,
+    json: JsonOption = False,
+) -> None:
+    """Answer images one after the other, and say how long each took and who answered it."""
+    opened = Bundle.load(bundle)
+    if fallback not in (None, "local"):
+        raise typer.BadParameter(f"--fallback is 'local' or not given, not {fallback!r}")
+    chosen: Literal["local"] | None = "local" if fallback else None
+    preprocessing = opened.manifest.preprocessing
+    if preprocessing is None:
+        raise ScissionLiteError(f"{bundle} has no preprocessing, so it cannot read images")
+    files = _image_files(images)
+    try:
+        device = Device(
+            opened,
+            connect,
+            control=control,
+            fallback=chosen,
+            deadline=deadline,
+            threads=threads,
+            slowdown=slowdown,
+        )
+    except ScissionLiteError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    answers = []
+    with device:
+        first = _frame(files[0], preprocessing)
+        for _ in range(warm_up):
+            device.infer(first)
+        for file in files:
+            frame = _frame(file, preprocessing)
+            for _ in range(repeat):
+                answer = device.submit(frame).result()
+                answers.append(_row(file, answer, opened.manifest.classes))
+    latencies = [answer.latency for answer in answers]
+    summary = Summary(
+        answers=len(answers),
+        edge=sum(answer.where == "edge" for answer in answers),
+        local=sum(answer.where == "local" for answer in answers),
+        latency_median=statistics.median(latencies),
+        latency_p95=float(np.percentile(latencies, 95)),
+        bytes_sent=sum(answer.bytes_sent for answer in answers),
+    )
+    if json:
+        print_json({"answers": answers, "summary": summary})
+    else:
+        _print(answers, summary)
+
+
+def _image_files(paths: list[Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = [file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES]
+            files += sorted(found)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise typer.BadParameter(f"{path} does not exist")
+    if not files:
+        raise typer.BadParameter(f"no image files in {', '.join(map(str, paths))}")
+    return files
+
+
+def _frame(file: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    try:
+        return preprocessing.frame(file)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ScissionLiteError(f"{file} cannot be read as an image: {error}") from error
+
+
+def _row(file: Path, answer: Answer, classes: tuple[str, ...]) -> ImageAnswer:
+    logits = answer.output.reshape(-1).astype(np.float64)
+    index = int(logits.argmax())
+    return ImageAnswer(
+        image=str(file),
+        class_index=index,
+        class_name=classes[index] if index < len(classes) else None,
+        confidence=float(1 / np.exp(logits - logits[index]).sum()),  # softmax of the largest
+        latency=answer.latency,
+        bytes_sent=answer.bytes_sent,
+        where=answer.where,
+        timings=answer.timings,
+    )
+
+
+def _print(answers: list[ImageAnswer], summary: Summary) -> None:
+    rows = [
+        [
+            answer.image,
+            answer.class_name or str(answer.class_index),
+            f"{answer.confidence:.1%}",
+            milliseconds(answer.latency),
+            kilobytes(answer.bytes_sent),
+            answer.where,
+        ]
+        for answer in answers
+    ]
+    columns = ["image", "answer", "confidence (%)", "latency (ms)", "sent (kB)", "answered by"]
+    print_table(
+        f"{summary.answers} answers",
+        columns,
+        rows,
+        caption=f"median {milliseconds(summary.latency_median)} ms, "
+        f"p95 {milliseconds(summary.latency_p95)} ms; "
+        f"{summary.edge} by the edge, {summary.local} locally",
+    )

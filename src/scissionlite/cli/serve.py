@@ -1,0 +1,80 @@
+"""``scissionlite serve``: the edge daemon."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from scissionlite.bundle import Bundle
+from scissionlite.cli.output import JsonOption, error_console, print_table
+from scissionlite.offloader.edge import EdgeServer
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    bind: Annotated[
+        str, typer.Option(help="Tensor endpoint to listen on; port * is any free one.")
+    ] = "tcp://0.0.0.0:5555",
+    control: Annotated[
+        str | None,
+        typer.Option(help="Control endpoint to listen on.", show_default="the next port"),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of an inference.", min=1)] = None,
+    credit: Annotated[
+        int, typer.Option(help="Requests that a device may have unanswered.", min=1, max=1024)
+    ] = 8,
+    json: JsonOption = False,
+) -> None:
+    """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C)."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    opened = Bundle.load(bundle)
+    try:
+        server = EdgeServer(opened, bind, control=control, threads=threads, credit=credit)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    server.start()
+    _print_ready(server, opened, json)
+    server.serve_forever()
+    stats = server.stats()
+    if json:
+        # One line each, for programs that read them as they come.
+        typer.echo(msgspec.json.encode({"event": "closed", "stats": stats}).decode())
+    else:
+        rejected = ", ".join(f"{count} {kind}" for kind, count in stats.rejected.items())
+        rows = [
+            ["served", str(stats.served)],
+            ["failed", str(stats.failed)],
+            ["expired", str(stats.expired)],
+            ["busy", str(stats.busy)],
+            ["rejected", rejected or "0"],
+        ]
+        print_table(f"Served for {stats.uptime:.0f} s", ["requests", "count"], rows)
+
+
+def _print_ready(server: EdgeServer, opened: Bundle, json: bool) -> None:
+    manifest = opened.manifest
+    if json:
+        ready = {
+            "event": "ready",
+            "endpoint": server.endpoint,
+            "control_endpoint": server.control_endpoint,
+            "bundle": opened.id,
+            "model": manifest.model,
+            "kind": manifest.kind,
+        }
+        typer.echo(msgspec.json.encode(ready).decode())
+        return
+    transfer = f", {manifest.transfer.label}" if manifest.transfer is not None else ""
+    error_console.print(
+        f"Serving {manifest.model} ({manifest.kind}{transfer}, bundle {opened.id[:12]}) on "
+        f"{server.endpoint}, control {server.control_endpoint}. Ctrl-C stops.",
+        markup=False,
+        highlight=False,
+    )

@@ -1,0 +1,197 @@
+"""Five ways to run one network over one link, each measured with real processes."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from scissionlite.bundle import Bundle
+from scissionlite.errors import OffloadError, PlanError
+from scissionlite.scissiontl.network import Link
+from scissionlite.scissiontl.planner import Plan
+from scissionlite.transfer_layer import TransferSpec
+
+START_TIMEOUT = 120.0
+"""Seconds a daemon may take to load its slices and say that it is ready."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One way, over one link: what it is and what was measured.
+
+    Latencies are in seconds from frame to answer; ``accuracy`` is that of the exported slices on
+    the whole test set.
+    """
+
+    link: Link
+    configuration: str
+    slicing_point: str | None
+    predicted: float
+    median: float
+    p95: float
+    sent_bytes: int
+    accuracy: float
+    images: int
+
+
+def five_ways(plans: Sequence[Plan], slicing_point: str | None) -> dict[str, Plan]:
+    """The best plan of each kind: local, JPEG, float32 split, the paper's TL, and ours.
+
+    Parameters
+    ----------
+    plans
+        Ranked, best first.
+    slicing_point
+        Where all three splits are cut; None lets each have its own best point, as an expert would.
+
+    Raises
+    ------
+    PlanError
+        If there is no plan of some kind, as with a slicing point that takes no Transfer Layer.
+    """
+    wanted = {
+        "local": ("local", None),
+        "JPEG to the edge": ("image", None),
+        "float32 split (Scission)": ("split", TransferSpec.float32_split()),
+        "float32 TL (the paper)": ("split", TransferSpec.paper()),
+        "int8 TL (ours)": ("split", TransferSpec()),
+    }
+    chosen = {}
+    for label, (kind, spec) in wanted.items():
+        fitting = (
+            p
+            for p in plans
+            if p.kind == kind
+            and p.spec == spec
+            and (kind != "split" or slicing_point in (None, p.slicing_point))
+        )
+        plan = next(fitting, None)
+        if plan is None:
+            raise PlanError(
+                f"no plan for {label}"
+                + (f" at the slicing point {slicing_point!r}: choose another" if spec else "")
+            )
+        chosen[label] = plan
+    return chosen
+
+
+def measure(
+    label: str,
+    plan: Plan,
+    bundle: Bundle,
+    images: Sequence[Path],
+    link: Link,
+    *,
+    slowdown: float,
+    warm_up: int = 5,
+) -> Row:
+    """Run a bundle: an edge daemon, the emulated link and the device, a process each.
+
+    Raises
+    ------
+    OffloadError
+        If a process fails, or an answer did not come from where the plan says.
+    """
+    device = [
+        *("run", str(bundle.path), *map(str, images), "--json", "--threads", "1"),
+        *("--slowdown", str(slowdown), "--warm-up", str(warm_up), "--deadline", "30"),
+    ]
+    if plan.kind == "local":
+        result = _run(device)
+    else:
+        serve = ["serve", str(bundle.path), "--bind", "tcp://127.0.0.1:*", "--threads", "1"]
+        with (
+            _daemon(["-m", "scissionlite", *serve, "--json"]) as edge,
+            _emulated(link, edge) as (tensors, control),
+        ):
+            result = _run([*device, "--connect", tensors, "--control", control])
+    expected = "local" if plan.kind == "local" else "edge"
+    strays = [a["image"] for a in result["answers"] if a["where"] != expected]
+    if strays:
+        raise OffloadError(f"{len(strays)} answers did not come from the {expected}: {strays[0]}")
+    accuracy = bundle.manifest.accuracy
+    assert accuracy is not None  # the demo always validates
+    summary = result["summary"]
+    return Row(
+        link=link,
+        configuration=label,
+        slicing_point=plan.slicing_point,
+        predicted=plan.predicted.latency,
+        median=summary["latency_median"],
+        p95=summary["latency_p95"],
+        sent_bytes=round(summary["bytes_sent_mean"]),
+        accuracy=accuracy.after,
+        images=len(result["answers"]),
+    )
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """Which way won on a link, and which of those that keep the image on the device."""
+    by_latency = sorted(rows, key=lambda row: row.median)
+    best = by_latency[0]
+    ours = next(row for row in rows if row.configuration.startswith("int8"))
+    splits = [row for row in rows if "float32" in row.configuration]
+    told = f"On {best.link}, fastest: {best.configuration} ({best.median * 1e3:.1f} ms)."
+    if best is not ours:
+        told += f" Ours takes {ours.median / best.median:.2f} times as long."
+    for row in splits:
+        told += (
+            f" Against the {row.configuration} ours is {row.median / ours.median:.2f} times as "
+            f"fast and sends {row.sent_bytes / ours.sent_bytes:.1f} times fewer bytes."
+        )
+    return told
+
+
+@contextmanager
+def _emulated(link: Link, edge: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Addresses of the edge's two ports behind the emulated link."""
+    ports = [edge[key].rpartition(":")[2] for key in ("endpoint", "control_endpoint")]
+    forwards = [option for port in ports for option in ("--forward", f"0:127.0.0.1:{port}")]
+    command = ["-m", "scissionlite.offloader.link_emulator", *forwards]
+    command += ["--rtt", str(link.rtt), "--bandwidth", str(link.bandwidth)]
+    with _daemon(command) as emulator:
+        tensors, control = (f"tcp://127.0.0.1:{port}" for port in emulator["ports"])
+        yield tensors, control
+
+
+@contextmanager
+def _daemon(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A Python process that tells on its first line, in JSON, that it is ready and where."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        assert process.stdout is not None
+        try:
+            readable, _, _ = select.select([process.stdout], [], [], START_TIMEOUT)
+            line = process.stdout.readline() if readable else ""
+            if not line:
+                process.kill()
+                process.wait()
+                errors.seek(0)
+                raise OffloadError(f"`{' '.join(arguments)}` did not start: {errors.read()}")
+            yield cast("dict[str, Any]", json.loads(line))
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
+def _run(arguments: Sequence[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "scissionlite", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise OffloadError(f"the device process failed: {done.stderr.strip()}")
+    return cast("dict[str, Any]", json.loads(done.stdout))

@@ -1,0 +1,143 @@
+"""The demo's steps, in the order of the design's flow, each told on the console."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from scissionlite.bundle import Bundle, Preprocessing
+from scissionlite.demo.comparison import Row, five_ways, measure
+from scissionlite.demo.textures import write_dataset
+from scissionlite.graph import Graph
+from scissionlite.models import load_model
+from scissionlite.preprocessor import prepare, trainer
+from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.scissiontl.network import Link
+from scissionlite.scissiontl.planner import Plan, plan
+from scissionlite.scissiontl.profile import Profile
+from scissionlite.scissiontl.profiler import profile
+from scissionlite.tracing import capture
+
+TEXTURES = {"train": 60, "test": 40}
+"""Generated images of each class."""
+
+
+class Demo:
+    """One run of the demo; its methods are called in the order in which they stand here."""
+
+    def __init__(
+        self,
+        out: Path,
+        console: Console,
+        *,
+        size: int,
+        seed: int,
+        slowdown: float,
+        progress: bool,
+    ) -> None:
+        self.out = out
+        self.console = console
+        self.size = size
+        self.seed = seed
+        self.slowdown = slowdown
+        self.progress = progress
+        self._started = time.perf_counter()
+        self._bundles: dict[tuple[object, ...], Bundle] = {}
+
+    train_data: ImageFolder
+    test_data: ImageFolder
+    graph: Graph
+    measured: Profile
+
+    def write_textures(self) -> Path:
+        """Generate the built-in data set; its folder."""
+        folder = self.out / "textures"
+        self._tell(f"Drawing the built-in data set (generated textures) in {folder}")
+        write_dataset(folder, **TEXTURES, seed=self.seed)
+        return folder
+
+    def open_data(self, folder: Path, preprocessing: Preprocessing) -> None:
+        """Open ``folder/train`` and ``folder/test``."""
+        self.train_data = ImageFolder(folder / "train", preprocessing, augment=True)
+        self.test_data = ImageFolder(folder / "test", preprocessing)
+        self._tell(
+            f"{len(self.train_data)} training and {len(self.test_data)} test images, "
+            f"{len(self.train_data.classes)} classes, at {self.size}x{self.size}"
+        )
+
+    def load_network(self, model: str, weights: Path | None, epochs: int) -> None:
+        """Load the network, train it unless weights are given, and capture it."""
+        torch.manual_seed(self.seed)
+        network = load_model(model, num_classes=len(self.train_data.classes), weights=weights)
+        if weights is None:
+            self._tell(f"Training the network itself: {model}, {epochs} epochs")
+            trainer.train(
+                network,
+                self.train_data,
+                epochs=epochs,
+                seed=self.seed,
+                progress=self.progress,
+                description="training the network",
+            )
+            torch.save(network.state_dict(), self.out / "network.pt")
+        self.graph = capture(network, torch.zeros(1, 3, self.size, self.size), name=model)
+        self._tell(f"Captured: {self.graph}")
+
+    def profile(self) -> None:
+        """Measure the network on this host; the device is imagined slower by the slowdown."""
+        default_threads = torch.get_num_threads()
+        frames = [self.test_data.frame(i) for i in range(0, len(self.test_data), 7)]
+        with trainer.progress_bar(self.progress) as bar:
+            # One thread, since device and edge share this host's cores.
+            self.measured = profile(self.graph, threads=1, images=frames, progress=bar)
+        torch.set_num_threads(default_threads)
+        self.measured.save(self.out / "profile.json")
+        self._tell(
+            f"Profiled: uncut network {self.measured.network_latency * 1e3:.1f} ms on one thread "
+            f"({self.out / 'profile.json'})"
+        )
+
+    def compare(
+        self, links: Sequence[Link], *, at: str | None, epochs: int, images: int
+    ) -> list[Row]:
+        """Prepare and measure the five ways over each link."""
+        step = max(1, len(self.test_data) // images)
+        files = [file for file, _ in self.test_data.files[::step][:images]]
+        rows = []
+        for link in links:
+            ranked = plan(self.measured.slowed(self.slowdown), self.measured, link)
+            for label, chosen in five_ways(ranked, at).items():
+                bundle = self._prepare(chosen, epochs)
+                self._tell(f"Running over {link}: {label}")
+                rows.append(measure(label, chosen, bundle, files, link, slowdown=self.slowdown))
+        return rows
+
+    def _prepare(self, chosen: Plan, epochs: int) -> Bundle:
+        key = (chosen.kind, chosen.slicing_point, chosen.spec)
+        if key not in self._bundles:
+            pool, dtype = (chosen.spec.pool, chosen.spec.dtype) if chosen.spec else ("", "")
+            spec = f"{pool}x{pool}-{dtype}" if chosen.spec else ""
+            name = "_".join(filter(None, (chosen.kind, chosen.slicing_point, spec)))
+            where = f" at {chosen.slicing_point}" if chosen.slicing_point else ""
+            self._tell(f"Preparing {chosen.label}{where}")
+            self._bundles[key] = prepare(
+                self.graph,
+                chosen,
+                train=self.train_data,
+                validate=self.test_data,
+                out=self.out / "bundles" / name,
+                preprocessing=self.test_data.preprocessing,
+                epochs=epochs,
+                seed=self.seed,
+                local_fallback=False,
+                progress=self.progress,
+            )
+        return self._bundles[key]
+
+    def _tell(self, what: str) -> None:
+        passed = time.perf_counter() - self._started
+        self.console.print(f"[dim]{passed:5.0f} s[/]  {what}", highlight=False, soft_wrap=True)
