@@ -1,0 +1,133 @@
+"""Round trip of a request over loopback: what the Offloader itself costs.
+
+The slices do next to nothing, so the time is that of the wire: framing, digest, sockets, threads.
+Compare with ``echo``, the same payload sent there and back by two bare ZeroMQ sockets.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zmq
+from torch import nn
+
+import scissionlite as sl
+from scissionlite import _core
+from scissionlite.bundle import (
+    Manifest,
+    Role,
+    SliceFile,
+    SlicingPointInfo,
+    TensorInfo,
+    file_sha256,
+)
+from scissionlite.runtimes import torchscript
+
+SHAPES = [(1, 16, 28, 28), (1, 64, 112, 112)]
+SPECS = [sl.TransferSpec(), sl.TransferSpec.paper(), sl.TransferSpec.float32_split()]
+
+
+class Corner(nn.Module):
+    """Answers one value of each channel: an edge slice that costs nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, 0, 0].contiguous()
+
+
+def make_bundle(folder: Path, shape: tuple[int, ...], spec: sl.TransferSpec) -> sl.Bundle:
+    slices: dict[Role, SliceFile] = {}
+    files = {}
+    modules: dict[Role, nn.Module] = {"device": nn.ReLU(), "edge": Corner()}
+    for role, module in modules.items():
+        file = folder / f"{role}.pt"
+        torchscript.export(module, torch.zeros(shape), file)
+        slices[role] = SliceFile(file.name, "torchscript", file_sha256(file), file.stat().st_size)
+        files[file.name] = file
+    manifest = Manifest(
+        kind="split",
+        model="nothing",
+        input=TensorInfo(shape, "float32"),
+        output=TensorInfo(shape[:2], "float32"),
+        slices=slices,
+        slicing_point=SlicingPointInfo(0, "0", "1"),
+        crossing=TensorInfo(shape, "float32"),
+        transfer=spec,
+        quantization=sl.Quantization(0.02, 0) if spec.dtype == "int8" else None,
+    )
+    return sl.Bundle.write(folder / "bundle", manifest, files)
+
+
+def describe(benchmark: Any, nbytes: int) -> None:
+    benchmark.extra_info.update(
+        payload_bytes=nbytes,
+        machine=platform.machine(),
+        cpus=os.cpu_count(),
+        isa=_core.isa(),
+        torch=torch.__version__,
+        torch_threads=torch.get_num_threads(),
+        zmq=zmq.zmq_version(),
+        pyzmq=zmq.__version__,
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.label)
+def test_round_trip(
+    benchmark: Any, tmp_path: Path, shape: tuple[int, ...], spec: sl.TransferSpec
+) -> None:
+    bundle = make_bundle(tmp_path, shape, spec)
+    x = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    with (
+        sl.EdgeServer(bundle, "tcp://127.0.0.1:*", threads=1) as edge,
+        sl.Device(bundle, edge.endpoint, control=edge.control_endpoint, threads=1) as device,
+    ):
+        features = np.maximum(x, 0)
+        decoded = sl.decode(sl.encode(features, spec, bundle.manifest.quantization))
+        np.testing.assert_array_equal(device.infer(x), decoded[:, :, 0, 0])
+        describe(benchmark, spec.packed_nbytes(shape))
+        benchmark(device.infer, x)
+
+
+@pytest.fixture
+def echo() -> Iterator[zmq.Socket[bytes]]:
+    """A socket whose messages come back, as a lower bound."""
+    with zmq.Context() as context:
+        port = []
+        ready = threading.Event()
+
+        def serve() -> None:
+            with context.socket(zmq.PAIR) as server:
+                port.append(server.bind_to_random_port("tcp://127.0.0.1"))
+                ready.set()
+                while len(frame := server.recv(copy=False)) > 0:
+                    server.send(frame, copy=False)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        ready.wait()
+        with context.socket(zmq.PAIR) as client:
+            client.connect(f"tcp://127.0.0.1:{port[0]}")
+            yield client
+            client.send(b"")
+            thread.join()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_echo(benchmark: Any, echo: zmq.Socket[bytes], shape: tuple[int, ...]) -> None:
+    payload = np.random.default_rng(1).bytes(sl.TransferSpec().packed_nbytes(shape))
+
+    def there_and_back() -> zmq.Frame:
+        echo.send(payload, copy=False)
+        return echo.recv(copy=False)
+
+    assert there_and_back().bytes == payload
+    describe(benchmark, len(payload))
+    benchmark(there_and_back)

@@ -1,0 +1,74 @@
+// CPU detection. A set CPUID bit is not enough: the operating system has to save the wider
+// registers on a context switch, which XGETBV tells.
+
+#include "cpu.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace scissionlite {
+namespace {
+
+#if defined(__x86_64__)
+
+struct X86 {
+  bool avx2 = false;
+  bool avx512 = false;
+};
+
+std::uint64_t saved_register_state() noexcept {
+  std::uint32_t low = 0;
+  std::uint32_t high = 0;
+  // _xgetbv() would need -mxsave, and this file is compiled for the baseline.
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<std::uint64_t>(high) << 32) | low;
+}
+
+X86 detect_x86() noexcept {
+  X86 found;
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  constexpr unsigned kOsxsave = 1U << 27;
+  constexpr unsigned kAvx = 1U << 28;
+  if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & kOsxsave) == 0 || (c & kAvx) == 0) return found;
+
+  constexpr std::uint64_t kYmmState = 0x06;  // XMM, upper halves of YMM
+  constexpr std::uint64_t kZmmState = 0xE0;  // mask registers, upper halves of ZMM0-15, ZMM16-31
+  const std::uint64_t state = saved_register_state();
+  if ((state & kYmmState) != kYmmState || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) {
+    return found;
+  }
+  found.avx2 = (b & (1U << 5)) != 0;
+  constexpr unsigned kAvx512Bits = (1U << 16) | (1U << 17) | (1U << 30) | (1U << 31);  // F DQ BW VL
+  found.avx512 = (state & kZmmState) == kZmmState && (b & kAvx512Bits) == kAvx512Bits;
+  return found;
+}
+
+#endif
+
+}  // namespace
+
+bool cpu_has(CpuFeature feature) noexcept {
+#if defined(__x86_64__)
+  static const X86 x86 = detect_x86();
+  if (feature == kAvx2) return x86.avx2;
+  if (feature == kAvx512) return x86.avx512;
+#elif defined(__aarch64__)
+  if (feature == kNeon) return true;
+#endif
+  return feature == kBaseline;
+}
+
+bool is_known_isa(std::string_view name) noexcept {
+  constexpr std::array<std::string_view, 4> kNames = {"scalar", "avx2", "avx512", "neon"};
+  return std::find(kNames.begin(), kNames.end(), name) != kNames.end();
+}
+
+}  // namespace scissionlite
