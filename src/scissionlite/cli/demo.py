@@ -17,9 +17,8 @@ from scissionlite.cli.output import (
     print_json,
     print_table,
 )
-from scissionlite.cli.plan import parse_link
+from scissionlite.cli.plan import PAPER_NETWORK, parse_link
 from scissionlite.errors import PrepareError
-from scissionlite.scissiontl.network import PAPER_LINK, Link
 
 if TYPE_CHECKING:
     from scissionlite.demo.comparison import Row
@@ -48,14 +47,11 @@ def demo(
     weights: WeightsOption = None,
     size: SizeOption = 128,
     link: Annotated[
-        list[Link] | None,
+        list[str],
         typer.Option(
-            parser=parse_link,
-            metavar="RATE/RTT",
-            help="Emulated network, such as 4Mbit/60ms; several may be given. "
-            "Default: the paper's, 58.8Mbit/27.4ms.",
+            metavar="RATE/RTT", help="Emulated network; several may be given one after the other."
         ),
-    ] = None,
+    ] = [PAPER_NETWORK],  # noqa: B006 - typer reads it and never changes it
     slowdown: Annotated[
         float, typer.Option(help="Emulate a device so many times slower; 1 for none.", min=1.0)
     ] = PAPER_SLOWDOWN,
@@ -79,6 +75,7 @@ def demo(
     from scissionlite.demo.comparison import verdict
     from scissionlite.demo.flow import Demo
 
+    links = [parse_link(text) for text in link]
     out.mkdir(parents=True, exist_ok=True)
     console = error_console if json else Console()
     flow = Demo(out, console, size=size, seed=seed, slowdown=slowdown, progress=not json)
@@ -89,7 +86,7 @@ def demo(
     flow.open_data(folder, preprocessing_for(size))
     flow.load_network(model, weights, network_epochs)
     flow.profile()
-    rows = flow.compare(link or [PAPER_LINK], at=at, epochs=epochs, images=images)
+    rows = flow.compare(links, at=at, epochs=epochs, images=images)
     if json:
         print_json(rows)
     else:

@@ -18,8 +18,7 @@ from scissionlite.cli.network import (
     preprocessing_for,
 )
 from scissionlite.cli.output import JsonOption
-from scissionlite.cli.plan import LinkOption, SlowdownOption
-from scissionlite.scissiontl.network import PAPER_LINK
+from scissionlite.cli.plan import PAPER_NETWORK, LinkOption, SlowdownOption, parse_link
 from scissionlite.scissiontl.planner import JPEG_QUALITY, Plan
 from scissionlite.scissiontl.planner import plan as rank
 from scissionlite.scissiontl.profile import Profile
@@ -74,7 +73,7 @@ def prepare(
         Path | None, typer.Option(help="Instead of --at: profile of the device,")
     ] = None,
     edge_profile: Annotated[Path | None, typer.Option(help="and of the edge: best plan.")] = None,
-    link: LinkOption = PAPER_LINK,
+    link: LinkOption = PAPER_NETWORK,
     slowdown: SlowdownOption = 1.0,
     runtime: Annotated[
         RuntimeChoice, typer.Option(help="What the slices are written for.")
@@ -122,12 +121,12 @@ def _choose(
     codec: Codec,
     device_profile: Path | None,
     edge_profile: Path | None,
-    link: LinkOption,
+    link: str,
     slowdown: float,
 ) -> Plan:
     if device_profile is not None and edge_profile is not None and at is None:
         device = Profile.load(device_profile).slowed(slowdown)
-        return rank(device, Profile.load(edge_profile), link)[0]
+        return rank(device, Profile.load(edge_profile), parse_link(link))[0]
     if device_profile is not None or edge_profile is not None:
         raise typer.BadParameter("--device-profile and --edge-profile go together, without --at")
     if codec is Codec.JPEG:

@@ -127,9 +127,9 @@ def measure(
         predicted=plan.predicted.latency,
         median=summary["latency_median"],
         p95=summary["latency_p95"],
-        sent_bytes=round(summary["bytes_sent_mean"]),
+        sent_bytes=round(summary["bytes_sent"] / summary["answers"]),
         accuracy=accuracy.after,
-        images=len(result["answers"]),
+        images=summary["answers"],
     )
 
 

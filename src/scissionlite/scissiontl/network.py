@@ -61,7 +61,3 @@ class Link(msgspec.Struct, frozen=True):
         ScissionTL's cost model: one round trip, plus the bytes at the link's rate.
         """
         return self.rtt + nbytes * 8 / self.bandwidth
-
-
-PAPER_LINK = Link(rtt=0.0274, bandwidth=58.8e6)
-"""The paper's network: 27.4 ms and 58.8 Mbit/s (ScissionTL's published measurements)."""
