@@ -1,13 +1,11 @@
 """Round trip of a request over loopback: what the Offloader itself costs.
 
 The slices do next to nothing, so the time is that of the wire: framing, digest, sockets, threads.
-Compare with ``echo``, the same payload sent there and back by two bare ZeroMQ sockets.
+The reference is the int8 payload sent there and back by two bare ZeroMQ sockets.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,14 +63,12 @@ def make_bundle(folder: Path, shape: tuple[int, ...], spec: sl.TransferSpec) -> 
     return sl.Bundle.write(folder / "bundle", manifest, files)
 
 
-def describe(benchmark: Any, nbytes: int) -> None:
-    benchmark.extra_info.update(
-        payload_bytes=nbytes,
-        machine=platform.machine(),
-        cpus=os.cpu_count(),
+def describe(record: Any, what: str, shape: tuple[int, ...], nbytes: int) -> None:
+    record.group = f"round trip over loopback, {'x'.join(map(str, shape))}"
+    record.extra_info.update(
+        what=f"{what}, {nbytes} bytes",
+        reference=what == "bare sockets",
         isa=_core.isa(),
-        torch=torch.__version__,
-        torch_threads=torch.get_num_threads(),
         zmq=zmq.zmq_version(),
         pyzmq=zmq.__version__,
     )
@@ -81,7 +77,7 @@ def describe(benchmark: Any, nbytes: int) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.label)
 def test_round_trip(
-    benchmark: Any, tmp_path: Path, shape: tuple[int, ...], spec: sl.TransferSpec
+    record: Any, tmp_path: Path, shape: tuple[int, ...], spec: sl.TransferSpec
 ) -> None:
     bundle = make_bundle(tmp_path, shape, spec)
     x = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
@@ -92,8 +88,8 @@ def test_round_trip(
         features = np.maximum(x, 0)
         decoded = sl.decode(sl.encode(features, spec, bundle.manifest.quantization))
         np.testing.assert_array_equal(device.infer(x), decoded[:, :, 0, 0])
-        describe(benchmark, spec.packed_nbytes(shape))
-        benchmark(device.infer, x)
+        describe(record, spec.label, shape, spec.packed_nbytes(shape))
+        record(device.infer, x)
 
 
 @pytest.fixture
@@ -121,7 +117,7 @@ def echo() -> Iterator[zmq.Socket[bytes]]:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_echo(benchmark: Any, echo: zmq.Socket[bytes], shape: tuple[int, ...]) -> None:
+def test_echo(record: Any, echo: zmq.Socket[bytes], shape: tuple[int, ...]) -> None:
     payload = np.random.default_rng(1).bytes(sl.TransferSpec().packed_nbytes(shape))
 
     def there_and_back() -> zmq.Frame:
@@ -129,5 +125,5 @@ def test_echo(benchmark: Any, echo: zmq.Socket[bytes], shape: tuple[int, ...]) -
         return echo.recv(copy=False)
 
     assert there_and_back().bytes == payload
-    describe(benchmark, len(payload))
-    benchmark(there_and_back)
+    describe(record, "bare sockets", shape, len(payload))
+    record(there_and_back)

@@ -62,7 +62,7 @@ def demo(
     network_epochs: Annotated[
         int, typer.Option(help="Epochs of training the network itself, without --weights.", min=1)
     ] = 3,
-    epochs: Annotated[int, typer.Option(help="Epochs of retraining with a TL.", min=1)] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs of retraining with a TL.", min=1)] = 2,
     images: Annotated[int, typer.Option(help="Test images to time each way on.", min=1)] = 40,
     seed: Annotated[int, typer.Option()] = 0,
     out: Annotated[Path, typer.Option(help="Folder for all that is made.")] = Path(
@@ -92,7 +92,8 @@ def demo(
     else:
         for own in _by_link(rows):
             _print(own, slowdown)
-            console.print(verdict(own), highlight=False)
+            for sentence in verdict(own):
+                console.print(sentence, highlight=False, soft_wrap=True)
     title = f"{model.rpartition(':')[2]} at {size}x{size}"
     if slowdown != 1:
         title += f", device emulated {slowdown:g} times slower than the edge"

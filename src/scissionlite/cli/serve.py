@@ -37,9 +37,9 @@ def serve(
         server = EdgeServer(opened, bind, control=control, threads=threads, credit=credit)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
-    server.start()
     _print_ready(server, opened, json)
     server.serve_forever()
     stats = server.stats()

@@ -123,7 +123,7 @@ class Demo:
             spec = f"{pool}x{pool}-{dtype}" if chosen.spec else ""
             name = "_".join(filter(None, (chosen.kind, chosen.slicing_point, spec)))
             where = f" at {chosen.slicing_point}" if chosen.slicing_point else ""
-            self._tell(f"Preparing {chosen.label}{where}")
+            self._tell(f"Preparing a bundle: {chosen.label}{where}")
             self._bundles[key] = prepare(
                 self.graph,
                 chosen,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from scissionlite.bundle import Preprocessing
 from scissionlite.errors import PrepareError
@@ -135,9 +135,13 @@ def class_names(*datasets: Dataset[Sample] | None) -> tuple[str, ...]:
     PrepareError
         If two datasets name different classes: their labels would not mean the same.
     """
-    named: list[Sequence[str]] = [
-        classes for data in datasets if (classes := getattr(data, "classes", None))
-    ]
+    named: list[Sequence[str]] = []
+    for data in datasets:
+        whole: object = data
+        while isinstance(whole, Subset):
+            whole = whole.dataset
+        if classes := getattr(whole, "classes", None):
+            named.append(classes)
     if any(tuple(classes) != tuple(named[0]) for classes in named):
         raise PrepareError(
             "training and validation data have different classes: "

@@ -1,0 +1,355 @@
+"""The device: answers by running its slice, sending the packed feature map and waiting."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from scissionlite.bundle import Bundle
+from scissionlite.errors import DeadlineExceededError, OffloadError
+from scissionlite.offloader import wire
+from scissionlite.offloader.connection import EdgeConnection, Reply
+from scissionlite.offloader.control import control_endpoint
+from scissionlite.offloader.inference import DeviceSide, LocalSide, Stopwatch, check_input
+
+Input = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an inference gave, and what it took.
+
+    Attributes
+    ----------
+    output : numpy.ndarray
+        float32, of the network's output shape.
+    where : str
+        ``"edge"`` or ``"local"``: who ran the network's end.
+    latency : float
+        Seconds from :meth:`Device.submit` to the answer.
+    bytes_sent : int
+        Payload bytes sent, counted once even if they were sent again; 0 if none were.
+    timings : dict of str to float
+        Seconds, adding up to ``latency``: on the device ``preprocess``, ``device_slice``,
+        ``encode``, ``local_run`` and ``wait`` (for a connection, for credit, for another
+        inference of this device); at the edge ``edge_queue``, ``edge_decode``, ``edge_run``;
+        and ``transfer``, which is the rest. Only what happened is there.
+    """
+
+    output: npt.NDArray[np.float32]
+    where: Literal["edge", "local"]
+    latency: float
+    bytes_sent: int
+    timings: dict[str, float]
+
+
+@dataclass(eq=False)
+class _Work:
+    """An inference under way."""
+
+    started: float
+    expires: float
+    watch: Stopwatch
+    x: Input
+    bytes_sent: int = 0
+    future: Future[Answer] = field(default_factory=Future)
+
+
+class Device:
+    """Answers inferences with the help of an edge daemon; a context manager.
+
+    The device's part of the computation runs in the caller's thread, one inference at a time;
+    sending, waiting and recovering happen in a thread of their own. The connection is made at
+    first use, or by :meth:`connect`, and comes back by itself when it is lost.
+
+    Parameters
+    ----------
+    bundle
+        The bundle, or the path of its folder. One of kind "local" is answered here, and
+        ``connect`` is not used.
+    connect
+        Tensor endpoint of the daemon, ``tcp://host:port``. None answers everything locally.
+    control
+        Control endpoint of the daemon; by default the port after that of ``connect``.
+    fallback
+        "local" answers with the bundle's network slice whenever the edge cannot: while it is
+        away, when it fails, and when it does not answer in time, early enough before the deadline
+        if that can be kept. The slice is loaded at once, so that a missing one is found now.
+    deadline
+        Seconds until an answer is due, unless :meth:`infer` or :meth:`submit` say otherwise. A
+        local answer may come later: a run that has begun is not interrupted.
+    threads
+        Threads of a slice's run; None is the runtime's default.
+    slowdown
+        Emulates a slower device, for demos and what-ifs: after each stage of computation on the
+        device it sleeps until the stage has taken this many times as long. All reported times
+        include it. 1 emulates nothing.
+    name
+        What the daemon's log calls this device; by default the host's name.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or nothing could ever answer.
+    BundleError
+        If the bundle or a slice needed here is missing or altered.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | Path,
+        connect: str | None = None,
+        *,
+        control: str | None = None,
+        fallback: Literal["local"] | None = None,
+        deadline: float = 5.0,
+        threads: int | None = None,
+        slowdown: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        self._deadline = _check_deadline(deadline)
+        if not 1 <= slowdown < math.inf:
+            raise ValueError(f"slowdown must be at least 1, got {slowdown}")
+        if fallback not in (None, "local"):
+            raise ValueError(f"fallback must be None or 'local', got {fallback!r}")
+        kind = self._bundle.manifest.kind
+        if connect is None and fallback is None and kind != "local":
+            raise ValueError(
+                f"a bundle of kind {kind!r} needs connect='tcp://host:port' of an edge daemon, "
+                "or fallback='local'"
+            )
+        self._slowdown = slowdown
+        self._closed = False
+        self._tried = False
+        self._compute = threading.Lock()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="scissionlite-fallback")
+        self._local: LocalSide | None = None
+        self._side: DeviceSide | None = None
+        self._connection: EdgeConnection | None = None
+        if fallback == "local" or kind == "local":
+            self._local = LocalSide(self._bundle, threads, slowdown)
+        if connect is not None and kind != "local":
+            self._side = DeviceSide(self._bundle, threads)
+            self._connection = EdgeConnection(
+                connect,
+                control_endpoint(connect) if control is None else control,
+                self._bundle,
+                (name or socket.gethostname())[:256],
+                give_up_early=self._local is not None,
+            )
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle it runs."""
+        return self._bundle
+
+    def connect(self, timeout: float | None = None) -> None:
+        """Connect to the edge daemon now rather than at first use.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait; by default the device's deadline.
+
+        Raises
+        ------
+        EdgeUnavailableError
+            If no daemon answers in time, fallback or not.
+        BundleMismatchError
+            If the daemon serves another bundle.
+        OffloadError
+            If the device is closed.
+        """
+        if self._connection is None:
+            return
+        expires = time.monotonic() + _check_deadline(self._deadline if timeout is None else timeout)
+        self._connection.reserve(expires, expires)
+        self._connection.release()
+        self._tried = True
+
+    def infer(self, x: Input, deadline: float | None = None) -> npt.NDArray[np.float32]:
+        """Answer one input.
+
+        Parameters
+        ----------
+        x
+            The network's input, float32 of ``manifest.input.shape``; or a frame, uint8
+            ``(height, width, channels)``, where the bundle has preprocessing. A bundle of kind
+            "image" takes frames only.
+        deadline
+            Seconds until an answer is due; by default the device's.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, of the network's output shape.
+
+        Raises
+        ------
+        ValueError
+            If ``x`` is neither.
+        EdgeUnavailableError
+            If there is no connection to a daemon by the deadline, and no fallback.
+        DeadlineExceededError
+            If there is no answer by the deadline, and no fallback.
+        BundleMismatchError
+            If the daemon serves another bundle, and there is no fallback.
+        EdgeExecutionError
+            If the daemon failed to answer, and there is no fallback.
+        OffloadError
+            If the device is closed.
+        """
+        return self.submit(x, deadline).result().output
+
+    def submit(self, x: Input, deadline: float | None = None) -> Future[Answer]:
+        """Begin to answer one input; several may be under way.
+
+        Computes the device's part before it returns. Waits as long as the edge's credit is used
+        up. Parameters as :meth:`infer`.
+
+        Returns
+        -------
+        concurrent.futures.Future of Answer
+            Ends with the answer, or with an exception that :meth:`infer` names. Cannot be
+            cancelled. Callbacks should be short, and cannot submit.
+
+        Raises
+        ------
+        ValueError, EdgeUnavailableError, DeadlineExceededError, BundleMismatchError, OffloadError
+            As :meth:`infer`, if it is known before anything could be sent.
+        """
+        started = time.monotonic()
+        expires = started + (self._deadline if deadline is None else _check_deadline(deadline))
+        checked = check_input(self._bundle.manifest, x)
+        if self._closed:
+            raise OffloadError("the device was closed")
+        work = _Work(started, expires, Stopwatch(self._slowdown), checked)
+        work.future.set_running_or_notify_cancel()
+        if self._connection is None or self._side is None:
+            self._answer_locally(work)
+            return work.future
+        try:
+            reply = self._send(work, self._connection, self._side)
+        except OffloadError:
+            if self._local is None or self._closed:
+                raise
+            self._answer_locally(work)
+            return work.future
+        if self._local is not None:
+            # The caller may overwrite its array once this returns.
+            work.x = checked.copy() if np.may_share_memory(checked, x) else checked
+        reply.add_done_callback(lambda done: self._settle(work, done))
+        return work.future
+
+    def close(self) -> None:
+        """Say Goodbye, and end every future that has no answer yet with an OffloadError."""
+        self._closed = True
+        if self._connection is not None:
+            self._connection.close()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _send(self, work: _Work, connection: EdgeConnection, side: DeviceSide) -> Future[Reply]:
+        """Compute the payload and send it; the reply comes by the time that remains for it."""
+        connect_by = expires = work.expires
+        if self._local is not None:
+            # The edge has until a local answer must begin, but half of the time in any case. It
+            # is waited for only at first use: while it is away, local answers come at once.
+            half = (work.expires - work.started) / 2
+            expires -= min(half, 1.25 * self._local.seconds)
+            connect_by = work.started if self._tried else work.started + half
+        start = time.monotonic()
+        try:
+            connection.reserve(connect_by, expires)
+        finally:
+            self._tried = True
+        try:
+            if not self._compute.acquire(timeout=max(expires - time.monotonic(), 0)):
+                raise DeadlineExceededError("other inferences kept the device busy")
+            work.watch.seconds["wait"] = time.monotonic() - start
+            try:
+                tensor, payload = side(work.x, work.watch)
+            finally:
+                self._compute.release()
+        except BaseException:
+            connection.release()
+            raise
+        work.bytes_sent = tensor.nbytes
+        return connection.send(tensor, payload, expires)
+
+    def _settle(self, work: _Work, done: Future[Reply]) -> None:
+        """Pass on the edge's reply; runs in the connection's thread, so it must not compute."""
+        error = done.exception()
+        if error is None:
+            reply = done.result()
+            seconds = work.watch.seconds
+            seconds["edge_queue"] = reply.queue
+            seconds["edge_decode"] = reply.decode
+            seconds["edge_run"] = reply.run
+            work.future.set_result(self._answer(work, reply.output, "edge", "transfer"))
+        elif self._local is None or self._closed:
+            work.future.set_exception(error)
+        else:
+            try:
+                job = self._executor.submit(self._answer_locally, work)
+            except RuntimeError:  # closed meanwhile
+                work.future.set_exception(error)
+            else:
+                job.add_done_callback(lambda ended: _pass_on_failure(ended, work.future))
+
+    def _answer_locally(self, work: _Work) -> None:
+        assert self._local is not None
+        with self._compute:
+            output = self._local(work.x, work.watch)
+        work.future.set_result(self._answer(work, output, "local", "wait"))
+
+    def _answer(
+        self,
+        work: _Work,
+        output: npt.NDArray[np.float32],
+        where: Literal["edge", "local"],
+        rest: str,
+    ) -> Answer:
+        latency = time.monotonic() - work.started
+        timings = work.watch.seconds
+        timings[rest] = timings.get(rest, 0.0) + max(latency - sum(timings.values()), 0.0)
+        return Answer(output, where, latency, work.bytes_sent, timings)
+
+
+def _pass_on_failure(ended: Future[None], future: Future[Answer]) -> None:
+    try:
+        ended.result()
+    except CancelledError:
+        future.set_exception(OffloadError("the device was closed"))
+    except Exception as error:
+        future.set_exception(error)
+
+
+def _check_deadline(deadline: float) -> float:
+    if not 0 < deadline <= wire.MAX_DEADLINE_MS / 1000:
+        raise ValueError(
+            f"a deadline must be above 0 and at most {wire.MAX_DEADLINE_MS / 1000:g} seconds, "
+            f"got {deadline}"
+        )
+    return deadline

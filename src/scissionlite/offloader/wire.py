@@ -1,0 +1,363 @@
+"""Tensor messages: how packed tensors look on the wire. docs/wire-format.md is normative.
+
+A message is a header frame and one payload frame a tensor. :func:`pack` writes the header and
+passes the payloads on as they are; :func:`unpack` checks everything before it returns anything,
+and its payloads are views of the frames received. Python's integers do not overflow; every
+product is still compared with its cap before it is used for a size.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from scissionlite.errors import (
+    BadMagicError,
+    DeadlineFieldError,
+    DeviceIdError,
+    DigestMismatchError,
+    DimensionError,
+    DimensionLimitError,
+    EncodingError,
+    FrameCountError,
+    HeaderSizeError,
+    MessageKindError,
+    PayloadLengthError,
+    PoolError,
+    QuantizationFieldError,
+    RankError,
+    ReservedFieldError,
+    TensorCountError,
+    TensorSizeError,
+    TrailingBytesError,
+    TruncatedMessageError,
+    UnsupportedVersionError,
+)
+
+MAGIC = b"SLTL"
+VERSION = 1
+
+MAX_DEADLINE_MS = 3_600_000
+MAX_TENSORS = 16
+MAX_NDIM = 8
+MAX_DIM = 1 << 24
+MAX_POOL = 16
+MAX_TENSOR_BYTES = 1 << 28
+"""Cap on all tensors of a message together, both as packed and as float32."""
+
+_PREFIX = struct.Struct("<4sHH16sQI16sH")
+_TENSOR = struct.Struct("<BBBB")
+_QUANTIZATION = struct.Struct("<fiQ")
+_DIGEST = struct.Struct("<Q")
+
+MAX_HEADER_BYTES = (
+    _PREFIX.size + MAX_TENSORS * (_TENSOR.size + 4 * MAX_NDIM + _QUANTIZATION.size) + _DIGEST.size
+)
+DEVICE_ID_BYTES = 16
+BUNDLE_ID_BYTES = 16
+
+Buffer = bytes | bytearray | memoryview
+
+
+class MessageKind(enum.IntEnum):
+    """Which way a message travels."""
+
+    REQUEST = 1
+    RESULT = 2
+
+
+class Encoding(enum.IntEnum):
+    """How a payload's bytes make a tensor."""
+
+    FLOAT32 = 1
+    INT8 = 2
+    JPEG = 3
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a header says of one tensor.
+
+    Attributes
+    ----------
+    encoding : Encoding
+        How the payload's bytes make the tensor.
+    shape : tuple of int
+        The original shape, before pooling.
+    nbytes : int
+        Length of the payload frame, in bytes.
+    pool : int
+        Side of the pooling window over the last two dimensions; 1 is none.
+    scale, zero_point : float, int
+        ``value = scale * (q - zero_point)`` for INT8; 1.0 and 0 otherwise.
+    """
+
+    encoding: Encoding
+    shape: tuple[int, ...]
+    nbytes: int
+    pool: int = 1
+    scale: float = 1.0
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
+class Header:
+    """A tensor message without its payloads.
+
+    Attributes
+    ----------
+    kind : MessageKind
+        Request (device to edge) or result (edge to device).
+    device_id : bytes
+        16 bytes, the first not zero: also the device's identity on the control socket.
+    request_id : int
+        Chosen by the device, unique among its requests.
+    deadline_ms : int
+        Milliseconds that were left when the message was sent; 0 in a result.
+    bundle_id : bytes
+        First 16 bytes of the bundle's SHA-256.
+    tensors : tuple of TensorHeader
+        One a payload frame.
+    """
+
+    kind: MessageKind
+    device_id: bytes
+    request_id: int
+    deadline_ms: int
+    bundle_id: bytes
+    tensors: tuple[TensorHeader, ...]
+
+
+def pack(header: Header, payloads: Sequence[Buffer]) -> list[Buffer]:
+    """Make the frames of a message.
+
+    Parameters
+    ----------
+    header
+        What to write; :func:`unpack` of the frames returns an equal one (scale as float32).
+    payloads
+        One contiguous buffer a tensor; passed on, never copied.
+
+    Returns
+    -------
+    list of bytes-like
+        The header frame and the payloads.
+
+    Raises
+    ------
+    WireError
+        If the format does not allow it: nothing invalid is ever sent.
+    """
+    _check_prefix(header)
+    _check_tensors(header.tensors, payloads)
+    parts = [
+        _PREFIX.pack(
+            MAGIC,
+            VERSION,
+            header.kind,
+            header.device_id,
+            header.request_id,
+            header.deadline_ms,
+            header.bundle_id,
+            len(header.tensors),
+        )
+    ]
+    for tensor in header.tensors:
+        parts.append(_TENSOR.pack(tensor.encoding, tensor.pool, len(tensor.shape), 0))
+        parts.append(struct.pack(f"<{len(tensor.shape)}I", *tensor.shape))
+        parts.append(_QUANTIZATION.pack(tensor.scale, tensor.zero_point, tensor.nbytes))
+    body = b"".join(parts)
+    return [body + _DIGEST.pack(_digest(body, payloads)), *payloads]
+
+
+def unpack(frames: Sequence[Buffer], kind: MessageKind) -> tuple[Header, list[memoryview]]:
+    """Check a message and take it apart.
+
+    Parameters
+    ----------
+    frames
+        The frames received, the header first.
+    kind
+        What the receiver takes: an edge requests, a device results.
+
+    Returns
+    -------
+    Header
+        What the header says.
+    list of memoryview
+        The payloads: views of ``frames``, not copies.
+
+    Raises
+    ------
+    WireError
+        The subclass names what is wrong with the message.
+    """
+    if not frames:
+        raise FrameCountError("a message without frames")
+    raw = memoryview(frames[0])
+    header, end = _read_header(raw)
+    if header.kind != kind:
+        raise MessageKindError(f"a {header.kind.name} where a {kind.name} was expected")
+    if len(raw) < end + _DIGEST.size:
+        raise TruncatedMessageError(f"header of {len(raw)} bytes ends before its digest")
+    if len(raw) > end + _DIGEST.size:
+        raise TrailingBytesError(f"{len(raw) - end - _DIGEST.size} bytes after the digest")
+    payloads = [memoryview(frame) for frame in frames[1:]]
+    _check_tensors(header.tensors, payloads)
+    (announced,) = _DIGEST.unpack_from(raw, end)
+    if announced != _digest(raw[:end], payloads):
+        raise DigestMismatchError("header and payload do not match their digest")
+    return header, payloads
+
+
+def sender(header_frame: Buffer) -> tuple[bytes, int] | None:
+    """Device id and request id of a message that may be broken, or None if not even that.
+
+    Only good for telling the sender that its message was rejected: nothing was checked but
+    magic and version.
+    """
+    if len(header_frame) < _PREFIX.size:
+        return None
+    magic, version, _, device_id, request_id, *_ = _PREFIX.unpack_from(header_frame)
+    if magic != MAGIC or version != VERSION or device_id[0] == 0:
+        return None
+    return device_id, request_id
+
+
+def bundle_prefix(bundle_id: str) -> bytes:
+    """Shorten a bundle's hexadecimal id to the 16 bytes that a header carries."""
+    return bytes.fromhex(bundle_id)[:BUNDLE_ID_BYTES]
+
+
+def _read_header(raw: memoryview) -> tuple[Header, int]:
+    """Read the fields up to the digest; also return where they end."""
+    if len(raw) > MAX_HEADER_BYTES:
+        raise HeaderSizeError(f"header of {len(raw)} bytes, at most {MAX_HEADER_BYTES} allowed")
+    if raw[: len(MAGIC)] != MAGIC[: len(raw)]:
+        raise BadMagicError(f"not a tensor message: starts with {bytes(raw[:4]).hex()}")
+    if len(raw) < _PREFIX.size:
+        raise TruncatedMessageError(f"header of {len(raw)} bytes, at least {_PREFIX.size} needed")
+    _, version, kind, device_id, request_id, deadline_ms, bundle_id, count = _PREFIX.unpack_from(
+        raw
+    )
+    if version != VERSION:
+        raise UnsupportedVersionError(f"wire format {version}, this build speaks {VERSION}")
+    if kind not in set(MessageKind):
+        raise MessageKindError(f"unknown kind of message: {kind}")
+    if not 1 <= count <= MAX_TENSORS:
+        raise TensorCountError(f"{count} tensors, 1 to {MAX_TENSORS} allowed")
+    tensors = []
+    offset = _PREFIX.size
+    for _ in range(count):
+        tensor, offset = _read_tensor(raw, offset)
+        tensors.append(tensor)
+    header = Header(
+        MessageKind(kind), device_id, request_id, deadline_ms, bundle_id, tuple(tensors)
+    )
+    _check_prefix(header)
+    return header, offset
+
+
+def _read_tensor(raw: memoryview, offset: int) -> tuple[TensorHeader, int]:
+    if len(raw) < offset + _TENSOR.size:
+        raise TruncatedMessageError("header ends before a tensor's entry")
+    encoding, pool, ndim, reserved = _TENSOR.unpack_from(raw, offset)
+    if reserved != 0:
+        raise ReservedFieldError(f"reserved byte is {reserved}")
+    if encoding not in set(Encoding):
+        raise EncodingError(f"unknown encoding: {encoding}")
+    # Before ndim is used for a length; the rest of a tensor's values is in _check_tensor.
+    if not 1 <= ndim <= MAX_NDIM:
+        raise RankError(f"{ndim} dimensions, 1 to {MAX_NDIM} allowed")
+    offset += _TENSOR.size
+    if len(raw) < offset + 4 * ndim + _QUANTIZATION.size:
+        raise TruncatedMessageError("header ends inside a tensor's entry")
+    shape = struct.unpack_from(f"<{ndim}I", raw, offset)
+    offset += 4 * ndim
+    scale, zero_point, nbytes = _QUANTIZATION.unpack_from(raw, offset)
+    offset += _QUANTIZATION.size
+    return TensorHeader(Encoding(encoding), shape, nbytes, pool, scale, zero_point), offset
+
+
+def _check_prefix(header: Header) -> None:
+    if len(header.device_id) != DEVICE_ID_BYTES or header.device_id[0] == 0:
+        # ZeroMQ keeps identities that begin with a zero byte for itself.
+        raise DeviceIdError(f"not a device id: {header.device_id.hex()}")
+    if header.deadline_ms > MAX_DEADLINE_MS:
+        raise DeadlineFieldError(
+            f"deadline of {header.deadline_ms} ms, at most {MAX_DEADLINE_MS} allowed"
+        )
+
+
+def _check_tensors(tensors: Sequence[TensorHeader], payloads: Sequence[Buffer]) -> None:
+    if not 1 <= len(tensors) <= MAX_TENSORS:
+        raise TensorCountError(f"{len(tensors)} tensors, 1 to {MAX_TENSORS} allowed")
+    if len(payloads) != len(tensors):
+        raise FrameCountError(f"{len(payloads)} payload frames for {len(tensors)} tensors")
+    packed = unpacked = 0
+    for tensor in tensors:
+        _check_tensor(tensor)
+        packed += tensor.nbytes
+        unpacked += 4 * math.prod(tensor.shape)
+        if max(packed, unpacked) > MAX_TENSOR_BYTES:
+            raise TensorSizeError(f"tensors of more than {MAX_TENSOR_BYTES} bytes")
+    for tensor, payload in zip(tensors, payloads, strict=True):
+        _check_length(tensor, memoryview(payload).nbytes)
+
+
+def _check_tensor(tensor: TensorHeader) -> None:
+    shape = tensor.shape
+    if not 1 <= len(shape) <= MAX_NDIM:
+        raise RankError(f"{len(shape)} dimensions, 1 to {MAX_NDIM} allowed")
+    if min(shape) < 1:
+        raise DimensionError(f"a dimension of shape {shape} is zero")
+    if max(shape) > MAX_DIM:
+        raise DimensionLimitError(f"a dimension of shape {shape} is over {MAX_DIM}")
+    if not 1 <= tensor.pool <= MAX_POOL:
+        raise PoolError(f"pool {tensor.pool}, 1 to {MAX_POOL} allowed")
+    if tensor.pool > 1 and (tensor.encoding is Encoding.JPEG or len(shape) < 3):
+        raise PoolError(f"a {tensor.encoding.name} tensor of shape {shape} cannot be pooled")
+    # A NaN scale fails these comparisons, as it must.
+    if tensor.encoding is Encoding.INT8:
+        valid = 0 < tensor.scale < math.inf and -128 <= tensor.zero_point <= 127
+    else:
+        valid = tensor.scale == 1.0 and tensor.zero_point == 0
+    if not valid:
+        raise QuantizationFieldError(
+            f"scale {tensor.scale}, zero point {tensor.zero_point} in a {tensor.encoding.name} "
+            "tensor"
+        )
+    if tensor.encoding is Encoding.JPEG and (len(shape) != 3 or shape[2] not in (1, 3)):
+        raise DimensionError(f"a JPEG of shape {shape}: not height, width, 1 or 3 channels")
+
+
+def _check_length(tensor: TensorHeader, length: int) -> None:
+    if length != tensor.nbytes:
+        raise PayloadLengthError(f"payload of {length} bytes, announced as {tensor.nbytes}")
+    if tensor.encoding is Encoding.JPEG:
+        if length < 1:
+            raise PayloadLengthError("an empty JPEG")
+    elif length != payload_bytes(tensor.encoding, tensor.shape, tensor.pool):
+        raise PayloadLengthError(
+            f"payload of {length} bytes for a {tensor.encoding.name} tensor of shape "
+            f"{tensor.shape}, pool {tensor.pool}: "
+            f"{payload_bytes(tensor.encoding, tensor.shape, tensor.pool)} expected"
+        )
+
+
+def payload_bytes(encoding: Encoding, shape: tuple[int, ...], pool: int) -> int:
+    """Exact length in bytes of a FLOAT32 or INT8 payload; partial windows count as whole."""
+    pooled = shape if pool == 1 else (*shape[:-2], -(-shape[-2] // pool), -(-shape[-1] // pool))
+    return math.prod(pooled) * (4 if encoding is Encoding.FLOAT32 else 1)
+
+
+def _digest(header: Buffer, payloads: Sequence[Buffer]) -> int:
+    digest = xxhash.xxh3_64(header)
+    for payload in payloads:
+        digest.update(payload)
+    return digest.intdigest()

@@ -1,0 +1,180 @@
+"""Fixtures that several test files share: bundles, sockets that are closed, processes that end."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zmq
+from processes import Process
+from torch import nn
+
+from scissionlite.bundle import (
+    Bundle,
+    Manifest,
+    Preprocessing,
+    Role,
+    SliceFile,
+    SlicingPointInfo,
+    TensorInfo,
+    file_sha256,
+)
+from scissionlite.runtimes import torchscript
+from scissionlite.transfer_layer import Quantization, TransferSpec
+
+INPUT, CROSSING, OUTPUT = (1, 3, 32, 32), (1, 8, 15, 15), (1, 5)
+PREPROCESSING = Preprocessing(size=(32, 32))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The shared data sets, or a skip where they are not."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing: the shared data sets are not on this machine")
+    return folder
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Find a TCP port that is free together with the next one."""
+
+    def find() -> int:
+        for _ in range(100):
+            with socket.socket() as first, socket.socket() as second:
+                first.bind(("127.0.0.1", 0))
+                port: int = first.getsockname()[1]
+                try:
+                    second.bind(("127.0.0.1", port + 1))
+                except (OSError, OverflowError):
+                    continue
+                return port
+        raise AssertionError("no two neighbouring free ports")
+
+    return find
+
+
+@pytest.fixture
+def sockets() -> Iterator[Callable[[int], zmq.Socket[bytes]]]:
+    """Make ZeroMQ sockets that are closed, with their context, when the test ends."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    every: list[zmq.Socket[bytes]] = []
+
+    def make(kind: int) -> zmq.Socket[bytes]:
+        made = context.socket(kind)
+        made.linger = 0
+        made.sndtimeo = made.rcvtimeo = 30_000
+        every.append(made)
+        return made
+
+    yield make
+    for each in every:
+        each.close()
+    context.term()
+
+
+@pytest.fixture
+def start_process() -> Iterator[Callable[..., Process]]:
+    """Start ``python -m ...`` processes that are killed, if need be, when the test ends."""
+    started: list[Process] = []
+
+    def start(*arguments: str) -> Process:
+        process = Process(*arguments)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def no_threads_left() -> Iterator[None]:
+    """Fail if a test leaves a thread of the Offloader, or an unclosed socket, behind."""
+    yield
+    left = [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith(("scissionlite", "link-emulator"))
+    ]
+    assert not left
+    gc.collect()  # unclosed sockets and contexts warn here, in the test that left them
+
+
+class _Head(nn.Module):
+    """The rest of a tiny network: pooling and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(CROSSING[1], OUTPUT[1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled: torch.Tensor = self.classifier(torch.relu(x).mean((2, 3)))
+        return pooled
+
+
+BundleFactory = Callable[..., Bundle]
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleFactory:
+    """Make a bundle of a tiny network, of any kind; equal arguments give equal slices."""
+
+    def make(kind: str = "split", *, transfer: TransferSpec | None = None, seed: int = 1) -> Bundle:
+        folder = tmp_path_factory.mktemp("bundle")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            # 15 x 15 features: the windows at the border are partial.
+            stem = nn.Sequential(nn.Conv2d(3, CROSSING[1], 3, stride=2), nn.BatchNorm2d(8))
+            head = _Head()
+        network = nn.Sequential(stem, head)
+        roles: dict[Role, tuple[nn.Module, tuple[int, ...]]] = {"network": (network, INPUT)}
+        if kind == "split":
+            roles |= {"device": (stem, INPUT), "edge": (head, CROSSING)}
+        slices: dict[Role, SliceFile] = {}
+        files: dict[str, Path] = {}
+        for role, (module, shape) in roles.items():
+            file = folder / f"{role}{torchscript.SUFFIX}"
+            torchscript.export(module.eval(), torch.zeros(shape), file)
+            slices[role] = SliceFile(
+                file.name, "torchscript", file_sha256(file), file.stat().st_size
+            )
+            files[file.name] = file
+        spec = transfer or TransferSpec()
+        split = kind == "split"
+        manifest = Manifest(
+            kind=kind,  # type: ignore[arg-type]  # the tests pass valid ones
+            model=f"tiny-{seed}",
+            input=TensorInfo(INPUT, "float32"),
+            output=TensorInfo(OUTPUT, "float32"),
+            slices=slices,
+            slicing_point=SlicingPointInfo(0, "0", "1") if split else None,
+            crossing=TensorInfo(CROSSING, "float32") if split else None,
+            transfer=spec if split else None,
+            quantization=Quantization(0.05, -20) if split and spec.dtype == "int8" else None,
+            jpeg_quality=90 if kind == "image" else None,
+            preprocessing=PREPROCESSING,
+            classes=("ant", "bee", "cat", "dog", "eel"),
+        )
+        return Bundle.write(folder / "bundle", manifest, files)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(make_bundle: BundleFactory) -> Bundle:
+    """The tiny network, split, with the int8 Transfer Layer."""
+    return make_bundle()
+
+
+@pytest.fixture
+def frames() -> list[np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]]:
+    """Some frames for the tiny network, all different."""
+    generator = np.random.default_rng(7)
+    return [generator.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(12)]

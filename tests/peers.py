@@ -1,0 +1,129 @@
+"""Peers that speak the wire format by hand, to do what a Device or an EdgeServer never would."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import zmq
+
+from scissionlite.bundle import Bundle
+from scissionlite.offloader import control, wire
+from scissionlite.offloader.inference import result_tensor
+
+Sockets = Callable[[int], "zmq.Socket[bytes]"]
+
+
+class HandmadeEdge:
+    """The sockets of an edge daemon; the test decides what they answer."""
+
+    def __init__(self, sockets: Sockets, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._pull, self._router = sockets(zmq.PULL), sockets(zmq.ROUTER)
+        self._router.router_handover = 1
+        self.endpoint = f"tcp://127.0.0.1:{self._pull.bind_to_random_port('tcp://127.0.0.1')}"
+        self.control = f"tcp://127.0.0.1:{self._router.bind_to_random_port('tcp://127.0.0.1')}"
+
+    def greet(self, credit: int = 8, heartbeat: float = 30.0) -> bytes:
+        """Wait for a Hello, answer Welcome, return the device's id."""
+        device_id = self.wait_for(control.Hello)
+        self.send(device_id, control.Welcome(1, credit, "handmade", heartbeat))
+        return device_id
+
+    def wait_for(self, kind: type[control.ToEdge]) -> bytes:
+        """Wait for a control message of a kind, skip others; return who sent it."""
+        while True:
+            device_id, frame = self._router.recv_multipart()
+            if isinstance(control.decode_at_edge(frame), kind):
+                return device_id
+
+    def request(self) -> wire.Header:
+        """Wait for a request."""
+        header, _ = wire.unpack(self._pull.recv_multipart(), wire.MessageKind.REQUEST)
+        return header
+
+    def send(self, device_id: bytes, message: control.ToDevice, *frames: wire.Buffer) -> None:
+        """Send a control message, and what follows it."""
+        self.send_raw(device_id, control.encode(message), *frames)
+
+    def send_raw(self, device_id: bytes, *frames: wire.Buffer) -> None:
+        """Send frames as they are."""
+        self._router.send_multipart([device_id, *frames])
+
+    def answer(self, request: wire.Header, output: npt.NDArray[np.float32]) -> None:
+        """Answer a request."""
+        result = control.Result(request.request_id, 0.0, 0.0, 0.0)
+        self.send(request.device_id, result, *self.result_frames(request, output))
+
+    def result_frames(
+        self, request: wire.Header, output: npt.NDArray[np.float32]
+    ) -> list[wire.Buffer]:
+        """Make the tensor message of an answer."""
+        header = wire.Header(
+            wire.MessageKind.RESULT,
+            request.device_id,
+            request.request_id,
+            0,
+            request.bundle_id,
+            (result_tensor(self._bundle.manifest),),
+        )
+        return wire.pack(header, [output.data])
+
+
+class HandmadeDevice:
+    """The sockets of a device; the test decides what they send."""
+
+    def __init__(
+        self, sockets: Sockets, bundle: Bundle, endpoint: str, control_endpoint: str
+    ) -> None:
+        self.id = b"\x02" + os.urandom(15)
+        self._bundle = bundle
+        self._push, self._dealer = sockets(zmq.PUSH), sockets(zmq.DEALER)
+        self._dealer.identity = self.id
+        self._push.connect(endpoint)
+        self._dealer.connect(control_endpoint)
+
+    def hello(self) -> control.ToDevice:
+        """Say Hello; return what the edge says."""
+        self.send_control(control.Hello(1, self._bundle.id, "handmade", {}))
+        return self.receive()[0]
+
+    def send_control(self, message: control.ToEdge) -> None:
+        """Send a control message."""
+        self.send_control_raw(control.encode(message))
+
+    def send_control_raw(self, *frames: bytes) -> None:
+        """Send frames to the control port as they are."""
+        self._dealer.send_multipart(frames)
+
+    def request(
+        self, number: int, tensor: wire.TensorHeader, payload: bytes, deadline_ms: int = 60_000
+    ) -> list[wire.Buffer]:
+        """Make the frames of a request."""
+        header = wire.Header(
+            wire.MessageKind.REQUEST,
+            self.id,
+            number,
+            deadline_ms,
+            wire.bundle_prefix(self._bundle.id),
+            (tensor,),
+        )
+        return wire.pack(header, [payload])
+
+    def send(self, *frames: wire.Buffer) -> None:
+        """Send frames to the tensor port as they are."""
+        self._push.send_multipart(frames)
+
+    def receive(self) -> tuple[control.ToDevice, list[bytes]]:
+        """Wait for a control message and what follows it."""
+        first, *rest = self._dealer.recv_multipart()
+        return control.decode_at_device(first), rest
+
+    def stats(self) -> control.StatsReply:
+        """Ask for the counters, skipping whatever else arrives."""
+        self.send_control(control.Stats())
+        while not isinstance(message := self.receive()[0], control.StatsReply):
+            pass
+        return message

@@ -1,0 +1,41 @@
+"""Processes of the tests: started, read line by line, stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import Any
+
+
+class Process:
+    """``python -m ...`` with its output streams as pipes."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def read_json(self) -> dict[str, Any]:
+        """Read the next line of output; an AssertionError if the process ended instead."""
+        assert self._popen.stdout is not None
+        line = self._popen.stdout.readline()
+        assert line, f"the process ended with exit code {self._popen.wait(timeout=60)}"
+        parsed: dict[str, Any] = json.loads(line)
+        return parsed
+
+    def terminate(self, number: int = signal.SIGTERM) -> int:
+        """Send SIGTERM, or another signal, and wait; return the exit code."""
+        self._popen.send_signal(number)
+        return self._popen.wait(timeout=60)
+
+    def kill(self) -> None:
+        """Kill the process, if it still runs, and close its streams."""
+        self._popen.kill()
+        self._popen.wait(timeout=60)
+        if self._popen.stdout is not None:
+            self._popen.stdout.close()

@@ -1,0 +1,164 @@
+"""The command line as a user types it: in a process of its own, from profile to answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import scissionlite as sl
+from scissionlite.cli.prepare import RuntimeChoice
+from scissionlite.demo.textures import write_dataset
+from scissionlite.models import load_model
+from scissionlite.runtimes import RUNTIMES
+
+MODEL = "torchvision:squeezenet1_1"
+
+
+def scissionlite(*arguments: str | Path, fails: int = 0) -> str:
+    """Run a command; its output, or its errors where it has to fail."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scissionlite", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+    assert done.returncode == fails, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def told(*arguments: str | Path) -> Any:
+    return json.loads(scissionlite(*arguments, "--json"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs, a network's weights and its profile."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_dataset(folder, train=4, test=2)
+    torch.manual_seed(0)
+    torch.save(load_model(MODEL, num_classes=6).state_dict(), folder / "weights.pt")
+    scissionlite(
+        *("profile", MODEL, "--size", "64", "--num-classes", "6", "--threads", "1"),
+        *("--repetitions", "3", "--images", folder / "test", "--name", "here"),
+        *("--out", folder / "profile.json"),
+    )
+    return folder
+
+
+def test_profile_writes_what_plan_reads(folder: Path) -> None:
+    profile = sl.Profile.load(folder / "profile.json")
+    assert (profile.name, profile.model, profile.host.threads) == ("here", MODEL, 1)
+    assert profile.image is not None
+    assert profile.image.source == "12 images"
+
+    file = folder / "profile.json"
+    plans = told("plan", file, file, "--link", "4Mbit/60ms", "--slowdown", "5", "--top", "0")
+    assert len(plans) > 20
+    latencies = [entry["latency"] for entry in plans]
+    assert latencies == sorted(latencies)
+    kinds = {entry["plan"]["kind"] for entry in plans}
+    assert kinds == {"local", "image", "split"}
+    table = scissionlite("plan", file, file, "--max-upload", "5000", "--top", "3")
+    for expected in ("TL 2x2 int8", "nothing (local)", "latency (ms)", "satisfy the constraints"):
+        assert expected in table
+
+
+def test_prepare_inspect_and_run(folder: Path) -> None:
+    bundle = folder / "bundle"
+    made = told(
+        *("prepare", MODEL, "--size", "64", "--weights", folder / "weights.pt"),
+        *("--train", folder / "train", "--validate", folder / "test"),
+        *("--at", "features.2", "--epochs", "1", "--out", bundle),
+    )
+    assert made["manifest"]["transfer"]["dtype"] == "int8"
+    assert made["manifest"]["accuracy"]["samples"] == 12
+    assert told("inspect", bundle)["id"] == made["id"] == sl.Bundle.load(bundle).id
+    table = scissionlite("inspect", bundle)
+    assert "14.1 times fewer bytes" in table  # 15x15 features: windows at the border are partial
+    assert "every slice matches its digest" in table
+
+    image = folder / "test" / "patches" / "0000.jpg"
+    answers = told("run", bundle, image, "--fallback", "local", "--deadline", "0.2")
+    assert answers["answers"][0]["where"] == "local"
+
+
+def test_the_best_plan_can_be_prepared_straight_away(folder: Path) -> None:
+    # Over an endless link to an edge as fast, sending the image beats every split.
+    made = told(
+        *("prepare", MODEL, "--size", "64", "--num-classes", "6", "--out", folder / "best"),
+        *("--device-profile", folder / "profile.json", "--edge-profile", folder / "profile.json"),
+        *("--link", "1000Gbit/0ms", "--slowdown", "50"),
+    )
+    assert made["manifest"]["kind"] == "image"
+
+
+def test_doctor_tells_what_this_machine_has() -> None:
+    found = told("doctor")
+    assert found["scissionlite"] == sl.__version__
+    assert found["in use"] in found["instruction sets"].split(", ")
+    assert found["torchscript slices"].startswith("yes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("plan", "nowhere.json", "nowhere.json"), 1, "`scissionlite profile` makes one"),
+        (("plan", "a.json", "b.json", "--link", "quick"), 2, "58.8Mbit/27.4ms"),
+        (("profile", "torchvision:resnet0"), 1, "ModelError"),
+        (("profile", MODEL, "--size", "2"), 2, "--size"),
+        (("inspect", "/nowhere"), 1, "is not a bundle"),
+        (("serve", "/nowhere"), 1, "is not a bundle"),
+        (("run", "/nowhere", "x.jpg"), 1, "is not a bundle"),
+        (("prepare", MODEL, "--out", "/tmp/never"), 2, "--at"),
+        (("demo", "--link", "quick"), 2, "is no link"),
+        (("fly",), 2, "fly"),
+    ],
+)
+def test_wrong_usage_and_failures_have_their_own_exit_codes(
+    arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    assert said in " ".join(scissionlite(*arguments, fails=code).replace("│", " ").split())
+
+
+def test_every_runtime_can_be_chosen() -> None:
+    assert {choice.value for choice in RuntimeChoice} == set(RUNTIMES)
+
+
+def test_every_public_name_is_there() -> None:
+    assert sorted(sl.__all__) == sorted(sl._HOMES)
+    for name in sl.__all__:
+        assert getattr(sl, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sl.nothing
+
+
+def test_the_demo_compares_five_ways(folder: Path, tmp_path: Path) -> None:
+    rows = told(
+        *("demo", "--data", folder, "--model", MODEL, "--size", "64", "--images", "3"),
+        *("--weights", folder / "weights.pt", "--epochs", "1", "--slowdown", "1"),
+        *("--link", "20Mbit/10ms", "--at", "features.2", "--out", tmp_path / "demo"),
+    )
+    assert [row["configuration"].split(" ")[0] for row in rows] == [
+        "local",
+        "JPEG",
+        "float32",
+        "float32",
+        "int8",
+    ]
+    split, paper, ours = (row["sent_bytes"] for row in rows[2:])
+    assert rows[0]["sent_bytes"] == 0
+    assert split == rows[4]["float32_bytes"]
+    # features.2 is 15x15 here: pooled windows at the border are partial, 8x8 are left.
+    assert (split / 225, paper / 64, ours / 64) == (256, 256, 64)
+    for row in rows[1:]:
+        assert row["median"] >= 0.010
+        assert row["p95"] >= row["median"]
+    assert (tmp_path / "demo" / "comparison.png").read_bytes().startswith(b"\x89PNG")
