@@ -18,13 +18,13 @@ from torch import nn
 from scissionlite.bundle import (
     Bundle,
     Manifest,
-    Preprocessing,
     Role,
     SliceFile,
     SlicingPointInfo,
     TensorInfo,
     file_sha256,
 )
+from scissionlite.images import Preprocessing
 from scissionlite.runtimes import torchscript
 from scissionlite.transfer_layer import Quantization, TransferSpec
 

@@ -11,9 +11,10 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scissionlite.bundle import Bundle, Preprocessing
+    from scissionlite.bundle import Bundle
     from scissionlite.errors import ScissionLiteError
     from scissionlite.graph import Graph, SlicingPoint
+    from scissionlite.images import Preprocessing
     from scissionlite.offloader import Answer, Device, EdgeServer
     from scissionlite.preprocessor import prepare
     from scissionlite.scissiontl.network import Link
@@ -35,7 +36,7 @@ _HOMES = {
     "Link": "scissiontl.network",
     "Packed": "transfer_layer",
     "Plan": "scissiontl.planner",
-    "Preprocessing": "bundle",
+    "Preprocessing": "images",
     "Profile": "scissiontl.profile",
     "Quantization": "transfer_layer",
     "ScissionLiteError": "errors",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scissionlite.bundle import Preprocessing
+from scissionlite.images import Preprocessing
 
 if TYPE_CHECKING:
     from scissionlite.graph import Graph

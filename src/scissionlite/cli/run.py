@@ -12,7 +12,7 @@ import numpy.typing as npt
 import typer
 from PIL import UnidentifiedImageError
 
-from scissionlite.bundle import Bundle, Preprocessing
+from scissionlite.bundle import Bundle
 from scissionlite.cli.output import (
     JsonOption,
     kilobytes,
@@ -21,9 +21,8 @@ from scissionlite.cli.output import (
     print_table,
 )
 from scissionlite.errors import ScissionLiteError
+from scissionlite.images import Preprocessing, image_files
 from scissionlite.offloader.device import Answer, Device
-
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class ImageAnswer(msgspec.Struct):
@@ -123,8 +122,7 @@ def _image_files(paths: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found = [file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES]
-            files += sorted(found)
+            files += image_files(path)
         elif path.is_file():
             files.append(path)
         else:

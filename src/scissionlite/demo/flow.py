@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from scissionlite.bundle import Bundle, Preprocessing
+from scissionlite.bundle import Bundle
 from scissionlite.demo.comparison import Row, five_ways, measure
 from scissionlite.demo.textures import write_dataset
 from scissionlite.graph import Graph
+from scissionlite.images import Preprocessing
 from scissionlite.models import load_model
 from scissionlite.preprocessor import prepare, trainer
 from scissionlite.preprocessor.data import ImageFolder

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from scissionlite.bundle import Bundle, Manifest, Role, jpeg_decode, jpeg_encode
+from scissionlite.bundle import Bundle, Manifest, Role
 from scissionlite.errors import OffloadError, TensorMismatchError
+from scissionlite.images import jpeg_decode, jpeg_encode
 from scissionlite.offloader.wire import Buffer, Encoding, TensorHeader, payload_bytes
 from scissionlite.runtimes import Slice, load_slice, warm_up
 from scissionlite.transfer_layer import Packed, decode, encode

@@ -10,12 +10,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Subset
 
-from scissionlite.bundle import Preprocessing
 from scissionlite.errors import PrepareError
+from scissionlite.images import IMAGE_SUFFIXES, Preprocessing, image_files
 
 Sample = tuple[torch.Tensor, int]
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 _CACHE_BYTES = 1 << 30
 
@@ -60,8 +59,7 @@ class ImageFolder(Dataset[Sample]):
         self.files = [
             (file, label)
             for label, name in enumerate(self.classes)
-            for file in sorted((root / name).rglob("*"))
-            if file.suffix.lower() in IMAGE_SUFFIXES
+            for file in image_files(root / name)
         ]
         if not self.files:
             raise PrepareError(
@@ -101,7 +99,7 @@ def sample_frames(
     PrepareError
         If there are no images.
     """
-    files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = image_files(folder)
     if not files:
         raise PrepareError(f"{folder} holds no images")
     step = max(1, len(files) // count)

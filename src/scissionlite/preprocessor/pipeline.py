@@ -17,7 +17,6 @@ from scissionlite.bundle import (
     Accuracy,
     Bundle,
     Manifest,
-    Preprocessing,
     Role,
     SlicingPointInfo,
     TensorInfo,
@@ -25,6 +24,7 @@ from scissionlite.bundle import (
 )
 from scissionlite.errors import PrepareError
 from scissionlite.graph import Graph
+from scissionlite.images import Preprocessing
 from scissionlite.preprocessor import splitter, trainer
 from scissionlite.preprocessor.data import ImageFolder, Sample, class_names, open_data
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert

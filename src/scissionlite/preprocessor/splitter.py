@@ -12,15 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from scissionlite.bundle import (
-    Preprocessing,
-    Role,
-    SliceFile,
-    file_sha256,
-    jpeg_decode,
-    jpeg_encode,
-)
+from scissionlite.bundle import Role, SliceFile, file_sha256
 from scissionlite.errors import PrepareError
+from scissionlite.images import Preprocessing, jpeg_decode, jpeg_encode
 from scissionlite.preprocessor.data import ImageFolder, Sample
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.runtimes import load_slice, runtime_module

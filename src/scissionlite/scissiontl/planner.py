@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import msgspec
 
+from scissionlite.bundle import Kind
 from scissionlite.errors import PlanError, ProfileError
 from scissionlite.scissiontl.network import Link
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
-
-Kind = Literal["split", "image", "local"]
 
 JPEG_QUALITY = 75
 """Pillow's and libjpeg's default: what JPEG to the edge means unless told otherwise."""

@@ -16,9 +16,9 @@ import torch
 from rich.progress import Progress
 
 from scissionlite import _core
-from scissionlite.bundle import Preprocessing, jpeg_decode, jpeg_encode
 from scissionlite.errors import ProfileError
 from scissionlite.graph import Graph
+from scissionlite.images import Preprocessing, jpeg_decode, jpeg_encode
 from scissionlite.runtimes import torchscript
 from scissionlite.scissiontl.planner import JPEG_QUALITY
 from scissionlite.scissiontl.profile import (

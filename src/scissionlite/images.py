@@ -1,0 +1,150 @@
+"""From an image file to the network's input, the same in training, on the device and at the edge.
+
+An image is *read* into a frame (uint8, what a camera behind this network's scaler would deliver),
+and a frame is normalized into a tensor. JPEG to the edge compresses frames. No torch here.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Endings, in lower case, of the files that are taken for images."""
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """All image files below a folder, sorted."""
+    return sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+
+
+class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
+    """How an image file becomes the network's input, identical in training and on the device.
+
+    Parameters
+    ----------
+    size
+        Height and width of the network's input, in pixels.
+    resize
+        Length of the shorter side, in pixels, before a central crop to ``size``;
+        None resizes straight to ``size``.
+    mean, std
+        Per channel, of values between 0 and 1. Three channels are read as RGB, one as
+        grayscale. The default is ImageNet's.
+    """
+
+    size: tuple[int, int]
+    resize: int | None = None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1 or (self.resize is not None and self.resize < max(self.size)):
+            raise ValueError(
+                f"size must be positive and no larger than resize, got size={self.size}, "
+                f"resize={self.resize}"
+            )
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
+            raise ValueError(
+                "mean and std need one value a channel (1 or 3 channels) and std > 0, "
+                f"got mean={self.mean}, std={self.std}"
+            )
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Shape of a frame: height, width, channels."""
+        return (*self.size, len(self.mean))
+
+    def frame(self, image: Image.Image | str | Path) -> npt.NDArray[np.uint8]:
+        """Read, convert and resize an image.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint8, shape ``(height, width, channels)``: what a camera behind this network's
+            scaler would deliver, and what JPEG to the edge compresses.
+        """
+        if not isinstance(image, Image.Image):
+            with Image.open(image) as opened:
+                return self.frame(opened)
+        image = image.convert("RGB" if len(self.mean) == 3 else "L")
+        height, width = self.size
+        if self.resize is None:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        else:
+            factor = self.resize / min(image.size)
+            scaled = (
+                max(width, round(image.width * factor)),
+                max(height, round(image.height * factor)),
+            )
+            left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+            image = image.resize(scaled, Image.Resampling.BILINEAR)
+            image = image.crop((left, top, left + width, top + height))
+        return np.asarray(image, dtype=np.uint8).reshape(self.frame_shape)
+
+    def tensor(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Normalize a frame into the network's input.
+
+        Parameters
+        ----------
+        frame
+            uint8, shape ``(height, width, channels)``.
+
+        Returns
+        -------
+        numpy.ndarray
+            float32, C-contiguous, shape ``(1, channels, height, width)``.
+
+        Raises
+        ------
+        ValueError
+            If the frame has another shape or dtype.
+        """
+        if frame.dtype != np.uint8 or frame.shape != self.frame_shape:
+            raise ValueError(
+                f"a frame must be uint8 of shape {self.frame_shape}, "
+                f"got {frame.dtype} of shape {frame.shape}; Preprocessing.frame() makes one"
+            )
+        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
+        shift = (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
+        planes = np.ascontiguousarray(frame.transpose(2, 0, 1)).astype(np.float32)
+        planes *= scale[:, None, None]
+        planes -= shift[:, None, None]
+        return planes[None]
+
+
+def jpeg_encode(frame: npt.NDArray[np.uint8], quality: int) -> bytes:
+    """Compress a frame: uint8 ``(height, width, channels)`` to JPEG bytes."""
+    image = Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def jpeg_decode(
+    data: bytes | memoryview, frame_shape: tuple[int, int, int]
+) -> npt.NDArray[np.uint8]:
+    """Decompress JPEG bytes into a frame of exactly ``frame_shape``.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are no JPEG image, or one of another size: the size is read from the
+        header and checked before any pixel is decoded.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        if image.size != (frame_shape[1], frame_shape[0]):
+            raise ValueError(
+                f"image of {image.size[0]}x{image.size[1]} pixels, "
+                f"expected {frame_shape[1]}x{frame_shape[0]}"
+            )
+        pixels = image.convert("RGB" if frame_shape[2] == 3 else "L")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a JPEG image that can be decoded: {error}") from error
+    return np.asarray(pixels, dtype=np.uint8).reshape(frame_shape)
