@@ -6,7 +6,9 @@ import gc
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +94,13 @@ def start_process() -> Iterator[Callable[..., Process]]:
     yield start
     for process in started:
         process.kill()
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Future[Any]]]:
+    """Run calls in threads while the test plays the other side."""
+    with ThreadPoolExecutor(8) as executor:
+        yield executor.submit
 
 
 @pytest.fixture

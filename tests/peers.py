@@ -1,17 +1,24 @@
-"""Peers that speak the wire format by hand, to do what a Device or an EdgeServer never would."""
+"""Both sides of the wire for the tests: real ones, and peers that speak the format by hand."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zmq
 
 from scissionlite.bundle import Bundle
-from scissionlite.offloader import control, wire
-from scissionlite.offloader.inference import result_tensor
+from scissionlite.offloader import Device, EdgeServer, control, wire
+from scissionlite.offloader.inference import DeviceSide, EdgeSide, Stopwatch, result_tensor
+
+Frames = list[npt.NDArray[np.uint8]]
+LOCAL = "tcp://127.0.0.1:*"
+NOWHERE = "tcp://127.0.0.1:9"  # the discard port: nobody listens there
+LONG = 60.0  # seconds: never waited for unless something hangs
+
 
 Sockets = Callable[[int], "zmq.Socket[bytes]"]
 
@@ -127,3 +134,20 @@ class HandmadeDevice:
         while not isinstance(message := self.receive()[0], control.StatsReply):
             pass
         return message
+
+
+def in_one_process(bundle: Bundle, x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """What device and edge must answer: the same slices and codec, without a wire."""
+    _, payload = DeviceSide(bundle)(x, Stopwatch())
+    return EdgeSide(bundle)(memoryview(payload), Stopwatch())
+
+
+def device_of(edge: EdgeServer | HandmadeEdge, bundle: Bundle, **options: Any) -> Device:
+    endpoint = edge.control_endpoint if isinstance(edge, EdgeServer) else edge.control
+    options = {"deadline": LONG, **options}
+    return Device(bundle, edge.endpoint, control=endpoint, **options)
+
+
+def payload_for(bundle: Bundle, x: npt.NDArray[np.uint8]) -> tuple[wire.TensorHeader, bytes]:
+    tensor, payload = DeviceSide(bundle)(x, Stopwatch())
+    return tensor, bytes(payload)
