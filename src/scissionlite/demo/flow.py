@@ -26,6 +26,9 @@ from scissionlite.tracing import capture
 TEXTURES = {"train": 60, "test": 40}
 """Generated images of each class."""
 
+RETRAINING_RATE = 1e-3
+"""Peak learning rate: high, for few epochs on small data."""
+
 
 class Demo:
     """One run of the demo; its methods are called in the order in which they stand here."""
@@ -133,6 +136,7 @@ class Demo:
                 out=self.out / "bundles" / name,
                 preprocessing=self.test_data.preprocessing,
                 epochs=epochs,
+                learning_rate=RETRAINING_RATE,
                 seed=self.seed,
                 local_fallback=False,
                 progress=self.progress,

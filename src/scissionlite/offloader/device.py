@@ -92,7 +92,7 @@ class Device:
         Threads of a slice's run; None is the runtime's default.
     slowdown
         Emulates a slower device, for demos and what-ifs: after each stage of computation on the
-        device it sleeps until the stage has taken this many times as long. All reported times
+        device it waits until the stage has taken this many times as long. All reported times
         include it. 1 emulates nothing.
     name
         What the daemon's log calls this device; by default the host's name.
