@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zmq
+from hypothesis import settings
 from processes import Process
 from torch import nn
 
@@ -29,6 +30,10 @@ from scissionlite.bundle import (
 from scissionlite.images import Preprocessing
 from scissionlite.runtimes import torchscript
 from scissionlite.transfer_layer import Quantization, TransferSpec
+
+# Timing never decides a test; what fails is printed so that it can be run again.
+settings.register_profile("scissionlite", deadline=None, print_blob=True)
+settings.load_profile("scissionlite")
 
 INPUT, CROSSING, OUTPUT = (1, 3, 32, 32), (1, 8, 15, 15), (1, 5)
 PREPROCESSING = Preprocessing(size=(32, 32))
