@@ -1,4 +1,4 @@
-// maxpool2x2_f32_f32, portable: the paper's DeviceTL (arXiv 2105.02019, section 3), kept as a
+// maxpool2x2_f32_f32, portable: the paper's DeviceTL (arXiv 2105.02019), kept as a
 // baseline. Numerics: docs/numerics.md.
 
 #include <cstddef>

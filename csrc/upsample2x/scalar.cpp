@@ -1,4 +1,4 @@
-// upsample2x_f32_f32, portable: the paper's EdgeTL (arXiv 2105.02019, section 3), kept as a
+// upsample2x_f32_f32, portable: the paper's EdgeTL (arXiv 2105.02019), kept as a
 // baseline. Numerics: docs/numerics.md.
 
 #include <cstddef>

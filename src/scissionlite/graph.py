@@ -1,7 +1,7 @@
 """A captured network as blocks, and the slicing points between them.
 
 A *slicing point* is a place where exactly one tensor crosses from what has run to what has not
-(paper section III: the layers between which the network may be cut); residual, dense and
+(arXiv 2105.02019: the layers between which the network may be cut); residual, dense and
 inception branches therefore have none inside. A *block* is what lies between two neighbouring
 slicing points.
 """

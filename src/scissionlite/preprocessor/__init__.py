@@ -1,4 +1,4 @@
-"""Preprocessor: Inserter, Trainer and Splitter (paper section IV), from a plan to a bundle."""
+"""Preprocessor: Inserter, Trainer and Splitter (arXiv 2105.02019), from a plan to a bundle."""
 
 from scissionlite.preprocessor.pipeline import prepare
 

@@ -1,4 +1,4 @@
-"""Inserter: puts the Transfer Layer into the network at a slicing point (paper section IV)."""
+"""Inserter: puts the Transfer Layer into the network at a slicing point (arXiv 2105.02019)."""
 
 from __future__ import annotations
 

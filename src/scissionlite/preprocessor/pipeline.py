@@ -1,4 +1,4 @@
-"""Prepare: from a plan to a bundle, through Inserter, Trainer and Splitter (paper section IV)."""
+"""Prepare: from a plan to a bundle, through Inserter, Trainer and Splitter (arXiv 2105.02019)."""
 
 from __future__ import annotations
 

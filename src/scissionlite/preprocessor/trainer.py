@@ -1,4 +1,4 @@
-"""Trainer: retrains a network with the Transfer Layer in it (paper section IV)."""
+"""Trainer: retrains a network with the Transfer Layer in it (arXiv 2105.02019)."""
 
 from __future__ import annotations
 

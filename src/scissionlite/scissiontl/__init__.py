@@ -1,1 +1,1 @@
-"""ScissionTL: benchmarks a network, and predicts the best slicing point (paper section III)."""
+"""ScissionTL: benchmarks a network, predicts the best slicing point (arXiv 2105.02019)."""

@@ -142,7 +142,7 @@ def plan(
     """Rank every slicing point and Transfer Layer, with running locally and JPEG to the edge.
 
     The prediction is ScissionTL's sum: device blocks, packing, one round trip and the bytes at
-    the link's rate, unpacking, edge blocks (paper section III). Block times are scaled so that
+    the link's rate, unpacking, edge blocks (arXiv 2105.02019). Block times are scaled so that
     together they take as long as the uncut network did.
 
     Returns

@@ -1,7 +1,7 @@
 """The Transfer Layer at run time: ``encode`` on the device, ``decode`` on the edge. No torch here.
 
 Checks and defaults are here; arithmetic on feature maps is in the compiled core, whose numerics
-docs/numerics.md specifies. Pooling and upsampling are those of arXiv 2105.02019, section 3; the
+docs/numerics.md specifies. Pooling and upsampling are those of arXiv 2105.02019; the
 int8 packing is ours.
 """
 
@@ -132,7 +132,7 @@ def encode(
     quantization: Quantization | None = None,
     out: npt.NDArray[np.uint8] | None = None,
 ) -> Packed:
-    """Pool and pack a feature map: DeviceTL (arXiv 2105.02019, section 3; int8 is ours).
+    """Pool and pack a feature map: DeviceTL (arXiv 2105.02019; int8 is ours).
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def encode(
 
 
 def decode(packed: Packed, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
-    """Unpack and upsample a feature map: EdgeTL (arXiv 2105.02019, section 3; int8 is ours).
+    """Unpack and upsample a feature map: EdgeTL (arXiv 2105.02019; int8 is ours).
 
     Nothing in `packed` is trusted: it may come from the network.
 

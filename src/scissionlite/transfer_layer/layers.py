@@ -19,7 +19,7 @@ from scissionlite.transfer_layer.spec import TransferSpec
 
 
 class DeviceTL(nn.Module):
-    """The device's half: max-pool, and for int8 quantize (paper section IV: "DeviceTL").
+    """The device's half: max-pool, and for int8 quantize (arXiv 2105.02019, "DeviceTL").
 
     Input float32 ``(N, C, H, W)``; output float32 ``(N, C, ceil(H/2), ceil(W/2))`` for 2x2
     pooling, holding the integer codes -128 to 127 where the spec says int8.

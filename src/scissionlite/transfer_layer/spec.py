@@ -28,7 +28,7 @@ _VALUES: dict[str, tuple[object, ...]] = {
 class TransferSpec(msgspec.Struct, frozen=True):
     """Which Transfer Layer: how it pools, quantizes and packs.
 
-    The paper's TL (arXiv 2105.02019, section 3) is 2x2 max-pooling in float32; the int8 packing,
+    The paper's TL (arXiv 2105.02019) is 2x2 max-pooling in float32; the int8 packing,
     which is the default here, is ours.
 
     Parameters
@@ -85,7 +85,7 @@ class TransferSpec(msgspec.Struct, frozen=True):
 
     @classmethod
     def paper(cls) -> TransferSpec:
-        """Return the TL of arXiv 2105.02019, section 3: 2x2 max-pooling in float32."""
+        """Return the TL of arXiv 2105.02019: 2x2 max-pooling in float32."""
         return cls(pool=2, dtype="float32")
 
     @property
