@@ -7,7 +7,9 @@ ONNX slices never imports torch.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -19,6 +21,9 @@ from scissionlite.errors import RuntimeUnavailableError
 
 RUNTIMES = {"torchscript": "torch", "onnx": "onnx"}
 """Name of each runtime, and the extra that installs it."""
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Slice(Protocol):
@@ -62,8 +67,25 @@ def load_slice(path: Path, runtime: str, threads: int | None = None) -> Slice:
     threads
         Threads for one inference; None leaves the runtime's own default.
     """
+    keep_memory()
     loaded: Slice = runtime_module(runtime).load(path, threads)
     return loaded
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory that an inference frees, for the next inference.
+
+    glibc gives large blocks back to the system at once, and so every feature map of every
+    inference is mapped again, page by page: on small networks that took longer than the network
+    itself. Nothing is done where the environment sets malloc's options (``MALLOC_...``), or where
+    the C library is another one.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc allows
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 def warm_up(loaded: Slice, shape: tuple[int, ...], runs: int = 3) -> None:

@@ -19,7 +19,7 @@ from scissionlite import _core
 from scissionlite.errors import ProfileError
 from scissionlite.graph import Graph
 from scissionlite.images import Preprocessing, jpeg_decode, jpeg_encode
-from scissionlite.runtimes import torchscript
+from scissionlite.runtimes import keep_memory, torchscript
 from scissionlite.scissiontl.planner import JPEG_QUALITY
 from scissionlite.scissiontl.profile import (
     BlockProfile,
@@ -85,6 +85,7 @@ def profile(
         raise ProfileError("repetitions must be 1 or more, warm_up 0 or more")
     if threads is not None:
         torch.set_num_threads(threads)
+    keep_memory()  # as wherever slices run
     report = _reporter(progress, repetitions + warm_up + len(graph.slicing_points))
     latencies, network_latency, crossing = _time_blocks(graph, repetitions, warm_up, report)
     borders = [
