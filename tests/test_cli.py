@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import scissionlite as sl
+from scissionlite.cli.output import print_table
 from scissionlite.cli.prepare import RuntimeChoice
 from scissionlite.demo.textures import write_dataset
 from scissionlite.models import load_model
@@ -98,6 +99,13 @@ def test_the_best_plan_can_be_prepared_straight_away(folder: Path) -> None:
         *("--link", "1000Gbit/0ms", "--slowdown", "50"),
     )
     assert made["manifest"]["kind"] == "image"
+
+
+def test_tables_print_square_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("a [b]", ["c"], [["pip install 'scissionlite[torch]'"]], caption="d [e]")
+    printed = capsys.readouterr().out
+    for expected in ("a [b]", "scissionlite[torch]", "d [e]"):
+        assert expected in printed
 
 
 def test_doctor_tells_what_this_machine_has() -> None:

@@ -9,6 +9,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 error_console = Console(stderr=True, soft_wrap=True)
 """Errors and progress go here, so that the output stream holds nothing but the answer."""
@@ -25,13 +26,19 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str | None = None
 ) -> None:
     """Print a table; columns whose name ends in "(…)" hold figures and are set to the right."""
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    # Text, not str: rich would take "[torch]" in a str for markup.
+    table = Table(
+        title=Text(title, "table.title"),
+        caption=Text(caption, "table.caption") if caption else None,
+        title_justify="left",
+        caption_justify="left",
+    )
     for column in columns:
         # On a narrow terminal or in a pipe, a name is folded rather than cut.
         justify = "right" if column.endswith(")") else "left"
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]  # a literal
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     # Into a pipe or a file there is no width to keep to.
     console = Console()
     (console if console.is_terminal else Console(width=150)).print(table)
