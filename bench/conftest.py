@@ -17,22 +17,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith(("model name", "Model")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 @pytest.fixture
 def record(benchmark: Any) -> Any:
     """Return the benchmark fixture, with the machine and the versions in its extra_info."""
     import torch
 
     import scissionlite
+    from scissionlite.scissiontl.profiler import cpu_name
 
     benchmark.extra_info.update(
-        cpu=_cpu(),
+        cpu=cpu_name(),
         threads=1,
         python=platform.python_version(),
         numpy=np.__version__,
