@@ -9,6 +9,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace scissionlite {
@@ -37,7 +39,9 @@ X86 detect_x86() noexcept {
   unsigned d = 0;
   constexpr unsigned kOsxsave = 1U << 27;
   constexpr unsigned kAvx = 1U << 28;
+  constexpr unsigned kF16c = 1U << 29;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & kOsxsave) == 0 || (c & kAvx) == 0) return found;
+  const bool f16c = (c & kF16c) != 0;
 
   constexpr std::uint64_t kYmmState = 0x06;  // XMM, upper halves of YMM
   constexpr std::uint64_t kZmmState = 0xE0;  // mask registers, upper halves of ZMM0-15, ZMM16-31
@@ -45,9 +49,9 @@ X86 detect_x86() noexcept {
   if ((state & kYmmState) != kYmmState || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) {
     return found;
   }
-  found.avx2 = (b & (1U << 5)) != 0;
+  found.avx2 = f16c && (b & (1U << 5)) != 0;
   constexpr unsigned kAvx512Bits = (1U << 16) | (1U << 17) | (1U << 30) | (1U << 31);  // F DQ BW VL
-  found.avx512 = (state & kZmmState) == kZmmState && (b & kAvx512Bits) == kAvx512Bits;
+  found.avx512 = found.avx2 && (state & kZmmState) == kZmmState && (b & kAvx512Bits) == kAvx512Bits;
   return found;
 }
 
@@ -62,12 +66,18 @@ bool cpu_has(CpuFeature feature) noexcept {
   if (feature == kAvx512) return x86.avx512;
 #elif defined(__aarch64__)
   if (feature == kNeon) return true;
+#if defined(__linux__)
+  // Linux reports what it has enabled. HWCAP_ASIMDHP is not in every libc's headers.
+  constexpr unsigned long kAsimdHp = 1UL << 10;
+  if (feature == kNeonFp16) return (getauxval(AT_HWCAP) & kAsimdHp) != 0;
+#endif
 #endif
   return feature == kBaseline;
 }
 
 bool is_known_isa(std::string_view name) noexcept {
-  constexpr std::array<std::string_view, 4> kNames = {"scalar", "avx2", "avx512", "neon"};
+  constexpr std::array<std::string_view, 5> kNames = {"scalar", "avx2", "avx512", "neon",
+                                                      "neonfp16"};
   return std::find(kNames.begin(), kNames.end(), name) != kNames.end();
 }
 

@@ -10,8 +10,9 @@ namespace scissionlite {
 enum CpuFeature : unsigned {
   kBaseline,  // any x86-64, any ARMv8.0-A, anything that a C++17 compiler targets
   kNeon,      // part of ARMv8.0-A
-  kAvx2,
-  kAvx512,  // F, BW, DQ and VL together
+  kNeonFp16,  // ARMv8.2-A's arithmetic on half precision
+  kAvx2,      // with F16C, which every CPU with AVX2 has
+  kAvx512,    // F, BW, DQ and VL together, and AVX2
 };
 
 // True if this CPU has the feature and the operating system saves its registers.

@@ -27,7 +27,7 @@ std::string_view check_isa(std::string_view name, const std::string& origin) {
   std::string message = origin + std::string(name) + "': ";
   const std::vector<Kernel>& kernels = all_kernels();
   if (!is_known_isa(name)) {
-    message += "no such instruction set; known are scalar, avx2, avx512, neon";
+    message += "no such instruction set; known are scalar, avx2, avx512, neon, neonfp16";
   } else if (std::any_of(kernels.begin(), kernels.end(),
                          [&](const Kernel& kernel) { return kernel.isa == name; })) {
     message += "this CPU (or its operating system) does not support it";

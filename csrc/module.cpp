@@ -5,111 +5,244 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cmath>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "dispatch.h"
+#include "transfer.h"
 
 namespace py = pybind11;
 
 namespace {
 
+using scissionlite::Half;
+using scissionlite::Kernel;
+using scissionlite::Layout;
+using scissionlite::PayloadType;
+using scissionlite::Pooling;
+using scissionlite::Quantizer;
+using scissionlite::Transfer;
 using scissionlite::TransferParams;
+using scissionlite::Upsampling;
 
-constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+// One of two or four names, as its value.
+template <typename Value>
+Value choose(const char* what, const std::string& name,
+             const std::vector<std::pair<const char*, Value>>& choices) {
+  std::string known;
+  for (const auto& [choice, value] : choices) {
+    if (name == choice) return value;
+    known += known.empty() ? choice : std::string(" or ") + choice;
+  }
+  throw py::value_error(std::string(what) + "='" + name + "' must be " + known);
+}
 
-// One side of a call: an array that a kernel may read from, or write to, through a plain pointer.
-template <typename Element>
-void check_array(const py::array& array, const char* name) {
-  const std::string label(name);
-  if (!py::dtype::of<Element>().equal(array.dtype())) {
-    throw py::type_error(label + " must have dtype " +
-                         std::string(py::str(py::dtype::of<Element>())) + ", not " +
+// NumPy's own number of a dtype: comparing it costs less than comparing descriptors.
+int type_number(const py::array& array) {
+  return py::detail::array_descriptor_proxy(py::detail::array_proxy(array.ptr())->descr)->type_num;
+}
+constexpr int kFloat32 = 11;  // NPY_FLOAT
+constexpr int kFloat16 = 23;  // NPY_HALF
+constexpr int kUint8 = 2;     // NPY_UBYTE
+
+bool native(const py::array& array) {
+  const char order =
+      py::detail::array_descriptor_proxy(py::detail::array_proxy(array.ptr())->descr)->byteorder;
+  return order == '=' || order == '|';
+}
+
+bool is_aligned(const py::array& array) {
+  return (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+}
+
+// 0 for float32, 1 for float16: the index into Transfer's kernels.
+std::size_t float_kind(const py::array& array, const char* name) {
+  const int number = type_number(array);
+  if ((number != kFloat32 && number != kFloat16) || !native(array)) {
+    throw py::type_error(std::string(name) + " must be float32 or float16, not " +
                          std::string(py::str(array.dtype())));
   }
-  if (array.ndim() != 3) {
-    throw py::value_error(label + " must be 3-D (planes, height, width), not " +
-                          std::to_string(array.ndim()) + "-D");
+  return number == kFloat16 ? 1 : 0;
+}
+
+// Whether the elements lie without gaps in the order of the layout. The array's shape is
+// (..., channels, height, width) in NHWC too, as PyTorch's channels_last has it.
+bool is_dense(const py::array& array, const Transfer& transfer) {
+  if (static_cast<std::size_t>(array.size()) != transfer.elements) return false;
+  if (transfer.params.layout == Layout::kNchw) {
+    return (array.flags() & py::array::c_style) != 0;
   }
-  if (array.size() == 0) throw py::value_error(label + " must not be empty");
-  if ((array.flags() & py::array::c_style) == 0 || (array.flags() & kAligned) == 0) {
-    throw py::value_error(label + " must be C-contiguous and aligned to its dtype");
+  const py::ssize_t dimensions = array.ndim();
+  if (dimensions < 3) return false;
+  const auto size_is = [&](py::ssize_t axis, std::size_t size) {
+    return static_cast<std::size_t>(array.shape(axis)) == size;
+  };
+  if (!size_is(dimensions - 3, transfer.params.channels) ||
+      !size_is(dimensions - 2, transfer.params.height) ||
+      !size_is(dimensions - 1, transfer.params.width)) {
+    return false;
+  }
+  py::ssize_t expected = array.itemsize();
+  const auto follows = [&](py::ssize_t axis) {
+    const bool right = array.shape(axis) == 1 || array.strides(axis) == expected;
+    expected *= array.shape(axis);
+    return right;
+  };
+  if (!follows(dimensions - 3) || !follows(dimensions - 1) || !follows(dimensions - 2)) {
+    return false;
+  }
+  for (py::ssize_t axis = dimensions - 4; axis >= 0; --axis) {
+    if (!follows(axis)) return false;
+  }
+  return true;
+}
+
+void check_map(const py::array& array, const Transfer& transfer, const char* name) {
+  if (!is_dense(array, transfer) || !is_aligned(array)) {
+    const bool nchw = transfer.params.layout == Layout::kNchw;
+    throw py::value_error(std::string(name) + " must be dense in " + (nchw ? "nchw" : "nhwc") +
+                          ", aligned, and of " + std::to_string(transfer.elements) + " elements");
   }
 }
 
-void check_half_size(const py::array& full, const py::array& half) {
-  const bool fits = half.shape(0) == full.shape(0) &&
-                    half.shape(1) == full.shape(1) / 2 + full.shape(1) % 2 &&
-                    half.shape(2) == full.shape(2) / 2 + full.shape(2) % 2;
-  if (!fits) {
-    throw py::value_error(
-        "the shapes do not belong together: the pooled array must have the same "
-        "planes and half the height and width, rounded up");
+// `item` is the payload's own element, to whose size it has to be aligned.
+void check_payload(const py::array& array, std::size_t bytes, std::size_t item, const char* name) {
+  if (type_number(array) != kUint8) {
+    throw py::type_error(std::string(name) + " must be uint8, not " +
+                         std::string(py::str(array.dtype())));
+  }
+  if (array.ndim() != 1 || static_cast<std::size_t>(array.size()) != bytes ||
+      (array.flags() & py::array::c_style) == 0) {
+    throw py::value_error(std::string(name) + " must be 1-D, contiguous and of exactly " +
+                          std::to_string(bytes) + " bytes");
+  }
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % item != 0) {
+    throw py::value_error(std::string(name) + " must be aligned: it must start at a multiple of " +
+                          std::to_string(item) + " bytes");
   }
 }
 
-void check_apart(const py::array& input, const py::array& output) {
+void check_output(const py::array& input, const py::array& output) {
+  if (!output.writeable()) throw py::value_error("out must be writable");
   const auto* in = static_cast<const char*>(input.data());
   const auto* out = static_cast<const char*>(output.data());
   if (in < out + output.nbytes() && out < in + input.nbytes()) {
-    throw py::value_error("input and out must not overlap");
+    throw py::value_error("out must not overlap the input");
   }
 }
 
-void check_quantization(float scale, int zero_point) {
-  if (!(scale > 0.0F) || !std::isfinite(scale) || !std::isfinite(1.0F / scale)) {
-    throw py::value_error("scale must be finite and positive, with a finite reciprocal in float32");
+TransferParams with_quantizer(const Transfer& transfer, const Quantizer* quantizer, bool encoding) {
+  TransferParams params = transfer.params;
+  if ((quantizer != nullptr) != transfer.quantizes()) {
+    throw py::value_error(transfer.quantizes() ? "this payload needs a quantizer"
+                                               : "a float payload takes no quantizer");
   }
-  if (zero_point < -128 || zero_point > 127) {
-    throw py::value_error("zero_point must be within [-128, 127]");
+  if (quantizer == nullptr) return params;
+  if (quantizer->groups() != 1 && quantizer->groups() != params.channels) {
+    throw py::value_error("the quantizer has " + std::to_string(quantizer->groups()) +
+                          " scales; it must have 1, or one for each of " +
+                          std::to_string(params.channels) + " channels");
   }
+  if (transfer.payload == PayloadType::kInt4 && !quantizer->fits_int4()) {
+    throw py::value_error("an int4 zero point must be within [-8, 7]");
+  }
+  params.per_channel = quantizer->groups() > 1;
+  params.factors = encoding ? quantizer->inverse_scales() : quantizer->scales();
+  params.zero_points = quantizer->zero_points();
+  return params;
 }
 
-// `full` is whichever of the two arrays has the feature map's own resolution.
-template <typename Input, typename Output>
-void call(const char* operation, const py::array& input, py::array& out, bool pools, float scale,
-          int zero_point, const std::optional<std::string>& isa) {
-  const scissionlite::Kernel& kernel =
-      scissionlite::find_kernel(operation, isa ? std::string_view(*isa) : std::string_view());
-  check_array<Input>(input, "input");
-  check_array<Output>(out, "out");
-  if (!out.writeable()) throw py::value_error("out must be writable");
-  const py::array& full = pools ? input : out;
-  check_half_size(full, pools ? static_cast<const py::array&>(out) : input);
-  check_apart(input, out);
-  const TransferParams params = {static_cast<std::size_t>(full.shape(0)),
-                                 static_cast<std::size_t>(full.shape(1)),
-                                 static_cast<std::size_t>(full.shape(2)), scale, zero_point};
-  const void* from = input.data();
-  void* to = out.mutable_data();
+void run(const Kernel& kernel, const void* input, void* output, const TransferParams& params) {
   const py::gil_scoped_release unlocked;
-  kernel.run(from, to, params);
+  kernel.run(input, output, params);
 }
 
-template <typename Input, typename Output>
-void bind_quantized(py::module_& module, const char* operation, bool pools, const char* doc) {
-  module.def(
-      operation,
-      [operation, pools](const py::array& input, py::array out, float scale, int zero_point,
-                         const std::optional<std::string>& isa) {
-        check_quantization(scale, zero_point);
-        call<Input, Output>(operation, input, out, pools, scale, zero_point, isa);
-      },
-      py::arg("input").noconvert(), py::arg("out").noconvert(), py::arg("scale"),
-      py::arg("zero_point"), py::kw_only(), py::arg("isa") = py::none(), doc);
+void encode(const Transfer& transfer, const py::array& array, py::array out,
+            const Quantizer* quantizer) {
+  const Kernel& kernel = *transfer.encode[float_kind(array, "array")];
+  check_map(array, transfer, "array");
+  check_payload(out, transfer.bytes, kernel.output_item, "out");
+  check_output(array, out);
+  run(kernel, array.data(), out.mutable_data(), with_quantizer(transfer, quantizer, true));
 }
 
-void bind_float32(py::module_& module, const char* operation, bool pools, const char* doc) {
-  module.def(
-      operation,
-      [operation, pools](const py::array& input, py::array out,
-                         const std::optional<std::string>& isa) {
-        call<float, float>(operation, input, out, pools, 1.0F, 0, isa);
-      },
-      py::arg("input").noconvert(), py::arg("out").noconvert(), py::kw_only(),
-      py::arg("isa") = py::none(), doc);
+std::pair<py::array_t<float>, py::array_t<float>> pool_range(const Transfer& transfer,
+                                                             const py::array& array,
+                                                             std::optional<py::array> out,
+                                                             bool per_channel) {
+  const Kernel& kernel = *transfer.pool_range[float_kind(array, "array")];
+  check_map(array, transfer, "array");
+  if (out) {
+    if (type_number(*out) != kFloat32 || !native(*out)) {
+      throw py::type_error("out must be float32, not " + std::string(py::str(out->dtype())));
+    }
+    if (out->ndim() != 1 || static_cast<std::size_t>(out->size()) != transfer.pooled ||
+        (out->flags() & py::array::c_style) == 0 || !is_aligned(*out)) {
+      throw py::value_error("out must be 1-D, contiguous, aligned and of exactly " +
+                            std::to_string(transfer.pooled) + " elements");
+    }
+    check_output(array, *out);
+  } else if (transfer.params.window != 1) {
+    throw py::value_error("out may be None only with pool=1");
+  }
+  TransferParams params = transfer.params;
+  params.per_channel = per_channel;
+  const auto groups = static_cast<py::ssize_t>(per_channel ? params.channels : 1);
+  py::array_t<float> lows(groups);
+  py::array_t<float> highs(groups);
+  params.lows = lows.mutable_data();
+  params.highs = highs.mutable_data();
+  run(kernel, array.data(), out ? out->mutable_data() : nullptr, params);
+  return {std::move(lows), std::move(highs)};
+}
+
+void decode(const Transfer& transfer, const py::array& payload, py::array out,
+            const Quantizer* quantizer) {
+  const Kernel& kernel = *transfer.decode[float_kind(out, "out")];
+  check_payload(payload, transfer.bytes, kernel.input_item, "payload");
+  check_map(out, transfer, "out");
+  check_output(payload, out);
+  run(kernel, payload.data(), out.mutable_data(), with_quantizer(transfer, quantizer, false));
+}
+
+Quantizer make_quantizer(const py::array_t<float, py::array::c_style>& scales,
+                         const py::array_t<std::int32_t, py::array::c_style>& zero_points) {
+  if (!is_aligned(scales) || !is_aligned(zero_points)) {
+    throw py::value_error("scales and zero_points must be aligned to their dtype");
+  }
+  if (scales.ndim() != 1 || zero_points.ndim() != 1 || scales.size() != zero_points.size()) {
+    throw py::value_error("scales and zero_points must be 1-D and of one length");
+  }
+  return {scales.data(), zero_points.data(), static_cast<std::size_t>(scales.size())};
+}
+
+Transfer make_transfer(std::size_t images, std::size_t channels, std::size_t height,
+                       std::size_t width, std::uint32_t pool, const std::string& pool_kind,
+                       const std::string& upsample, const std::string& layout,
+                       const std::string& dtype, const std::optional<std::string>& isa) {
+  if (isa && isa->empty()) throw scissionlite::IsaError("isa='': no such instruction set");
+  TransferParams params = {};
+  params.images = images;
+  params.channels = channels;
+  params.height = height;
+  params.width = width;
+  params.window = pool;
+  params.pooling = choose<Pooling>("pool_kind", pool_kind,
+                                   {{"max", Pooling::kMax}, {"average", Pooling::kAverage}});
+  params.upsampling =
+      choose<Upsampling>("upsample", upsample,
+                         {{"nearest", Upsampling::kNearest}, {"bilinear", Upsampling::kBilinear}});
+  params.layout =
+      choose<Layout>("layout", layout, {{"nchw", Layout::kNchw}, {"nhwc", Layout::kNhwc}});
+  const auto payload = choose<PayloadType>("dtype", dtype,
+                                           {{"float32", PayloadType::kFloat32},
+                                            {"float16", PayloadType::kFloat16},
+                                            {"int8", PayloadType::kInt8},
+                                            {"int4", PayloadType::kInt4}});
+  return {params, payload, isa ? std::string_view(*isa) : std::string_view()};
 }
 
 }  // namespace
@@ -126,18 +259,40 @@ PYBIND11_MODULE(_core, module) {
     }
   });
 
-  bind_quantized<float, std::int8_t>(module, "maxpool2x2_quantize_f32_i8", true,
-                                     "2x2 max-pooling and int8 quantization in one pass.");
-  bind_quantized<std::int8_t, float>(module, "dequantize_upsample2x_i8_f32", false,
-                                     "Dequantization and 2x nearest upsampling in one pass.");
-  bind_float32(module, "maxpool2x2_f32_f32", true, "2x2 max-pooling in float32.");
-  bind_float32(module, "upsample2x_f32_f32", false, "2x nearest upsampling in float32.");
+  py::class_<Quantizer>(module, "Quantizer", "Scales and zero points, checked.")
+      .def(py::init(&make_quantizer), py::arg("scales").noconvert(),
+           py::arg("zero_points").noconvert())
+      .def(py::init([](float scale, std::int32_t zero_point) {
+             return Quantizer(&scale, &zero_point, 1);
+           }),
+           py::arg("scale"), py::arg("zero_point"))
+      .def("__len__", &Quantizer::groups);
+
+  py::class_<Transfer>(module, "Transfer", "A Transfer Layer for feature maps of one shape.")
+      .def(py::init(&make_transfer), py::kw_only(), py::arg("images"), py::arg("channels"),
+           py::arg("height"), py::arg("width"), py::arg("pool") = 1, py::arg("pool_kind") = "max",
+           py::arg("upsample") = "nearest", py::arg("layout") = "nchw", py::arg("dtype") = "int8",
+           py::arg("isa") = py::none())
+      .def_readonly("pooled_size", &Transfer::pooled, "Number of elements of the pooled map.")
+      .def_readonly("nbytes", &Transfer::bytes, "Bytes of payload.")
+      .def(
+          "accepts",
+          [](const Transfer& transfer, const py::array& array) {
+            return is_dense(array, transfer) && is_aligned(array);
+          },
+          py::arg("array").noconvert(), "Whether an array is dense in this layout.")
+      .def("encode", &encode, py::arg("array").noconvert(), py::arg("out").noconvert(),
+           py::arg("quantizer") = py::none(), "Pool, quantize and pack.")
+      .def("pool_range", &pool_range, py::arg("array").noconvert(), py::arg("out").noconvert(),
+           py::arg("per_channel") = false, "Pool into float32 and find the range.")
+      .def("decode", &decode, py::arg("payload").noconvert(), py::arg("out").noconvert(),
+           py::arg("quantizer") = py::none(), "Unpack, dequantize and upsample.");
 
   module.def(
       "kernels",
       [] {
         std::vector<std::pair<std::string, std::string>> names;
-        for (const scissionlite::Kernel& kernel : scissionlite::all_kernels()) {
+        for (const Kernel& kernel : scissionlite::all_kernels()) {
           names.emplace_back(kernel.operation, kernel.isa);
         }
         return names;

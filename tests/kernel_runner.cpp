@@ -2,16 +2,17 @@
 // or built with sanitizers. Stays up and answers requests from standard input, little-endian:
 //
 //   request   u32 length, name ("list" or "<operation>__<isa>"); for a kernel also
-//             u64 planes, height, width; f32 scale; i32 zero point; u32 shift;
-//             u64 length, input bytes; u64 output length
-//   answer    u8 status (0 done, 1 cannot run here, 2 wrote outside its output); u64 length, bytes
+//             u64 images, channels, height, width; u32 window, pooling, upsampling, layout,
+//             per_channel, shift; u64 groups, f32 factors, i32 zero points;
+//             u64 length, input bytes; u64 length of the output (0: a null pointer);
+//             u64 number of ranges
+//   answer    u8 status (0 done, 1 unknown or cannot run here, 2 wrote outside its output, 3 wrote
+//             to its input); u64 length; bytes: the output, the lows, the highs. To "list": a line
+//             "<operation> <isa> <1 if this CPU can run it, else 0>" for every kernel.
 //
-// Input and output stand between inaccessible pages. With shift 0 each ends right at the upper one,
-// otherwise it starts that many elements after the lower one, unaligned for vectors; so a read or a
-// write outside on either side is a crash. Bytes between array and page are canaries.
-
-#include <sys/mman.h>
-#include <unistd.h>
+// Every array of a call is a block of its own (guarded_array.h). With shift 0 input and output end
+// right at the upper edge of theirs, otherwise they start that many elements after the lower one,
+// unaligned for vectors.
 
 #include <algorithm>
 #include <cstdint>
@@ -22,112 +23,134 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "guarded_array.h"
 
 namespace {
 
-constexpr unsigned char kCanary = 0xA5;
+using scissionlite::GuardedArray;
+using scissionlite::Kernel;
+using scissionlite::TransferParams;
+using Bytes = std::vector<unsigned char>;
 
-[[noreturn]] void fail(const char* what) {
-  std::perror(what);
-  std::exit(1);
+enum Status : std::uint8_t { kDone, kCannotRun, kWroteOutside, kWroteToInput };
+
+void read_exactly(void* into, std::size_t size) {
+  if (std::fread(into, 1, size, stdin) != size) {
+    std::fputs("kernel_runner: the request ends early\n", stderr);
+    std::exit(1);
+  }
 }
-
-// An array between two inaccessible pages.
-class GuardedArray {
- public:
-  GuardedArray(std::size_t size, std::size_t offset_from_start) {
-    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    inner_ = (size + offset_from_start + page - 1) / page * page;
-    mapped_ = inner_ + 2 * page;
-    void* base = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED) fail("mmap");
-    base_ = static_cast<unsigned char*>(base);
-    begin_ = base_ + page;
-    if (mprotect(base_, page, PROT_NONE) != 0) fail("mprotect");
-    if (mprotect(begin_ + inner_, page, PROT_NONE) != 0) fail("mprotect");
-    std::memset(begin_, kCanary, inner_);
-    data_ = begin_ + (offset_from_start > 0 ? offset_from_start : inner_ - size);
-    size_ = size;
-  }
-  GuardedArray(const GuardedArray&) = delete;
-  GuardedArray& operator=(const GuardedArray&) = delete;
-  ~GuardedArray() { munmap(base_, mapped_); }
-
-  unsigned char* data() const { return data_; }
-  bool canaries_alive() const {
-    const auto alive = [](unsigned char byte) { return byte == kCanary; };
-    return std::all_of(begin_, data_, alive) && std::all_of(data_ + size_, begin_ + inner_, alive);
-  }
-
- private:
-  unsigned char* base_;
-  unsigned char* begin_;
-  unsigned char* data_;
-  std::size_t inner_;
-  std::size_t mapped_;
-  std::size_t size_;
-};
-
-bool read_exactly(void* into, std::size_t size) { return std::fread(into, 1, size, stdin) == size; }
 
 template <typename Value>
 Value read_value() {
   Value value;
-  if (!read_exactly(&value, sizeof value)) fail("request ends early");
+  read_exactly(&value, sizeof value);
   return value;
 }
 
-void answer(std::uint8_t status, const void* bytes, std::uint64_t size) {
+Bytes read_bytes(std::size_t size) {
+  Bytes bytes(size);
+  if (size > 0) read_exactly(bytes.data(), size);
+  return bytes;
+}
+
+void answer(Status status, const Bytes& bytes = {}) {
+  const std::uint64_t size = bytes.size();
   std::fwrite(&status, sizeof status, 1, stdout);
   std::fwrite(&size, sizeof size, 1, stdout);
-  std::fwrite(bytes, 1, size, stdout);
+  if (size > 0) std::fwrite(bytes.data(), 1, size, stdout);
   std::fflush(stdout);
 }
 
 void answer_list() {
-  std::string names;
-  for (const scissionlite::Kernel& kernel : scissionlite::all_kernels()) {
-    names += std::string(kernel.operation) + " " + std::string(kernel.isa) + "\n";
+  std::string lines;
+  for (const Kernel& kernel : scissionlite::all_kernels()) {
+    lines += std::string(kernel.operation) + " " + std::string(kernel.isa) +
+             (scissionlite::cpu_has(kernel.needs) ? " 1\n" : " 0\n");
   }
-  answer(0, names.data(), names.size());
+  answer(kDone, Bytes(lines.begin(), lines.end()));
+}
+
+// A null pointer where there is nothing.
+template <typename Element>
+Element* elements_of(const GuardedArray& array) {
+  return array.size() == 0 ? nullptr : static_cast<Element*>(array.data());
+}
+
+bool holds(const GuardedArray& array, const Bytes& bytes) {
+  return bytes.empty() || std::memcmp(array.data(), bytes.data(), bytes.size()) == 0;
+}
+
+void append(Bytes& bytes, const GuardedArray& array) {
+  const auto* begin = static_cast<const unsigned char*>(array.data());
+  bytes.insert(bytes.end(), begin, begin + array.size());
 }
 
 void run_kernel(const std::string& name) {
-  scissionlite::TransferParams params;
-  params.planes = read_value<std::uint64_t>();
+  TransferParams params{};
+  params.images = read_value<std::uint64_t>();
+  params.channels = read_value<std::uint64_t>();
   params.height = read_value<std::uint64_t>();
   params.width = read_value<std::uint64_t>();
-  params.scale = read_value<float>();
-  params.zero_point = read_value<std::int32_t>();
+  params.window = read_value<std::uint32_t>();
+  params.pooling = static_cast<scissionlite::Pooling>(read_value<std::uint32_t>());
+  params.upsampling = static_cast<scissionlite::Upsampling>(read_value<std::uint32_t>());
+  params.layout = static_cast<scissionlite::Layout>(read_value<std::uint32_t>());
+  params.per_channel = read_value<std::uint32_t>() != 0;
   const std::size_t shift = read_value<std::uint32_t>();
-  std::vector<unsigned char> input(read_value<std::uint64_t>());
-  if (!read_exactly(input.data(), input.size())) fail("request ends early");
+  const std::size_t groups = read_value<std::uint64_t>();
+  const Bytes factors = read_bytes(groups * sizeof(float));
+  const Bytes zero_points = read_bytes(groups * sizeof(std::int32_t));
+  const Bytes input = read_bytes(read_value<std::uint64_t>());
   const std::size_t output_size = read_value<std::uint64_t>();
+  const std::size_t ranges_size = read_value<std::uint64_t>() * sizeof(float);
 
-  const std::size_t split = name.find("__");
-  const std::vector<scissionlite::Kernel>& kernels = scissionlite::all_kernels();
-  const auto kernel = std::find_if(kernels.begin(), kernels.end(), [&](const auto& candidate) {
-    return candidate.operation == name.substr(0, split) && candidate.isa == name.substr(split + 2);
+  const std::vector<Kernel>& kernels = scissionlite::all_kernels();
+  const auto kernel = std::find_if(kernels.begin(), kernels.end(), [&](const Kernel& each) {
+    return std::string(each.operation) + "__" + std::string(each.isa) == name;
   });
-  if (split == std::string::npos || kernel == kernels.end() ||
-      !scissionlite::cpu_has(kernel->needs)) {
-    answer(1, "", 0);
+  if (kernel == kernels.end() || !scissionlite::cpu_has(kernel->needs)) {
+    answer(kCannotRun);
     return;
   }
-  const GuardedArray from(input.size(), shift * kernel->input_item);
+  const GuardedArray from(input, shift * kernel->input_item);
   const GuardedArray to(output_size, shift * kernel->output_item);
-  std::memcpy(from.data(), input.data(), input.size());
-  kernel->run(from.data(), to.data(), params);
-  answer(from.canaries_alive() && to.canaries_alive() ? 0 : 2, to.data(), output_size);
+  const GuardedArray factors_given(factors, 0);
+  const GuardedArray zero_points_given(zero_points, 0);
+  const GuardedArray lows(ranges_size, 0);
+  const GuardedArray highs(ranges_size, 0);
+  params.factors = elements_of<const float>(factors_given);
+  params.zero_points = elements_of<const std::int32_t>(zero_points_given);
+  params.lows = elements_of<float>(lows);
+  params.highs = elements_of<float>(highs);
+  kernel->run(from.data(), elements_of<void>(to), params);
+
+  for (const GuardedArray* array :
+       {&from, &to, &factors_given, &zero_points_given, &lows, &highs}) {
+    if (!array->canaries_alive()) {
+      answer(kWroteOutside);
+      return;
+    }
+  }
+  if (!holds(from, input) || !holds(factors_given, factors) ||
+      !holds(zero_points_given, zero_points)) {
+    answer(kWroteToInput);
+    return;
+  }
+  Bytes result;
+  append(result, to);
+  append(result, lows);
+  append(result, highs);
+  answer(kDone, result);
 }
 
 }  // namespace
 
 int main() {
   std::uint32_t length = 0;
-  while (read_exactly(&length, sizeof length)) {
+  while (std::fread(&length, sizeof length, 1, stdin) == 1) {
     std::string name(length, '\0');
-    if (!read_exactly(name.data(), length)) fail("request ends early");
+    read_exactly(name.data(), length);
     if (name == "list") {
       answer_list();
     } else {

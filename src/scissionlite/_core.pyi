@@ -1,43 +1,156 @@
-"""Typed stub of the compiled core. Its policy-free functions check their arguments and run."""
+"""Typed stub of the compiled core. Its policy-free classes check their arguments and run."""
+
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-def maxpool2x2_quantize_f32_i8(
-    input: npt.NDArray[np.float32],
-    out: npt.NDArray[np.int8],
-    scale: float,
-    zero_point: int,
-    *,
-    isa: str | None = None,
-) -> None:
-    """2x2 max-pooling and int8 quantization: (P, H, W) to (P, ceil(H/2), ceil(W/2))."""
+class Quantizer:
+    """Scales and zero points, checked: one of each for a tensor, or one a channel.
 
-def dequantize_upsample2x_i8_f32(
-    input: npt.NDArray[np.int8],
-    out: npt.NDArray[np.float32],
-    scale: float,
-    zero_point: int,
-    *,
-    isa: str | None = None,
-) -> None:
-    """Dequantization and 2x nearest upsampling: (P, ceil(H/2), ceil(W/2)) to (P, H, W)."""
+    Parameters
+    ----------
+    scales : float, or ndarray of float32, shape (groups,)
+        Finite, positive, with a finite reciprocal in float32.
+    zero_points : int, or ndarray of int32, shape (groups,)
+        Within [-128, 127].
 
-def maxpool2x2_f32_f32(
-    input: npt.NDArray[np.float32],
-    out: npt.NDArray[np.float32],
-    *,
-    isa: str | None = None,
-) -> None:
-    """2x2 max-pooling in float32: (P, H, W) to (P, ceil(H/2), ceil(W/2))."""
+    Raises
+    ------
+    ValueError
+        A value is not one of those.
+    """
 
-def upsample2x_f32_f32(
-    input: npt.NDArray[np.float32],
-    out: npt.NDArray[np.float32],
-    *,
-    isa: str | None = None,
-) -> None:
-    """2x nearest upsampling in float32: (P, ceil(H/2), ceil(W/2)) to (P, H, W)."""
+    @overload
+    def __init__(self, scale: float, zero_point: int) -> None: ...
+    @overload
+    def __init__(
+        self, scales: npt.NDArray[np.float32], zero_points: npt.NDArray[np.int32]
+    ) -> None: ...
+    def __len__(self) -> int: ...
+
+class Transfer:
+    """A Transfer Layer for feature maps of one shape, its kernels chosen: docs/numerics.md.
+
+    Parameters
+    ----------
+    images, channels, height, width : int
+        The feature map at full resolution.
+    pool : int
+        Window and stride: 1, 2 or 4.
+    pool_kind : str
+        "max" or "average".
+    upsample : str
+        "nearest" or "bilinear".
+    layout : str
+        Order in memory, of the feature map and of the payload: "nchw" or "nhwc".
+    dtype : str
+        Of the payload: "float32", "float16", "int8" or "int4".
+    isa : str, optional
+        The instruction set, instead of :func:`isa`.
+
+    Raises
+    ------
+    ValueError
+        A size is zero, together they overflow, or a name is unknown.
+    scissionlite.errors.IsaError
+        The instruction set is unknown or cannot be used here.
+    """
+
+    def __init__(
+        self,
+        *,
+        images: int,
+        channels: int,
+        height: int,
+        width: int,
+        pool: int = 1,
+        pool_kind: str = "max",
+        upsample: str = "nearest",
+        layout: str = "nchw",
+        dtype: str = "int8",
+        isa: str | None = None,
+    ) -> None: ...
+    @property
+    def pooled_size(self) -> int:
+        """Number of elements of the pooled map."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of payload."""
+
+    def accepts(self, array: npt.NDArray[Any]) -> bool:
+        """Tell whether an array is dense in this layout, aligned and of this many elements."""
+
+    def encode(
+        self,
+        array: npt.NDArray[np.float32] | npt.NDArray[np.float16],
+        out: npt.NDArray[np.uint8],
+        quantizer: Quantizer | None = None,
+    ) -> None:
+        """Pool, quantize and pack.
+
+        Parameters
+        ----------
+        array : ndarray of float32 or float16
+            A feature map that :meth:`accepts` takes.
+        out : ndarray of uint8, shape (nbytes,)
+            Contiguous, writable, aligned to the payload's type, apart from `array`.
+        quantizer : Quantizer, optional
+            For int8 and int4, and only for them: one group, or one a channel.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An array or the quantizer does not fit.
+        """
+
+    def pool_range(
+        self,
+        array: npt.NDArray[np.float32] | npt.NDArray[np.float16],
+        out: npt.NDArray[np.float32] | None,
+        per_channel: bool = False,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Pool into float32 and find the smallest and largest finite value.
+
+        Parameters
+        ----------
+        array : ndarray of float32 or float16
+            A feature map that :meth:`accepts` takes.
+        out : ndarray of float32, shape (pooled_size,), or None
+            Where the pooled map goes; None with ``pool=1``, and only then, for the range alone.
+        per_channel : bool
+            One range a channel instead of one for the tensor.
+
+        Returns
+        -------
+        lows, highs : ndarray of float32, shape (groups,)
+            ``+inf`` and ``-inf`` where nothing was finite.
+        """
+
+    def decode(
+        self,
+        payload: npt.NDArray[np.uint8],
+        out: npt.NDArray[np.float32] | npt.NDArray[np.float16],
+        quantizer: Quantizer | None = None,
+    ) -> None:
+        """Unpack, dequantize and upsample.
+
+        Parameters
+        ----------
+        payload : ndarray of uint8, shape (nbytes,)
+            Contiguous and aligned to its type.
+        out : ndarray of float32 or float16
+            Where the feature map goes: an array that :meth:`accepts` takes, writable, apart from
+            `payload`.
+        quantizer : Quantizer, optional
+            As in :meth:`encode`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An array or the quantizer does not fit.
+        """
 
 def kernels() -> list[tuple[str, str]]:
     """Name (operation, isa) of every kernel in this build, best ISA first."""

@@ -1,10 +1,12 @@
 """The Transfer Layer (TL): what pools, packs and unpacks the feature map at the slicing point.
 
-``spec`` says which TL, ``codec`` runs it on NumPy arrays with the compiled core, ``layers`` (which
-needs torch, so import it explicitly) is its form for training.
+``spec`` says which TL, ``codec`` runs it on NumPy arrays with the compiled core, with the scales of
+``quantization`` and the coders of ``entropy``; ``layers`` (which needs torch, so import it
+explicitly) is its form for training.
 """
 
-from scissionlite.transfer_layer.codec import Packed, Quantization, decode, encode
+from scissionlite.transfer_layer.codec import Packed, decode, encode
+from scissionlite.transfer_layer.quantization import Quantization
 from scissionlite.transfer_layer.spec import TransferSpec
 
 __all__ = ["Packed", "Quantization", "TransferSpec", "decode", "encode"]

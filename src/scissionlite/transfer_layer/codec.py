@@ -1,15 +1,13 @@
 """The Transfer Layer at run time: ``encode`` on the device, ``decode`` on the edge. No torch here.
 
-Checks and defaults are here; arithmetic on feature maps is in the compiled core, whose numerics
-docs/numerics.md specifies. Pooling and upsampling are those of arXiv 2105.02019; the
-int8 packing is ours.
+Policy and defaults are here; arithmetic on feature maps is in the compiled core, which also checks
+every array (docs/numerics.md specifies both). 2x2 max-pooling and nearest-neighbour upsampling are
+those of arXiv 2105.02019; the rest is ours.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import msgspec
 import numpy as np
@@ -17,85 +15,26 @@ import numpy.typing as npt
 
 from scissionlite import _core
 from scissionlite.errors import CodecError
+from scissionlite.transfer_layer import entropy
+from scissionlite.transfer_layer.fitted import (
+    Bytes,
+    FittedLayer,
+    FloatMap,
+    as_map,
+    empty_map,
+    fit,
+    flat_view,
+    scratch,
+)
+from scissionlite.transfer_layer.quantization import Quantization
 from scissionlite.transfer_layer.spec import TransferSpec
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[Any]
 """What a payload may be in: any contiguous buffer."""
 
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # its reciprocal is finite, a denormal's may not
-
 # A wrong SCISSIONLITE_ISA must surface as IsaError when the package is imported, not at some
 # request later.
 _core.isa()
-
-
-class Quantization(msgspec.Struct, frozen=True):
-    """Affine int8 quantization of one tensor: ``x ~ (q - zero_point) * scale``.
-
-    Parameters
-    ----------
-    scale : float
-        Size of one step, in the units of the feature map. Kept as the nearest float32.
-    zero_point : int
-        The int8 value that stands for zero, -128 to 127.
-
-    Raises
-    ------
-    CodecError
-        `scale` is not finite and positive or its float32 reciprocal is not finite, or
-        `zero_point` is not an integer in range.
-    """
-
-    scale: float
-    zero_point: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.scale, float | int) or isinstance(self.scale, bool):
-            raise CodecError(f"Quantization: scale={self.scale!r} is not a number")
-        # What the kernels and the wire hold, so that equal structs decode equally.
-        with np.errstate(over="ignore", under="ignore", divide="ignore"):
-            scale = np.float32(self.scale)
-            usable = scale > 0 and np.isfinite(scale) and np.isfinite(np.float32(1) / scale)
-        if not usable:
-            raise CodecError(
-                f"Quantization: scale={self.scale!r} must be finite and positive, with a finite "
-                "reciprocal in float32"
-            )
-        if (
-            not isinstance(self.zero_point, int)
-            or isinstance(self.zero_point, bool)
-            or not -128 <= self.zero_point <= 127
-        ):
-            raise CodecError(
-                f"Quantization: zero_point={self.zero_point!r} must be an integer in [-128, 127]"
-            )
-        msgspec.structs.force_setattr(self, "scale", float(scale))
-
-    @classmethod
-    def from_range(cls, low: float, high: float) -> Quantization:
-        """Return the quantization whose 256 values span a range.
-
-        Parameters
-        ----------
-        low, high : float
-            Smallest and largest value of the pooled feature map. The range is widened to include
-            zero, so that zero (the most frequent feature after a ReLU) is exact.
-
-        Raises
-        ------
-        CodecError
-            A bound is not finite, or `low` is above `high`.
-        """
-        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-            raise CodecError(f"range [{low!r}, {high!r}] must be finite and not reversed")
-        low, high = min(float(low), 0.0), max(float(high), 0.0)
-        if low == high:
-            return cls(scale=1.0, zero_point=-128)
-        with np.errstate(under="ignore", over="ignore"):
-            scale = max(float(np.float32((high - low) / 255)), _SMALLEST_SCALE)
-        # round() is half to even. An infinite scale (bounds beyond float32) is refused by cls.
-        zero_point = min(max(round(-128 - low / scale), -128), 127)
-        return cls(scale=scale, zero_point=zero_point)
 
 
 class Packed(msgspec.Struct, frozen=True, eq=False):
@@ -106,19 +45,25 @@ class Packed(msgspec.Struct, frozen=True, eq=False):
     Parameters
     ----------
     payload : buffer
-        The packed elements in C order, little-endian. :func:`encode` gives 1-D uint8.
+        The packed elements in the order of the spec's layout, little-endian, or their entropy
+        code. :func:`encode` gives 1-D uint8.
     spec : TransferSpec
         Which Transfer Layer packed it.
     shape : tuple of int
-        Shape of the feature map before packing, which decoding restores.
+        Shape of the feature map before packing, (..., channels, height, width), which decoding
+        restores.
     quantization : Quantization or None
-        Scale and zero point; None for a float32 payload.
+        Scales and zero points; None for a float payload.
+    entropy_coded : bool
+        Whether the payload went through the spec's entropy coder. One that would not shrink does
+        not.
     """
 
     payload: Buffer
     spec: TransferSpec
     shape: tuple[int, ...]
     quantization: Quantization | None = None
+    entropy_coded: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -127,73 +72,77 @@ class Packed(msgspec.Struct, frozen=True, eq=False):
 
 
 def encode(
-    array: npt.NDArray[np.float32],
+    array: FloatMap,
     spec: TransferSpec,
     quantization: Quantization | None = None,
-    out: npt.NDArray[np.uint8] | None = None,
+    out: Bytes | None = None,
 ) -> Packed:
-    """Pool and pack a feature map: DeviceTL (arXiv 2105.02019; int8 is ours).
+    """Pool and pack a feature map: DeviceTL (arXiv 2105.02019; all but 2x2 float32 is ours).
 
     Parameters
     ----------
-    array : ndarray of float32, shape (..., C, H, W)
-        The feature map; with ``pool=1`` any shape of 1 to 8 dimensions. Copied first if it is not
-        C-contiguous.
+    array : ndarray of float32 or float16, shape (..., C, H, W)
+        The feature map; any shape of 1 to 8 dimensions where `spec` does not look at channels,
+        height and width. Copied first if it is not dense in the spec's layout: with "nhwc" a
+        PyTorch tensor in ``channels_last`` is taken as it is.
     spec : TransferSpec
         Which Transfer Layer.
     quantization : Quantization, optional
-        Scale and zero point for int8, from calibration. Without it the range of the finite values
-        of the pooled map is used, which costs a second pass.
+        Scales and zero points for int8 and int4, from calibration. Without it they are made from
+        the range of the finite values of the pooled map, which is found in a pass of its own; the
+        pooled map then lies in a float32 buffer that this thread keeps for the next call (a
+        quarter of the feature map for 2x2, a sixteenth for 4x4, of the largest so far).
     out : ndarray of uint8, shape (spec.packed_nbytes(array.shape),), optional
-        Where to put the payload, to save an allocation.
+        Where to put the payload, to save an allocation. The payload is `out`, or with an entropy
+        coder its beginning.
 
     Returns
     -------
     Packed
-        With ``TransferSpec.float32_split()``, no `out` and a contiguous `array`, the payload is a
-        view of `array` and no byte is copied.
+        If nothing is to be computed (no pooling, and `array` has the type of the payload) and
+        there is no `out`, the payload is a view of `array` and no byte is copied.
 
     Raises
     ------
     CodecError
-        `array` is not float32, is empty, too large or has too few dimensions; a quantization is
-        given for a float32 payload; `out` does not fit.
+        `array` is neither float32 nor float16, is empty, too large or has too few dimensions; the
+        quantization does not go with `spec` and the channels; `out` does not fit.
     """
-    if not isinstance(array, np.ndarray) or array.dtype != np.float32:
-        kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise CodecError(f"encode takes a float32 ndarray, not {kind}")
-    shape = array.shape
-    packed_shape = spec.packed_shape(shape)
-    if spec.dtype == "float32" and quantization is not None:
-        raise CodecError(f"a quantization is given, but {spec.label} is not quantized")
-    source = np.require(array, requirements=["C", "A"])
-    nbytes = math.prod(packed_shape) * spec.itemsize
-    if out is None and spec.pool == 1:
-        return Packed(source.reshape(-1).view(np.uint8), spec, shape)
-    payload = np.empty(nbytes, np.uint8) if out is None else _check_payload_out(out, nbytes, spec)
-    if np.may_share_memory(source, payload):
-        raise CodecError("out must not overlap the array")
-
-    if spec.pool == 1:
-        payload[:] = source.reshape(-1).view(np.uint8)
-        return Packed(payload, spec, shape)
-    planes = source.reshape(_planes(shape))
-    if spec.dtype == "float32":
-        _core.maxpool2x2_f32_f32(planes, payload.view(np.float32).reshape(_planes(packed_shape)))
-        return Packed(payload, spec, shape)
-    if quantization is None:
-        quantization = _range_of_pooled(planes, packed_shape)
-    _core.maxpool2x2_quantize_f32_i8(
-        planes,
-        payload.view(np.int8).reshape(_planes(packed_shape)),
-        quantization.scale,
-        quantization.zero_point,
-    )
-    return Packed(payload, spec, shape, quantization)
+    if not isinstance(array, np.ndarray):
+        raise CodecError(f"encode takes a float32 or float16 ndarray, not {type(array).__name__}")
+    fitted = fit(spec, *array.shape)
+    if quantization is None and fitted.quantized:
+        return _encode_measured(array, fitted, out)
+    quantizer = fitted.quantizer(quantization)
+    if out is None and fitted.copies is not None and array.dtype == fitted.copies:
+        payload = flat_view(fitted.dense(array), spec.layout).view(np.uint8)
+    else:
+        payload = _run_encode(array, fitted, quantizer, out)
+    if spec.entropy is None:
+        return Packed(payload, spec, fitted.shape, quantization)
+    return _entropy_code(payload, fitted, quantization, out)
 
 
-def decode(packed: Packed, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
-    """Unpack and upsample a feature map: EdgeTL (arXiv 2105.02019; int8 is ours).
+@overload
+def decode(
+    packed: Packed, out: None = None, *, dtype: Literal["float32"] = ..., layout: str | None = None
+) -> npt.NDArray[np.float32]: ...
+@overload
+def decode(
+    packed: Packed, out: None = None, *, dtype: Literal["float16"], layout: str | None = None
+) -> npt.NDArray[np.float16]: ...
+@overload
+def decode(packed: Packed, out: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+@overload
+def decode(packed: Packed, out: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]: ...
+def decode(
+    packed: Packed,
+    out: FloatMap | None = None,
+    *,
+    dtype: str = "float32",
+    layout: str | None = None,
+) -> FloatMap:
+    """Unpack and upsample a feature map: EdgeTL (arXiv 2105.02019; all but 2x2 float32 is ours).
 
     Nothing in `packed` is trusted: it may come from the network.
 
@@ -201,92 +150,118 @@ def decode(packed: Packed, out: npt.NDArray[np.float32] | None = None) -> npt.ND
     ----------
     packed : Packed
         What :func:`encode` made, here or on another machine.
-    out : ndarray of float32, C-contiguous, of shape packed.shape, optional
-        Where to put the result, to save an allocation.
+    out : ndarray of float32 or float16, of shape packed.shape, optional
+        Where to put the result, to save an allocation; dense in either layout.
+    dtype : str
+        Of the result if there is no `out`: ``"float32"`` or ``"float16"``.
+    layout : str, optional
+        Order in memory of the result if there is no `out`, ``"nchw"`` or ``"nhwc"``; by default
+        the spec's. For another one the payload is put in order before it is upsampled.
 
     Returns
     -------
-    ndarray of float32, shape packed.shape
+    ndarray of shape packed.shape
         `out`, or a new array that shares no memory with the payload.
 
     Raises
     ------
     CodecError
         The shape is not one that the codec takes, the payload is not exactly as long as shape and
-        spec say, the quantization is missing or superfluous, or `out` does not fit.
+        spec say or no valid entropy code, the quantization is missing or does not go with the
+        spec, or `out`, `dtype` or `layout` does not fit.
     """
-    if not isinstance(packed.spec, TransferSpec) or not isinstance(packed.shape, tuple | list):
-        raise CodecError("Packed: spec must be a TransferSpec and shape a tuple")
-    spec, shape = packed.spec, tuple(packed.shape)
-    packed_shape = spec.packed_shape(shape)
+    if not isinstance(packed.shape, tuple | list):
+        raise CodecError(f"Packed: shape must be a tuple, not {packed.shape!r}")
+    try:
+        fitted = fit(packed.spec, *packed.shape)
+    except TypeError as error:
+        raise CodecError(f"Packed: a spec or shape that is none: {error}") from error
+    quantizer = fitted.quantizer(packed.quantization)
     payload = _payload_bytes(packed.payload)
-    expected = math.prod(packed_shape) * spec.itemsize
-    if payload.nbytes != expected:
+    if packed.entropy_coded:
+        if packed.spec.entropy is None:
+            raise CodecError(f"an entropy-coded payload, but {packed.spec.label} has no such coder")
+        payload = entropy.decompress(payload, packed.spec.entropy, fitted.nbytes)
+    if payload.nbytes != fitted.nbytes:
         raise CodecError(
-            f"payload of {payload.nbytes} bytes; {spec.label} of shape {shape} has exactly "
-            f"{expected}"
+            f"payload of {payload.nbytes} bytes; {packed.spec.label} of shape {fitted.shape} has "
+            f"exactly {fitted.nbytes}"
         )
-    if (spec.dtype == "int8") != isinstance(packed.quantization, Quantization):
-        raise CodecError(f"quantization={packed.quantization!r} does not go with {spec.label}")
-    result = np.empty(shape, np.float32) if out is None else _check_result_out(out, shape)
-    if np.may_share_memory(result, payload):
-        raise CodecError("out must not overlap the payload")
-
-    if spec.pool == 1:
-        result.reshape(-1).view(np.uint8)[:] = payload
-        return result
-    planes = result.reshape(_planes(shape))
-    if packed.quantization is None:
-        # The payload may start anywhere in a message, so it may need to be copied to be aligned.
-        pooled = np.require(payload.view(np.float32), requirements=["A"])
-        _core.upsample2x_f32_f32(pooled.reshape(_planes(packed_shape)), planes)
-    else:
-        _core.dequantize_upsample2x_i8_f32(
-            payload.view(np.int8).reshape(_planes(packed_shape)),
-            planes,
-            packed.quantization.scale,
-            packed.quantization.zero_point,
-        )
-    return result
-
-
-def _planes(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Merge batch and channels into one dimension, as the kernels see a shape."""
-    return math.prod(shape[:-2]), shape[-2], shape[-1]
-
-
-def _range_of_pooled(planes: npt.NDArray[np.float32], packed_shape: Sequence[int]) -> Quantization:
-    pooled = np.empty(_planes(packed_shape), np.float32)
-    _core.maxpool2x2_f32_f32(planes, pooled)
-    finite = pooled[np.isfinite(pooled)]
-    if finite.size == 0:
-        return Quantization.from_range(0.0, 0.0)
-    return Quantization.from_range(float(finite.min()), float(finite.max()))
-
-
-def _check_payload_out(
-    out: npt.NDArray[np.uint8], nbytes: int, spec: TransferSpec
-) -> npt.NDArray[np.uint8]:
-    if not isinstance(out, np.ndarray) or out.dtype != np.uint8 or out.shape != (nbytes,):
-        raise CodecError(f"out must be a 1-D uint8 ndarray of exactly {nbytes} bytes")
-    if not (out.flags.c_contiguous and out.flags.writeable):
-        raise CodecError("out must be contiguous and writable")
-    if spec.dtype == "float32" and not out.view(np.float32).flags.aligned:
-        raise CodecError("out must start at a multiple of 4 bytes")
+    if out is None:
+        out = empty_map(fitted.shape, dtype, layout or packed.spec.layout)
+    elif not isinstance(out, np.ndarray) or out.shape != fitted.shape:
+        raise CodecError(f"out must be a float32 or float16 ndarray of shape {fitted.shape}")
+    if not fitted.transfer.accepts(out):
+        if out.ndim < 3 or not fitted.other_layout.transfer.accepts(out):
+            raise CodecError("out must be contiguous in nchw or nhwc, and aligned")
+        payload, fitted = fitted.reordered(payload), fitted.other_layout
+    try:
+        # A payload may start anywhere in a message.
+        fitted.transfer.decode(fitted.aligned(payload), out, quantizer)
+    except (TypeError, ValueError) as error:
+        raise CodecError(str(error)) from error
     return out
 
 
-def _check_result_out(
-    out: npt.NDArray[np.float32], shape: tuple[int, ...]
-) -> npt.NDArray[np.float32]:
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
-        raise CodecError(f"out must be a float32 ndarray of shape {shape}")
-    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
-        raise CodecError("out must be C-contiguous, aligned and writable")
+def _encode_measured(array: FloatMap, fitted: FittedLayer, out: Bytes | None) -> Packed:
+    """Encode with scales from the array's own range, which takes a pass to find."""
+    spec = fitted.spec
+    if out is not None and np.may_share_memory(array, out):
+        raise CodecError("out must not overlap the array")
+    source = fitted.dense(array)
+    per_channel = fitted.scales is not None
+    pooled_layer = fitted
+    try:
+        if spec.pool == 1:
+            lows, highs = fitted.transfer.pool_range(source, None, per_channel)
+        else:
+            pooled = scratch(fitted.transfer.pooled_size)
+            lows, highs = fitted.transfer.pool_range(source, pooled, per_channel)
+            pooled_layer = fitted.pooled
+            source = as_map(pooled, fitted.packed_shape, spec.layout)
+    except TypeError as error:
+        raise CodecError(f"encode takes a float32 or float16 ndarray: {error}") from error
+    quantization = (
+        Quantization.from_range(lows, highs, spec.dtype, spec.scheme)
+        if per_channel
+        else Quantization.from_range(lows.item(), highs.item(), spec.dtype, spec.scheme)
+    )
+    payload = _run_encode(source, pooled_layer, quantization.quantizer, out)
+    if spec.entropy is None:
+        return Packed(payload, spec, fitted.shape, quantization)
+    return _entropy_code(payload, fitted, quantization, out)
+
+
+def _run_encode(
+    array: FloatMap, fitted: FittedLayer, quantizer: _core.Quantizer | None, out: Bytes | None
+) -> Bytes:
+    if out is None:
+        out = np.empty(fitted.nbytes, np.uint8)
+    elif not isinstance(out, np.ndarray):
+        raise CodecError(f"out must be a uint8 ndarray, not {type(out).__name__}")
+    try:
+        fitted.transfer.encode(fitted.dense(array), out, quantizer)
+    except (TypeError, ValueError) as error:
+        raise CodecError(str(error)) from error
     return out
 
 
-def _payload_bytes(payload: Buffer) -> npt.NDArray[np.uint8]:
+def _entropy_code(
+    payload: Bytes, fitted: FittedLayer, quantization: Quantization | None, out: Bytes | None
+) -> Packed:
+    spec = fitted.spec
+    assert spec.entropy is not None
+    coded = entropy.compress(payload, spec.entropy, spec.entropy_level)
+    if coded is None:
+        return Packed(payload, spec, fitted.shape, quantization)
+    result: Bytes = np.frombuffer(coded, np.uint8)
+    if out is not None:
+        out[: len(coded)] = result
+        result = out[: len(coded)]
+    return Packed(result, spec, fitted.shape, quantization, entropy_coded=True)
+
+
+def _payload_bytes(payload: Buffer) -> Bytes:
     """View the payload as 1-D uint8, without a copy."""
     try:
         view = memoryview(payload)  # type: ignore[arg-type]  # ndarray's stub lacks __buffer__

@@ -2,7 +2,8 @@
 
 Forward, they compute bit for bit what the runtime codec (:mod:`.codec`) does to finite values:
 docs/numerics.md is the contract of both. Backward, rounding passes the gradient straight through
-(Bengio, Leonard, Courville, arXiv 1308.3432) and saturated values stop it.
+(Bengio, Leonard, Courville, arXiv 1308.3432) and saturated values stop it. Layout and entropy
+coding change no value, so they are not here.
 """
 
 from __future__ import annotations
@@ -14,51 +15,83 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scissionlite.transfer_layer.codec import Quantization
+from scissionlite.errors import CodecError
+from scissionlite.transfer_layer.quantization import CODES, Quantization
 from scissionlite.transfer_layer.spec import TransferSpec
 
 
 class DeviceTL(nn.Module):
-    """The device's half: max-pool, and for int8 quantize (arXiv 2105.02019, "DeviceTL").
+    """The device's half: pool, and quantize or round (arXiv 2105.02019, "DeviceTL").
 
-    Input float32 ``(N, C, H, W)``; output float32 ``(N, C, ceil(H/2), ceil(W/2))`` for 2x2
-    pooling, holding the integer codes -128 to 127 where the spec says int8.
+    Input float32 ``(N, C, H, W)`` or ``(C, H, W)``, without pooling of any shape; output float32
+    with height and width divided by the pooling window and rounded up. It holds the integer codes
+    where the spec has them, and float16 values where that is what crosses.
+
+    Raises
+    ------
+    CodecError
+        The quantization is missing, superfluous, or not as the spec's granularity says.
     """
+
+    inverse: torch.Tensor
+    zero_point: torch.Tensor
 
     def __init__(self, spec: TransferSpec, quantization: Quantization | None) -> None:
         super().__init__()
         self.spec = spec
         self.quantization = quantization
+        _check(spec, quantization)
+        if quantization is not None:
+            scale, zero_point = _planes_of(quantization)
+            _constant(self, "inverse", np.float32(1) / scale)
+            _constant(self, "zero_point", zero_point)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Pool and quantize."""
+        """Pool, and quantize or round."""
         if self.spec.pool > 1:
-            x = F.max_pool2d(x, self.spec.pool, ceil_mode=True)
-        if self.quantization is None:
-            return x
-        zero_point = self.quantization.zero_point
-        inverse = float(np.float32(1.0) / np.float32(self.quantization.scale))
-        codes = torch.clamp(x * inverse, -128 - zero_point, 127 - zero_point)
-        rounded: torch.Tensor = _RoundStraightThrough.apply(codes)  # type: ignore[no-untyped-call]  # torch has no annotation
-        return rounded + zero_point
+            x = (_max if self.spec.pool_kind == "max" else _average)(x, self.spec.pool)
+        if self.quantization is not None:
+            low, high = CODES[self.spec.dtype]
+            codes = torch.clamp(
+                x * self.inverse, min=low - self.zero_point, max=high - self.zero_point
+            )
+            return _round_straight_through(codes) + self.zero_point
+        return _to_float16_straight_through(x) if self.spec.dtype == "float16" else x
 
 
 class EdgeTL(nn.Module):
-    """The edge's half: dequantize and upsample to the original size (paper: "EdgeTL")."""
+    """The edge's half: dequantize and upsample to the original size (paper: "EdgeTL").
+
+    Raises
+    ------
+    CodecError
+        As :class:`DeviceTL`.
+    """
+
+    scale: torch.Tensor
+    zero_point: torch.Tensor
 
     def __init__(self, spec: TransferSpec, quantization: Quantization | None) -> None:
         super().__init__()
         self.spec = spec
         self.quantization = quantization
+        _check(spec, quantization)
+        if quantization is not None:
+            scale, zero_point = _planes_of(quantization)
+            _constant(self, "scale", scale)
+            _constant(self, "zero_point", zero_point)
 
     def forward(self, x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         """Restore ``x`` to height and width ``size``."""
         if self.quantization is not None:
-            x = (x - self.quantization.zero_point) * float(np.float32(self.quantization.scale))
-        if self.spec.pool > 1:
-            x = F.interpolate(x, scale_factor=self.spec.pool, mode="nearest")
-            x = x[..., : size[0], : size[1]]
-        return x
+            x = (x - self.zero_point) * self.scale
+        if self.spec.pool == 1:
+            return x
+        if self.spec.upsample == "bilinear":
+            x = _interpolate(_interpolate(x, self.spec.pool, -1), self.spec.pool, -2)
+        else:
+            x = _repeat(x, self.spec.pool)
+        return x[..., : size[0], : size[1]]
 
 
 class TransferLayer(nn.Module):
@@ -69,7 +102,12 @@ class TransferLayer(nn.Module):
     spec
         What the layer does.
     quantization
-        Scale and zero point; needed for int8, None otherwise.
+        Scales and zero points; needed for int8 and int4, None otherwise.
+
+    Raises
+    ------
+    CodecError
+        As :class:`DeviceTL`.
     """
 
     def __init__(self, spec: TransferSpec, quantization: Quantization | None = None) -> None:
@@ -79,8 +117,78 @@ class TransferLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Send ``x`` through the layer; same shape and dtype come out."""
-        restored: torch.Tensor = self.edge(self.device(x), tuple(x.shape[2:]))
+        restored: torch.Tensor = self.edge(self.device(x), tuple(x.shape[-2:]))
         return restored
+
+
+def _check(spec: TransferSpec, quantization: Quantization | None) -> None:
+    if spec.quantized != (quantization is not None) or (
+        quantization is not None
+        and (quantization.channels is not None) != (spec.granularity == "channel")
+    ):
+        raise CodecError(f"quantization={quantization!r} does not go with {spec.label}")
+
+
+def _planes_of(quantization: Quantization) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Scale and zero point in float32, to be broadcast over (..., channels, height, width)."""
+    shape = () if quantization.channels is None else (quantization.channels, 1, 1)
+    scale, zero_point = quantization.scale, quantization.zero_point
+    return (
+        np.asarray(scale, np.float32).reshape(shape),
+        np.asarray(zero_point, np.float32).reshape(shape),
+    )
+
+
+def _constant(module: nn.Module, name: str, value: np.ndarray[Any, Any]) -> None:
+    """Keep a value that moves with the module but is none of its weights."""
+    module.register_buffer(name, torch.tensor(value), persistent=False)
+
+
+def _max(x: torch.Tensor, window: int) -> torch.Tensor:
+    # Turned on its side, so that of two equal values the first in column-major order is kept: they
+    # may be zeros of both signs.
+    turned = F.max_pool2d(x.transpose(-1, -2), window, ceil_mode=True)
+    return turned.transpose(-1, -2)
+
+
+def _average(x: torch.Tensor, window: int) -> torch.Tensor:
+    height, width = x.shape[-2:]
+    # Adding -0.0 changes nothing, not even the sign of a zero.
+    x = F.pad(x, (0, -width % window, 0, -height % window), value=-0.0)
+    columns = x[..., 0::window, :]
+    for row in range(1, window):
+        columns = columns + x[..., row::window, :]
+    total = columns[..., 0::window] + columns[..., 1::window]
+    if window == 4:
+        total = total + (columns[..., 2::window] + columns[..., 3::window])
+    rows_there = _there(height, window, x)
+    return total / (rows_there[:, None] * _there(width, window, x))
+
+
+def _there(size: int, window: int, like: torch.Tensor) -> torch.Tensor:
+    """How many elements of each window along one dimension exist."""
+    first = torch.arange(0, size, window, device=like.device)
+    return torch.clamp(size - first, max=window).to(like.dtype)
+
+
+def _repeat(x: torch.Tensor, factor: int) -> torch.Tensor:
+    *images, height, width = x.shape
+    spread = x[..., :, None, :, None].expand(*images, height, factor, width, factor)
+    return spread.reshape(*images, height * factor, width * factor)
+
+
+def _interpolate(x: torch.Tensor, factor: int, dim: int) -> torch.Tensor:
+    """Interpolate along one dimension, as docs/numerics.md has it, for each remainder of x by p."""
+    size = x.shape[dim]
+    before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, size - 1)], dim)
+    after = torch.cat([x.narrow(dim, 1, size - 1), x.narrow(dim, size - 1, 1)], dim)
+    phases = []
+    for remainder in range(factor):
+        a, b = (before, x) if remainder < factor // 2 else (x, after)
+        weight = (2 * ((remainder - factor // 2) % factor) + 1) / (2 * factor)
+        phases.append(a * (1 - weight) + b * weight)
+    # The phases alternate: in a new dimension behind this one, then merged with it.
+    return torch.stack(phases, dim).reshape(*x.shape[:dim], size * factor, *(x.shape[dim:][1:]))
 
 
 class _RoundStraightThrough(torch.autograd.Function):
@@ -93,3 +201,28 @@ class _RoundStraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: torch.Tensor) -> torch.Tensor:
         return grad[0]
+
+
+class _ToFloat16StraightThrough(torch.autograd.Function):
+    """Round to float16 forward; backward identity, and zero where that overflowed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        rounded = x.to(torch.float16).to(x.dtype)
+        ctx.save_for_backward(torch.isfinite(rounded))
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *grad: torch.Tensor) -> torch.Tensor:
+        (finite,) = ctx.saved_tensors
+        return torch.where(finite, grad[0], 0.0)
+
+
+def _round_straight_through(x: torch.Tensor) -> torch.Tensor:
+    rounded: torch.Tensor = _RoundStraightThrough.apply(x)  # type: ignore[no-untyped-call]  # torch has no annotation
+    return rounded
+
+
+def _to_float16_straight_through(x: torch.Tensor) -> torch.Tensor:
+    rounded: torch.Tensor = _ToFloat16StraightThrough.apply(x)  # type: ignore[no-untyped-call]  # torch has no annotation
+    return rounded

@@ -15,46 +15,65 @@ MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 2**28
 """Most elements of a feature map: 1 GiB in float32, far above any real one."""
 
+MAX_ENTROPY_LEVEL = 19
+"""zstd's highest level with a window that every decoder takes (8 MiB: RFC 8878, 3.1.1.1.2)."""
+
 _VALUES: dict[str, tuple[object, ...]] = {
-    "pool": (1, 2),
-    "pool_kind": ("max",),
-    "dtype": ("float32", "int8"),
-    "granularity": ("tensor",),
-    "layout": ("nchw",),
-    "entropy": (None,),
+    "pool": (1, 2, 4),
+    "pool_kind": ("max", "average"),
+    "dtype": ("float32", "float16", "int8", "int4"),
+    "granularity": ("tensor", "channel"),
+    "layout": ("nchw", "nhwc"),
+    "entropy": (None, "zstd"),
+    "scheme": ("affine", "symmetric"),
+    "upsample": ("nearest", "bilinear"),
 }
 
+_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
 
-class TransferSpec(msgspec.Struct, frozen=True):
-    """Which Transfer Layer: how it pools, quantizes and packs.
 
-    The paper's TL (arXiv 2105.02019) is 2x2 max-pooling in float32; the int8 packing,
-    which is the default here, is ours.
+class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
+    """Which Transfer Layer: how it pools, quantizes, packs and upsamples.
+
+    The paper's TL (arXiv 2105.02019) is 2x2 max-pooling and nearest-neighbour upsampling in
+    float32; everything else, and so the default here, is ours. docs/numerics.md says what each
+    value computes.
 
     Parameters
     ----------
     pool : int
-        Size and stride of the pooling window. 1 does not pool; 2 pools the last two dimensions.
+        Size and stride of the pooling window over height and width: 1 (no pooling), 2 or 4.
     pool_kind : str
-        ``"max"``.
+        ``"max"`` or ``"average"``.
     dtype : str
-        What crosses the link: ``"int8"`` (with ``pool=2``) or ``"float32"``.
+        What crosses the link: ``"float32"``, ``"float16"``, ``"int8"`` or ``"int4"``.
     granularity : str
-        What shares one scale and zero point: ``"tensor"``.
+        What shares one scale and zero point: the ``"tensor"`` or each ``"channel"``.
     layout : str
-        Order of the dimensions: ``"nchw"``, height and width last.
+        Order in memory of feature map and payload: ``"nchw"``, width fastest, or ``"nhwc"``,
+        channels fastest (PyTorch's ``channels_last``). Shapes are (..., channels, height, width)
+        in both.
     entropy : str or None
-        Entropy coding of the payload: ``None``.
+        Entropy coding of the payload: ``None`` or ``"zstd"`` (RFC 8878).
+    scheme : str
+        How a range becomes scale and zero point: ``"affine"``, or ``"symmetric"`` with the zero
+        point 0.
+    upsample : str
+        ``"nearest"`` or ``"bilinear"``.
+    entropy_level : int
+        How hard the entropy coder tries, 1 (fastest) to 19.
 
     Raises
     ------
     CodecError
-        A value, or the combination, is not one that this version takes.
+        A value is not one of those.
 
     Examples
     --------
     >>> TransferSpec().packed_nbytes((1, 64, 112, 112))
     200704
+    >>> TransferSpec(pool=4, dtype="int4").packed_nbytes((1, 64, 112, 112))
+    25088
     >>> TransferSpec.float32_split().packed_nbytes((1, 64, 112, 112))
     3211264
     """
@@ -65,17 +84,22 @@ class TransferSpec(msgspec.Struct, frozen=True):
     granularity: str = "tensor"
     layout: str = "nchw"
     entropy: str | None = None
+    scheme: str = "affine"
+    upsample: str = "nearest"
+    entropy_level: int = 1
 
     def __post_init__(self) -> None:
         for name, allowed in _VALUES.items():
             value = getattr(self, name)
-            # True == 1, but pool=True is a mistake.
-            if value not in allowed or isinstance(value, bool):
+            # True == 1 and 2.0 == 2, but both are mistakes.
+            if not any(type(value) is type(each) and value == each for each in allowed):
                 choices = " or ".join(map(repr, allowed))
                 raise CodecError(f"TransferSpec: {name}={value!r}; this version takes {choices}")
-        if self.pool == 1 and self.dtype == "int8":
+        level = self.entropy_level
+        if type(level) is not int or not 1 <= level <= MAX_ENTROPY_LEVEL:
             raise CodecError(
-                "TransferSpec: pool=1 with dtype='int8'; this version takes int8 with pool=2 only"
+                f"TransferSpec: entropy_level={level!r}; this version takes 1 to "
+                f"{MAX_ENTROPY_LEVEL}"
             )
 
     @classmethod
@@ -90,15 +114,25 @@ class TransferSpec(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """Short name for tables and plots."""
-        if self.pool == 1:
-            return "float32 split"
-        return "paper TL (2x2 float32)" if self.dtype == "float32" else "TL 2x2 int8"
+        """Short name for tables and plots; no two specs share one."""
+        words = [
+            f"TL {self.pool}x{self.pool}" if self.pool > 1 else "",
+            "average" if self.pool_kind == "average" else "",
+            self.dtype + ("/channel" if self.granularity == "channel" else ""),
+            "split" if self.pool == 1 and not self.quantized else "",
+            "symmetric" if self.scheme == "symmetric" else "",
+            "bilinear" if self.upsample == "bilinear" else "",
+            "nhwc" if self.layout == "nhwc" else "",
+            f"+ {self.entropy}" if self.entropy else "",
+            f"level {self.entropy_level}" if self.entropy_level != 1 else "",
+        ]
+        name = " ".join(filter(None, words))
+        return "paper TL (2x2 float32)" if name == "TL 2x2 float32" else name
 
     @property
-    def itemsize(self) -> int:
-        """Bytes an element of the payload."""
-        return 1 if self.dtype == "int8" else 4
+    def quantized(self) -> bool:
+        """Whether the payload holds integer codes, which need scales and zero points."""
+        return self.dtype in ("int8", "int4")
 
     def packed_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape that crosses the link.
@@ -106,36 +140,44 @@ class TransferSpec(msgspec.Struct, frozen=True):
         Parameters
         ----------
         shape : sequence of int
-            Shape of the feature map.
+            Shape of the feature map, (..., channels, height, width); any of 1 to
+            ``MAX_DIMENSIONS`` dimensions with ``pool=1``, one scale and layout "nchw".
 
         Returns
         -------
         tuple of int
-            `shape`, with the last two dimensions halved and rounded up where ``pool=2``.
+            `shape`, with height and width divided by `pool` and rounded up.
 
         Raises
         ------
         CodecError
-            A size is not a positive integer, there are no dimensions or more than
-            ``MAX_DIMENSIONS``, more than ``MAX_ELEMENTS`` elements, or fewer than three
-            dimensions with ``pool=2``.
+            A size is not a positive integer, there are too few or too many dimensions, or more
+            than ``MAX_ELEMENTS`` elements.
         """
         checked = check_shape(shape)
+        if len(checked) < 3 and self.needs_planes:
+            raise CodecError(f"shape {checked}: {self.label} needs (..., channels, height, width)")
         if self.pool == 1:
             return checked
-        if len(checked) < 3:
-            raise CodecError(f"shape {checked}: pool=2 needs (..., channels, height, width)")
-        return (*checked[:-2], (checked[-2] + 1) // 2, (checked[-1] + 1) // 2)
+        height, width = (-(-size // self.pool) for size in checked[-2:])
+        return (*checked[:-2], height, width)
+
+    @property
+    def needs_planes(self) -> bool:
+        """Whether channels, height and width mean something to this TL."""
+        return self.pool > 1 or self.granularity == "channel" or self.layout == "nhwc"
 
     def packed_nbytes(self, shape: Sequence[int]) -> int:
         """Return the bytes of payload that a feature map of this shape makes.
+
+        With an entropy coder it is the most that crosses: what does not shrink is sent as it is.
 
         Raises
         ------
         CodecError
             As :meth:`packed_shape`.
         """
-        return math.prod(self.packed_shape(shape)) * self.itemsize
+        return -(-math.prod(self.packed_shape(shape)) * _BITS[self.dtype] // 8)
 
     def valid_for(self, shape: Sequence[int]) -> bool:
         """Tell whether this TL makes sense for a feature map of this shape.
@@ -147,7 +189,9 @@ class TransferSpec(msgspec.Struct, frozen=True):
             checked = check_shape(shape)
         except CodecError:
             return False
-        return self.pool == 1 or (len(checked) in (3, 4) and checked[-2] >= 2 and checked[-1] >= 2)
+        if self.pool == 1:
+            return len(checked) >= 3 or not self.needs_planes
+        return len(checked) in (3, 4) and checked[-2] >= 2 and checked[-1] >= 2
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,160 @@
+// Bilinear upsampling, as a choice: ours. Numerics: docs/numerics.md. Plain loops: they have no
+// carried dependence, and each ISA's compiler flags vectorise them.
+//
+// A cell is what lies between four neighbouring pooled values, or, at the border, beyond it: there
+// the values repeat. Cell i lies between i - 1 and i, and its `window` output columns start at
+// i * window - window / 2, of which those outside the feature map are left out.
+
+#ifndef SCISSIONLITE_BILINEAR_H_
+#define SCISSIONLITE_BILINEAR_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+#include "unpacking.h"
+
+namespace scissionlite {
+namespace {
+
+constexpr std::size_t kMaxWindow = 4;
+
+// How much of the farther value the i-th column or row of a cell has.
+inline float bilinear_weight(std::size_t i, std::size_t window) noexcept {
+  return static_cast<float>(2 * i + 1) / static_cast<float>(2 * window);
+}
+
+inline void interpolate(const float* a, const float* b, float weight, float* to,
+                        std::size_t count) noexcept {
+  const float rest = 1.0F - weight;
+  for (std::size_t i = 0; i < count; ++i) to[i] = a[i] * rest + b[i] * weight;
+}
+
+inline void one_nan(float* values, std::size_t count) noexcept {
+  for (std::size_t i = 0; i < count; ++i) values[i] = Scalar::one_nan(values[i]);
+}
+
+// The cells' first row or column inside the map, and how many are inside.
+struct Inside {
+  std::size_t skip;   // of the cell's rows or columns
+  std::size_t start;  // in the feature map
+  std::size_t count;
+};
+inline Inside inside(std::size_t cell, std::size_t window, std::size_t size) noexcept {
+  const std::size_t begin = cell * window;  // + window / 2 in the feature map
+  const std::size_t skip = begin < window / 2 ? window / 2 - begin : 0;
+  const std::size_t start = begin + skip - window / 2;
+  const std::size_t room = size > start ? size - start : 0;
+  return {skip, start, room < window - skip ? room : window - skip};
+}
+
+template <class V, class Input, class Output>
+void bilinear_nchw(const Input* input, Output* output, const TransferParams& params) noexcept {
+  // A strip of cells' columns; its rows are interpolated horizontally once each.
+  constexpr std::size_t kStrip = kBlock / kMaxWindow;
+  const std::size_t window = params.window;
+  const std::size_t height = (params.height + window - 1) / window;
+  const std::size_t width = (params.width + window - 1) / window;
+  const std::size_t planes = params.images * params.channels;
+  Unpacker<V, Input, float> unpack(input, params);
+  float values[kStrip + 1];
+  float rows[2][kMaxWindow][kStrip];
+  float column[kStrip];
+  float line[kStrip * kMaxWindow];
+
+  for (std::size_t plane = 0; plane < planes; ++plane) {
+    for (std::size_t strip = 0; strip <= width; strip += kStrip) {
+      const std::size_t cells = width + 1 - strip < kStrip ? width + 1 - strip : kStrip;
+      const auto load_row = [&](std::size_t y, float (&to)[kMaxWindow][kStrip]) {
+        // Values strip - 1 to strip + cells - 1, the border repeated.
+        const std::size_t first = strip == 0 ? 0 : strip - 1;
+        const std::size_t last = strip + cells - 1 < width ? strip + cells - 1 : width - 1;
+        float* inner = strip == 0 ? values + 1 : values;
+        unpack((plane * height + y) * width + first, last - first + 1, plane % params.channels,
+               inner);
+        if (strip == 0) values[0] = values[1];
+        if (strip + cells > width) values[cells] = values[cells - 1];
+        for (std::size_t i = 0; i < window; ++i) {
+          interpolate(values, values + 1, bilinear_weight(i, window), to[i], cells);
+        }
+      };
+      load_row(0, rows[0]);
+      for (std::size_t cell = 0; cell <= height; ++cell) {
+        // Row cell - 1 is above, row cell below; the border's rows repeat.
+        const bool repeats = cell == 0 || cell == height;
+        float (&above)[kMaxWindow][kStrip] = rows[cell == 0 ? 0 : (cell - 1) % 2];
+        float (&below)[kMaxWindow][kStrip] = repeats ? above : rows[cell % 2];
+        if (!repeats) load_row(cell, below);
+        const Inside y = inside(cell, window, params.height);
+        for (std::size_t row = 0; row < y.count; ++row) {
+          const float weight = bilinear_weight(y.skip + row, window);
+          for (std::size_t i = 0; i < window; ++i) {
+            interpolate(above[i], below[i], weight, column, cells);
+            one_nan(column, cells);
+            for (std::size_t x = 0; x < cells; ++x) line[x * window + i] = column[x];
+          }
+          const Inside x = inside(strip, window, params.width);
+          const std::size_t ends = params.width > x.start ? params.width - x.start : 0;
+          const std::size_t made = cells * window - x.skip;
+          Output* to = output + ((plane * params.height) + y.start + row) * params.width + x.start;
+          convert<V>(line + x.skip, to, made < ends ? made : ends);
+        }
+      }
+    }
+  }
+}
+
+template <class V, class Input, class Output>
+void bilinear_nhwc(const Input* input, Output* output, const TransferParams& params) noexcept {
+  constexpr std::size_t kPart = kBlock / kMaxWindow;  // channels at a time
+  const std::size_t window = params.window;
+  const std::size_t height = (params.height + window - 1) / window;
+  const std::size_t width = (params.width + window - 1) / window;
+  const std::size_t channels = params.channels;
+  Unpacker<V, Input, float> unpack(input, params);
+  float corner[2][2][kPart];  // left or right by column's parity, above or below
+  float across[2][kPart];
+  float pixel[kPart];
+
+  for (std::size_t image = 0; image < params.images; ++image) {
+    for (std::size_t cell_y = 0; cell_y <= height; ++cell_y) {
+      const std::size_t above = cell_y == 0 ? 0 : cell_y - 1;
+      const std::size_t below = cell_y == height ? height - 1 : cell_y;
+      const Inside y = inside(cell_y, window, params.height);
+      for (std::size_t c = 0; c < channels; c += kPart) {
+        const std::size_t part = channels - c < kPart ? channels - c : kPart;
+        const auto load_column = [&](std::size_t x) {
+          const std::size_t upper = ((image * height + above) * width + x) * channels + c;
+          const std::size_t lower = ((image * height + below) * width + x) * channels + c;
+          unpack(upper, part, c, corner[x % 2][0]);
+          unpack(lower, part, c, corner[x % 2][1]);
+        };
+        load_column(0);
+        for (std::size_t cell_x = 0; cell_x <= width; ++cell_x) {
+          const std::size_t left = (cell_x == 0 ? 0 : cell_x - 1) % 2;
+          const bool repeats = cell_x == 0 || cell_x == width;
+          const std::size_t right = repeats ? left : cell_x % 2;
+          if (!repeats) load_column(cell_x);
+          const Inside x = inside(cell_x, window, params.width);
+          for (std::size_t column = 0; column < x.count; ++column) {
+            const float weight = bilinear_weight(x.skip + column, window);
+            interpolate(corner[left][0], corner[right][0], weight, across[0], part);
+            interpolate(corner[left][1], corner[right][1], weight, across[1], part);
+            for (std::size_t row = 0; row < y.count; ++row) {
+              interpolate(across[0], across[1], bilinear_weight(y.skip + row, window), pixel, part);
+              one_nan(pixel, part);
+              const std::size_t line = image * params.height + y.start + row;
+              convert<V>(pixel, output + (line * params.width + x.start + column) * channels + c,
+                         part);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace scissionlite
+
+#endif  // SCISSIONLITE_BILINEAR_H_

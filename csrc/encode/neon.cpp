@@ -1,0 +1,7 @@
+// The encode kernels for NEON.
+
+#include "vectors/neon.h"
+
+#include "encode.h"
+
+SCISSIONLITE_ENCODE_KERNELS(neon, Neon)

@@ -1,0 +1,262 @@
+// Quantization and packing, and their inverses: runs of values in the order of the payload.
+// Numerics: docs/numerics.md. The int8 and int4 packing is ours, the paper's TL sends float32.
+
+#ifndef SCISSIONLITE_PACKING_H_
+#define SCISSIONLITE_PACKING_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+#include "vectors/scalar.h"
+
+namespace scissionlite {
+namespace {
+
+// Elements that are worked on together: 4 KiB of float32, so that a block, its codes and the rows
+// that it comes from stay in the smallest first-level cache.
+constexpr std::size_t kBlock = 1024;
+// What may be read after a block's last element: the widest vector.
+constexpr std::size_t kPadding = 64;
+
+// The factor and zero point of every element of a run: the same, or its channel's.
+template <class V>
+struct OneGroup {
+  typename V::F factor_;
+  typename V::I zero_point_;
+  OneGroup(const float* factor, const std::int32_t* zero_point) noexcept
+      : factor_(V::set1(*factor)), zero_point_(V::set1(*zero_point)) {}
+  typename V::F factor(std::size_t) const noexcept { return factor_; }
+  typename V::I zero_point(std::size_t) const noexcept { return zero_point_; }
+};
+
+template <class V>
+struct EachChannel {
+  const float* factors_;
+  const std::int32_t* zero_points_;
+  EachChannel(const float* factors, const std::int32_t* zero_points) noexcept
+      : factors_(factors), zero_points_(zero_points) {}
+  typename V::F factor(std::size_t i) const noexcept { return V::load(factors_ + i); }
+  typename V::I zero_point(std::size_t i) const noexcept { return V::load(zero_points_ + i); }
+};
+
+// Calls body(i) for every kLanes elements of a run of at least as many. The last call ends at the
+// run's end and so may repeat some elements.
+template <std::size_t lanes, class Body>
+inline void for_each_vector(std::size_t count, Body body) noexcept {
+  std::size_t i = 0;
+  for (; i + lanes <= count; i += lanes) body(i);
+  if (i < count) body(count - lanes);
+}
+
+struct CodeRange {
+  std::int8_t low, high;
+};
+constexpr CodeRange kInt8 = {-128, 127};
+constexpr CodeRange kInt4 = {-8, 7};
+
+template <class V, template <class> class Groups>
+void quantize(const float* from, std::int8_t* to, std::size_t count, const float* factors,
+              const std::int32_t* zero_points, CodeRange codes) noexcept {
+  constexpr std::size_t kLanes = V::kLanes;
+  const Groups<V> groups(factors, zero_points);
+  const auto steps = [&](std::size_t i) {
+    return V::steps(V::load(from + i), groups.factor(i), groups.zero_point(i));
+  };
+  std::size_t i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
+    V::store_codes(to + i, steps(i), steps(i + kLanes), steps(i + 2 * kLanes),
+                   steps(i + 3 * kLanes), codes.low, codes.high);
+  }
+  for (; i + kLanes <= count; i += kLanes) V::store_codes(to + i, steps(i), codes.low, codes.high);
+  if constexpr (kLanes > 1) {
+    if (i == count) return;
+    if (count >= kLanes) {
+      // Ends at the run's end and so repeats some.
+      i = count - kLanes;
+      V::store_codes(to + i, steps(i), codes.low, codes.high);
+    } else {
+      quantize<typename V::Narrower, Groups>(from, to, count, factors, zero_points, codes);
+    }
+  }
+}
+
+template <class V, template <class> class Groups>
+void dequantize(const std::int8_t* from, float* to, std::size_t count, const float* factors,
+                const std::int32_t* zero_points) noexcept {
+  constexpr std::size_t kLanes = V::kLanes;
+  const Groups<V> groups(factors, zero_points);
+  if (count >= kLanes) {
+    for_each_vector<kLanes>(count, [&](std::size_t i) {
+      V::store(to + i, V::dequantize(from + i, groups.factor(i), groups.zero_point(i)));
+    });
+  } else if constexpr (kLanes > 1) {
+    dequantize<typename V::Narrower, Groups>(from, to, count, factors, zero_points);
+  }
+}
+
+// Between float32 and float16, or, with equal types, a copy of the bits.
+template <class V, class From, class To>
+void convert(const From* from, To* to, std::size_t count) noexcept {
+  constexpr std::size_t kLanes = V::kLanes;
+  if (count >= kLanes) {
+    for_each_vector<kLanes>(count, [&](std::size_t i) { V::store(to + i, V::load(from + i)); });
+  } else if constexpr (kLanes > 1) {
+    convert<typename V::Narrower>(from, to, count);
+  }
+}
+
+template <class Element>
+void copy(const Element* from, Element* to, std::size_t count) noexcept {
+  __builtin_memcpy(to, from, count * sizeof(Element));
+}
+
+// 2 * pairs codes to half as many bytes, and back. Plain loops: compilers vectorise them.
+inline void pack_int4(const std::int8_t* from, Int4Pair* to, std::size_t pairs) noexcept {
+  for (std::size_t i = 0; i < pairs; ++i) {
+    const unsigned low = static_cast<unsigned>(from[2 * i]) & 15U;
+    const unsigned high = static_cast<unsigned>(from[2 * i + 1]) & 15U;
+    to[i].codes = static_cast<std::uint8_t>(low | high << 4);
+  }
+}
+
+inline void unpack_int4(const Int4Pair* from, std::int8_t* to, std::size_t pairs) noexcept {
+  for (std::size_t i = 0; i < pairs; ++i) {
+    // Flipping the sign bit and taking its weight away twice extends it.
+    to[2 * i] = static_cast<std::int8_t>(((from[i].codes & 15) ^ 8) - 8);
+    to[2 * i + 1] = static_cast<std::int8_t>(((from[i].codes >> 4) ^ 8) - 8);
+  }
+}
+
+// Calls body(offset, count, channel, interleaved) for parts of a run that are in one group, or that
+// end with the last channel.
+template <class Body>
+inline void for_each_group(std::size_t count, std::size_t channel, const TransferParams& params,
+                           Body body) noexcept {
+  if (!params.per_channel) {
+    body(std::size_t{0}, count, std::size_t{0}, false);
+  } else if (params.layout == Layout::kNchw) {
+    body(std::size_t{0}, count, channel, false);
+  } else {
+    for (std::size_t i = 0; i < count;) {
+      const std::size_t rest = params.channels - channel;
+      const std::size_t part = count - i < rest ? count - i : rest;
+      body(i, part, channel, true);
+      i += part;
+      channel = 0;
+    }
+  }
+}
+
+template <class V>
+void quantize_run(const float* from, std::int8_t* to, std::size_t count, std::size_t channel,
+                  const TransferParams& params, CodeRange codes) noexcept {
+  for_each_group(count, channel, params,
+                 [&](std::size_t at, std::size_t part, std::size_t first, bool interleaved) {
+                   const auto run = interleaved ? quantize<V, EachChannel> : quantize<V, OneGroup>;
+                   run(from + at, to + at, part, params.factors + first, params.zero_points + first,
+                       codes);
+                 });
+}
+
+template <class V>
+void dequantize_run(const std::int8_t* from, float* to, std::size_t count, std::size_t channel,
+                    const TransferParams& params) noexcept {
+  for_each_group(
+      count, channel, params,
+      [&](std::size_t at, std::size_t part, std::size_t first, bool interleaved) {
+        const auto run = interleaved ? dequantize<V, EachChannel> : dequantize<V, OneGroup>;
+        run(from + at, to + at, part, params.factors + first, params.zero_points + first);
+      });
+}
+
+// Widens the range in *low and *high by the finite values of a run of at least kLanes. `Bounds` has
+// what a value counts as below and above.
+template <class V, class Bounds>
+inline void widen_range_by(const float* from, std::size_t count, Bounds bounds, float* low,
+                           float* high) noexcept {
+  constexpr std::size_t kLanes = V::kLanes;
+  // Two of each, because one would wait for itself.
+  typename V::F lows[2] = {V::set1(*low), V::set1(*low)};
+  typename V::F highs[2] = {V::set1(*high), V::set1(*high)};
+  const auto widen_at = [&](std::size_t i, std::size_t which) {
+    const typename V::F x = V::load(from + i);
+    lows[which] = V::smaller(bounds.low(x), lows[which]);
+    highs[which] = V::larger(bounds.high(x), highs[which]);
+  };
+  std::size_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    widen_at(i, 0);
+    widen_at(i + kLanes, 1);
+  }
+  if (i + kLanes <= count) widen_at(i, 0);
+  // Ends at the run's end and so may repeat some values.
+  widen_at(count - kLanes, 1);
+  float each_low[kLanes];
+  float each_high[kLanes];
+  V::store(each_low, V::smaller(lows[0], lows[1]));
+  V::store(each_high, V::larger(highs[0], highs[1]));
+  for (std::size_t lane = 0; lane < kLanes; ++lane) {
+    *low = Scalar::smaller(each_low[lane], *low);
+    *high = Scalar::larger(each_high[lane], *high);
+  }
+}
+
+template <class V>
+struct AnyValue {
+  typename V::F low(typename V::F x) const noexcept { return x; }
+  typename V::F high(typename V::F x) const noexcept { return x; }
+};
+
+template <class V>
+struct FiniteValue {
+  typename V::F low(typename V::F x) const noexcept {
+    return V::finite_or(x, V::set1(__builtin_inff()));
+  }
+  typename V::F high(typename V::F x) const noexcept {
+    return V::finite_or(x, V::set1(-__builtin_inff()));
+  }
+};
+
+// Widens the range in *low and *high by a run's finite values.
+template <class V>
+void widen_range(const float* from, std::size_t count, float* low, float* high) noexcept {
+  constexpr std::size_t kLanes = V::kLanes;
+  if (count >= kLanes) {
+    // The comparisons leave NaN out by themselves. Infinities are rare: only where one shows is the
+    // run gone through again without them.
+    float any_low = *low;
+    float any_high = *high;
+    widen_range_by<V>(from, count, AnyValue<V>(), &any_low, &any_high);
+    if (any_low > -__builtin_inff() && any_high < __builtin_inff()) {
+      *low = any_low;
+      *high = any_high;
+    } else {
+      widen_range_by<V>(from, count, FiniteValue<V>(), low, high);
+    }
+  } else if constexpr (kLanes > 1) {
+    widen_range<typename V::Narrower>(from, count, low, high);
+  }
+}
+
+// The same for a run of channels, each with its own range.
+template <class V>
+void widen_ranges(const float* from, std::size_t count, float* lows, float* highs) noexcept {
+  constexpr std::size_t kLanes = V::kLanes;
+  if (count >= kLanes) {
+    for_each_vector<kLanes>(count, [&](std::size_t i) {
+      const typename V::F x = V::load(from + i);
+      const typename V::F low = V::finite_or(x, V::set1(__builtin_inff()));
+      const typename V::F high = V::finite_or(x, V::set1(-__builtin_inff()));
+      V::store(lows + i, V::smaller(low, V::load(lows + i)));
+      V::store(highs + i, V::larger(high, V::load(highs + i)));
+    });
+  } else if constexpr (kLanes > 1) {
+    widen_ranges<typename V::Narrower>(from, count, lows, highs);
+  }
+}
+
+}  // namespace
+}  // namespace scissionlite
+
+#endif  // SCISSIONLITE_PACKING_H_

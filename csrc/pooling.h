@@ -1,0 +1,275 @@
+// Pooling, into float32: one band of the pooled map at a time. Numerics: docs/numerics.md.
+//
+// The paper's DeviceTL (arXiv 2105.02019) is the 2x2 maximum; average and 4x4 are ours. A band is
+// as many pooled values as the caller has room for, so that what comes next (quantization, the
+// range) finds them in the first-level cache, in long runs however narrow the map is.
+
+#ifndef SCISSIONLITE_POOLING_H_
+#define SCISSIONLITE_POOLING_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+#include "vectors/scalar.h"
+
+namespace scissionlite {
+namespace {
+
+// The identity of the maximum stands at its start, because that is what ignores a NaN.
+struct Maximum {
+  static constexpr bool kAverage = false;
+  template <class V>
+  static typename V::F start(typename V::F x) noexcept {
+    return V::larger(x, V::set1(-__builtin_inff()));
+  }
+  template <class V>
+  static typename V::F combine(typename V::F acc, typename V::F x) noexcept {
+    return V::larger(x, acc);
+  }
+  template <class V>
+  static typename V::F finish(typename V::F acc, std::size_t) noexcept {
+    return acc;
+  }
+};
+
+struct Average {
+  static constexpr bool kAverage = true;
+  template <class V>
+  static typename V::F start(typename V::F x) noexcept {
+    return x;
+  }
+  template <class V>
+  static typename V::F combine(typename V::F acc, typename V::F x) noexcept {
+    return V::add(acc, x);
+  }
+  template <class V>
+  static typename V::F finish(typename V::F sum, std::size_t count) noexcept {
+    const float divisor = static_cast<float>(count);
+    // A power of two has an exact reciprocal, and a product is many times cheaper.
+    const bool exact = (count & (count - 1)) == 0;
+    return V::one_nan(exact ? V::mul(sum, V::set1(1.0F / divisor)) : V::div(sum, V::set1(divisor)));
+  }
+};
+
+// One vector's column: `rows` of them, `stride` apart. rows is a constant but at the lower border.
+template <class V, class Kind, class Input>
+inline typename V::F pool_column(const Input* from, std::size_t stride, std::size_t rows) noexcept {
+  typename V::F acc = Kind::template start<V>(V::load(from));
+  for (std::size_t row = 1; row < rows; ++row) {
+    acc = Kind::template combine<V>(acc, V::load(from + row * stride));
+  }
+  return acc;
+}
+
+// Neighbouring columns of two vectors, combined.
+template <class V, class Kind>
+inline typename V::F pool_pairs(typename V::F a, typename V::F b) noexcept {
+  return V::in_order(Kind::template combine<V>(V::evens(a, b), V::odds(a, b)));
+}
+
+// kLanes whole windows of one row of windows: half of them from `first`, half from `second`.
+template <class V, class Kind, std::size_t window, class Input>
+inline typename V::F pool_windows(const Input* first, const Input* second, std::size_t stride,
+                                  std::size_t rows) noexcept {
+  constexpr std::size_t kLanes = V::kLanes;
+  static_assert(window == 2 || window == 4, "the tree below is for these");
+  typename V::F acc;
+  if constexpr (kLanes == 1) {
+    typename V::F column[window];
+    for (std::size_t x = 0; x < window; ++x) {
+      column[x] = pool_column<V, Kind>(first + x, stride, rows);
+    }
+    acc = Kind::template combine<V>(column[0], column[1]);
+    if constexpr (window == 4) {
+      acc = Kind::template combine<V>(acc, Kind::template combine<V>(column[2], column[3]));
+    }
+  } else if constexpr (window == 2) {
+    acc = pool_pairs<V, Kind>(pool_column<V, Kind>(first, stride, rows),
+                              pool_column<V, Kind>(second, stride, rows));
+  } else {
+    acc = pool_pairs<V, Kind>(
+        pool_pairs<V, Kind>(pool_column<V, Kind>(first, stride, rows),
+                            pool_column<V, Kind>(first + kLanes, stride, rows)),
+        pool_pairs<V, Kind>(pool_column<V, Kind>(second, stride, rows),
+                            pool_column<V, Kind>(second + kLanes, stride, rows)));
+  }
+  return Kind::template finish<V>(acc, window * rows);
+}
+
+// kLanes whole windows from the x-th on.
+template <class V, class Kind, std::size_t window, class Input>
+inline void pool_vector(const Input* from, std::size_t x, std::size_t stride, std::size_t rows,
+                        float* to) noexcept {
+  const Input* first = from + x * window;
+  const Input* second = first + V::kLanes / 2 * window;
+  V::store(to + x, pool_windows<V, Kind, window>(first, second, stride, rows));
+}
+
+// `count` whole windows of one row of windows, at least a vector of them.
+template <class V, class Kind, std::size_t window, class Input>
+inline void pool_wide_row(const Input* from, std::size_t stride, std::size_t rows, float* to,
+                          std::size_t count) noexcept {
+  std::size_t x = 0;
+  for (; x + V::kLanes <= count; x += V::kLanes) {
+    pool_vector<V, Kind, window>(from, x, stride, rows, to);
+  }
+  // The last vector ends at the row's end and so repeats some windows.
+  if (x < count) pool_vector<V, Kind, window>(from, count - V::kLanes, stride, rows, to);
+}
+
+// The same for one vector up to two, as maps of 28 x 28 have: no loop.
+template <class V, class Kind, std::size_t window, class Input>
+inline void pool_medium_row(const Input* from, std::size_t stride, std::size_t rows, float* to,
+                            std::size_t count) noexcept {
+  pool_vector<V, Kind, window>(from, 0, stride, rows, to);
+  pool_vector<V, Kind, window>(from, count - V::kLanes, stride, rows, to);
+}
+
+// The same for half a vector up to one, as maps of 14 x 14 have: two overlapping halves.
+template <class V, class Kind, std::size_t window, class Input>
+inline void pool_narrow_row(const Input* from, std::size_t stride, std::size_t rows, float* to,
+                            std::size_t count) noexcept {
+  const std::size_t second = count - V::kLanes / 2;
+  V::store_halves(to, to + second,
+                  pool_windows<V, Kind, window>(from, from + second * window, stride, rows));
+}
+
+// One window of at most `window` columns, at the right border.
+template <class Kind, class Input>
+inline float pool_partial(const Input* from, std::size_t stride, std::size_t rows,
+                          std::size_t columns) noexcept {
+  float column[4] = {};
+  for (std::size_t x = 0; x < columns; ++x) {
+    column[x] = pool_column<Scalar, Kind>(from + x, stride, rows);
+  }
+  float acc = column[0];
+  for (std::size_t x = 1; x < columns; ++x) acc = Kind::template combine<Scalar>(acc, column[x]);
+  return Kind::template finish<Scalar>(acc, columns * rows);
+}
+
+// What to pool, in pooled rows and columns; in NHWC one row, and channels as well.
+struct Band {
+  std::size_t row, rows;
+  std::size_t column, columns;
+  std::size_t channel, channels;
+};
+
+// `from` is the plane.
+template <class V, class Kind, std::size_t window, class Input>
+void pool_nchw(const Input* from, const TransferParams& params, const Band& band,
+               float* to) noexcept {
+  const std::size_t width = params.width;
+  const std::size_t whole_end = width / window;
+  const std::size_t end = band.column + band.columns;
+  const std::size_t whole = (end < whole_end ? end : whole_end) - band.column;
+  if constexpr (V::kLanes > 1) {
+    if (whole < V::kLanes / 2) {
+      return pool_nchw<typename V::Narrower, Kind, window>(from, params, band, to);
+    }
+  }
+  const Input* line = from + band.row * window * width + band.column * window;
+  const auto pool_rows = [&](std::size_t count, std::size_t rows, auto pool_row) {
+    for (; count > 0; --count) {
+      pool_row(line, width, rows, to, whole);
+      if (whole < band.columns) {
+        to[whole] = pool_partial<Kind>(line + whole * window, width, rows, width % window);
+      }
+      line += rows * width;
+      to += band.columns;
+    }
+  };
+  const auto pool_all = [&](auto pool_row) {
+    const std::size_t whole_rows = params.height / window;
+    const std::size_t row_end = band.row + band.rows;
+    if (row_end <= whole_rows) {
+      pool_rows(band.rows, window, pool_row);
+    } else {
+      pool_rows(band.rows - 1, window, pool_row);
+      pool_rows(1, params.height % window, pool_row);
+    }
+  };
+  if (V::kLanes == 1 || whole > 2 * V::kLanes) {
+    pool_all([](auto... arguments) { pool_wide_row<V, Kind, window>(arguments...); });
+  } else if (whole >= V::kLanes) {
+    pool_all([](auto... arguments) { pool_medium_row<V, Kind, window>(arguments...); });
+  } else {
+    pool_all([](auto... arguments) { pool_narrow_row<V, Kind, window>(arguments...); });
+  }
+}
+
+// One pooled pixel's channels: a window of pixels that lie `pixel` and `line` apart.
+template <class V, class Kind, class Input>
+inline void pool_pixel(const Input* from, std::size_t pixel, std::size_t line, std::size_t columns,
+                       std::size_t rows, float* to, std::size_t channels) noexcept {
+  constexpr std::size_t kLanes = V::kLanes;
+  if (channels >= kLanes) {
+    for (std::size_t c = 0; c < channels; c += kLanes) {
+      const std::size_t at = c + kLanes <= channels ? c : channels - kLanes;
+      const Input* first = from + at;
+      typename V::F acc = pool_column<V, Kind>(first, line, rows);
+      if (columns > 1) {
+        acc = Kind::template combine<V>(acc, pool_column<V, Kind>(first + pixel, line, rows));
+      }
+      if (columns > 2) {
+        typename V::F right = pool_column<V, Kind>(first + 2 * pixel, line, rows);
+        if (columns > 3) {
+          right =
+              Kind::template combine<V>(right, pool_column<V, Kind>(first + 3 * pixel, line, rows));
+        }
+        acc = Kind::template combine<V>(acc, right);
+      }
+      V::store(to + at, Kind::template finish<V>(acc, columns * rows));
+    }
+  } else if constexpr (kLanes > 1) {
+    pool_pixel<typename V::Narrower, Kind>(from, pixel, line, columns, rows, to, channels);
+  }
+}
+
+// `from` is the image; the band is in one row.
+template <class V, class Kind, std::size_t window, class Input>
+void pool_nhwc(const Input* from, const TransferParams& params, const Band& band,
+               float* to) noexcept {
+  const std::size_t pixel = params.channels;
+  const std::size_t line = params.width * pixel;
+  const std::size_t y = band.row * window;
+  const std::size_t rows = params.height - y < window ? params.height - y : window;
+  for (std::size_t column = band.column; column < band.column + band.columns; ++column) {
+    const std::size_t x = column * window;
+    const std::size_t columns = params.width - x < window ? params.width - x : window;
+    const Input* first = from + y * line + x * pixel + band.channel;
+    if (rows == window && columns == window) {
+      pool_pixel<V, Kind>(first, pixel, line, window, window, to, band.channels);
+    } else {
+      pool_pixel<V, Kind>(first, pixel, line, columns, rows, to, band.channels);
+    }
+    to += band.channels;
+  }
+}
+
+// Pools a band of the plane (NCHW) or the image (NHWC) at its first argument.
+template <class Input>
+using PoolBand = void (*)(const Input*, const TransferParams&, const Band&, float*) noexcept;
+
+template <class V, class Kind, std::size_t window, class Input>
+PoolBand<Input> pool_band_of(Layout layout) noexcept {
+  using Pooler = typename V::template Pooler<Input, Kind::kAverage>;
+  return layout == Layout::kNchw ? pool_nchw<Pooler, Kind, window, Input>
+                                 : pool_nhwc<Pooler, Kind, window, Input>;
+}
+
+// The one for these parameters; the window is 2 or 4.
+template <class V, class Input>
+PoolBand<Input> choose_pool_band(const TransferParams& params) noexcept {
+  if (params.pooling == Pooling::kMax) {
+    return params.window == 2 ? pool_band_of<V, Maximum, 2, Input>(params.layout)
+                              : pool_band_of<V, Maximum, 4, Input>(params.layout);
+  }
+  return params.window == 2 ? pool_band_of<V, Average, 2, Input>(params.layout)
+                            : pool_band_of<V, Average, 4, Input>(params.layout);
+}
+
+}  // namespace
+}  // namespace scissionlite
+
+#endif  // SCISSIONLITE_POOLING_H_

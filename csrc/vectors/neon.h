@@ -1,0 +1,115 @@
+// The vector class of NEON as every ARMv8.0-A has it: four lanes. vfmaq is never used, it would
+// round once less.
+
+#ifndef SCISSIONLITE_VECTORS_NEON_H_
+#define SCISSIONLITE_VECTORS_NEON_H_
+
+#include <arm_neon.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+#include "vectors/scalar.h"
+
+namespace scissionlite {
+namespace {
+
+struct Neon {
+  static constexpr std::size_t kLanes = 4;
+  using Narrower = Scalar;
+  template <class Element, bool average>
+  using Pooler = Neon;
+
+  using F = float32x4_t;
+  using I = int32x4_t;
+
+  static F set1(float value) noexcept { return vdupq_n_f32(value); }
+  static I set1(std::int32_t value) noexcept { return vdupq_n_s32(value); }
+  static F load(const float* from) noexcept { return vld1q_f32(from); }
+  static F load(const Half* from) noexcept {
+    const uint16x4_t bits = vld1_u16(reinterpret_cast<const std::uint16_t*>(from));
+    return vcvt_f32_f16(vreinterpret_f16_u16(bits));
+  }
+  static I load(const std::int32_t* from) noexcept { return vld1q_s32(from); }
+  static void store(float* to, F value) noexcept { vst1q_f32(to, value); }
+  static void store(Half* to, F value) noexcept {
+    const uint16x4_t bits = vreinterpret_u16_f16(vcvt_f16_f32(value));
+    vst1_u16(reinterpret_cast<std::uint16_t*>(to), bits);
+  }
+  static void store_halves(float* low, float* high, F value) noexcept {
+    vst1_f32(low, vget_low_f32(value));
+    vst1_f32(high, vget_high_f32(value));
+  }
+
+  // Compared and selected: vmaxq answers NaN where there is one, vmaxnmq does for a signalling one,
+  // and both put +0 above -0.
+  static F larger(F x, F acc) noexcept { return vbslq_f32(vcgtq_f32(x, acc), x, acc); }
+  static F smaller(F x, F acc) noexcept { return vbslq_f32(vcltq_f32(x, acc), x, acc); }
+  static F add(F a, F b) noexcept { return vaddq_f32(a, b); }
+  static F mul(F a, F b) noexcept { return vmulq_f32(a, b); }
+  static F div(F a, F b) noexcept { return vdivq_f32(a, b); }
+  static F one_nan(F x) noexcept { return vbslq_f32(vceqq_f32(x, x), x, set1(__builtin_nanf(""))); }
+  static F finite_or(F x, F otherwise) noexcept {
+    return vbslq_f32(vcaltq_f32(x, set1(__builtin_inff())), x, otherwise);
+  }
+
+  static F evens(F a, F b) noexcept { return vuzp1q_f32(a, b); }
+  static F odds(F a, F b) noexcept { return vuzp2q_f32(a, b); }
+  static F in_order(F x) noexcept { return x; }
+
+  static I steps(F value, F factor, I zero_point) noexcept {
+    // A product is never a signalling NaN, and of a quiet one vmaxnmq answers the number.
+    const F t = vmaxnmq_f32(vmulq_f32(value, factor), set1(-512.0F));
+    return vaddq_s32(vcvtnq_s32_f32(vminq_f32(t, set1(512.0F))), zero_point);
+  }
+  static void store_codes(std::int8_t* to, I a, I b, I c, I d, std::int8_t low,
+                          std::int8_t high) noexcept {
+    const int16x8_t first = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
+    const int16x8_t second = vcombine_s16(vqmovn_s32(c), vqmovn_s32(d));
+    const int8x16_t codes = vcombine_s8(vqmovn_s16(first), vqmovn_s16(second));
+    vst1q_s8(to, vmaxq_s8(vminq_s8(codes, vdupq_n_s8(high)), vdupq_n_s8(low)));
+  }
+  static void store_codes(std::int8_t* to, I steps, std::int8_t low, std::int8_t high) noexcept {
+    const int16x4_t words = vqmovn_s32(steps);
+    const int8x8_t bytes = vqmovn_s16(vcombine_s16(words, words));
+    const int8x8_t codes = vmax_s8(vmin_s8(bytes, vdup_n_s8(high)), vdup_n_s8(low));
+    const std::uint32_t four = vget_lane_u32(vreinterpret_u32_s8(codes), 0);
+    __builtin_memcpy(to, &four, sizeof four);
+  }
+  static F dequantize(const std::int8_t* from, F scale, I zero_point) noexcept {
+    std::uint32_t four;
+    __builtin_memcpy(&four, from, sizeof four);
+    const int16x8_t words = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)));
+    const I steps = vsubq_s32(vmovl_s16(vget_low_s16(words)), zero_point);
+    return vmulq_f32(vcvtq_f32_s32(steps), scale);
+  }
+
+  template <class Element>
+  using Raw = uint8x16_t;
+  template <class Element>
+  static uint8x16_t load_raw(const Element* from) noexcept {
+    return vld1q_u8(reinterpret_cast<const std::uint8_t*>(from));
+  }
+  template <class Element>
+  static void store_raw(Element* to, uint8x16_t value) noexcept {
+    vst1q_u8(reinterpret_cast<std::uint8_t*>(to), value);
+  }
+  template <class Element>
+  static void twice(uint8x16_t value, uint8x16_t& first, uint8x16_t& second) noexcept {
+    if constexpr (sizeof(Element) == 4) {
+      const uint32x4_t words = vreinterpretq_u32_u8(value);
+      first = vreinterpretq_u8_u32(vzip1q_u32(words, words));
+      second = vreinterpretq_u8_u32(vzip2q_u32(words, words));
+    } else {
+      const uint16x8_t halves = vreinterpretq_u16_u8(value);
+      first = vreinterpretq_u8_u16(vzip1q_u16(halves, halves));
+      second = vreinterpretq_u8_u16(vzip2q_u16(halves, halves));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace scissionlite
+
+#endif  // SCISSIONLITE_VECTORS_NEON_H_

@@ -1,0 +1,113 @@
+"""Entropy coding: payloads compressed without loss, behind the packing. No torch here.
+
+``SCHEMES`` names every coder. What a coder is given to decompress may come from the network: the
+size of the result is known beforehand, and nothing is allocated for another one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from scissionlite.errors import CodecError
+
+Bytes = npt.NDArray[np.uint8]
+
+MAX_WINDOW = 8 << 20
+"""Largest window of a zstd frame, in bytes: what RFC 8878 asks of every decoder."""
+
+
+class Scheme(NamedTuple):
+    """A coder: ``compress(payload, level)`` and ``decompress(coded, nbytes)``."""
+
+    compress: Callable[[Bytes, int], bytes]
+    decompress: Callable[[Bytes, int], bytes]
+
+
+class _Contexts(threading.local):
+    """One thread's zstd contexts: they keep their tables, and two threads must not share one."""
+
+    def __init__(self) -> None:
+        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_contexts = _Contexts()
+
+
+def _zstd_compress(payload: Bytes, level: int) -> bytes:
+    compressor = _contexts.compressors.get(level)
+    if compressor is None:
+        # The content size goes into the frame. No checksum: the message has a digest.
+        compressor = zstandard.ZstdCompressor(level=level)
+        _contexts.compressors[level] = compressor
+    return compressor.compress(payload.data)
+
+
+def _zstd_decompress(coded: Bytes, nbytes: int) -> bytes:
+    try:
+        frame = zstandard.get_frame_parameters(coded.data)
+        if frame.content_size != nbytes:
+            raise CodecError(f"zstd frame that does not announce exactly {nbytes} bytes of content")
+        if frame.window_size > max(MAX_WINDOW, nbytes):  # a single segment is its own window
+            raise CodecError(f"zstd frame with a window of {frame.window_size} bytes")
+        return _contexts.decompressor.decompress(
+            coded.data, max_output_size=nbytes, read_across_frames=False, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise CodecError(f"payload is not one zstd frame: {error}") from error
+
+
+SCHEMES: dict[str, Scheme] = {"zstd": Scheme(_zstd_compress, _zstd_decompress)}
+"""Every coder, by its name in ``TransferSpec.entropy``."""
+
+
+def compress(payload: Bytes, scheme: str, level: int) -> bytes | None:
+    """Compress a payload.
+
+    Parameters
+    ----------
+    payload : ndarray of uint8, shape (n,)
+        Packed elements.
+    scheme : str
+        A name in ``SCHEMES``.
+    level : int
+        How hard to try.
+
+    Returns
+    -------
+    bytes or None
+        Fewer bytes than `payload` has, or None if it does not shrink.
+    """
+    coded = SCHEMES[scheme].compress(payload, level)
+    return coded if len(coded) < payload.nbytes else None
+
+
+def decompress(coded: Bytes, scheme: str, nbytes: int) -> Bytes:
+    """Decompress what :func:`compress` made, here or on another machine.
+
+    Parameters
+    ----------
+    coded : ndarray of uint8, shape (n,)
+        Untrusted bytes.
+    scheme : str
+        A name in ``SCHEMES``.
+    nbytes : int
+        Exact length of the result.
+
+    Returns
+    -------
+    ndarray of uint8, shape (nbytes,)
+        Read-only, aligned to 4 bytes.
+
+    Raises
+    ------
+    CodecError
+        The bytes are not the coder's, or not of a payload of this length.
+    """
+    return np.frombuffer(SCHEMES[scheme].decompress(coded, nbytes), np.uint8)

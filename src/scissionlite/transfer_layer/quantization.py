@@ -1,0 +1,208 @@
+"""Quantization: scales and zero points, of a tensor or of each channel, and how a range makes them.
+
+docs/numerics.md ("Quantization", "The range") is the contract. Quantizing itself is the compiled
+core's; what it works with is kept beside the values, so that it is made once and not at every call.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from functools import cached_property
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from scissionlite import _core
+from scissionlite.errors import CodecError
+
+CODES = {"int8": (-128, 127), "int4": (-8, 7)}
+"""Lowest and highest code of each integer payload."""
+
+_SMALLEST_SCALE = 2.0**-126  # its reciprocal is finite, that of a denormal may not be
+_FLOAT32 = struct.Struct("<f")
+
+
+class Quantization(msgspec.Struct, frozen=True, dict=True):
+    """Integer quantization of a feature map: ``x ~ (q - zero_point) * scale``.
+
+    Parameters
+    ----------
+    scale : float or tuple of float
+        Size of one step, in the units of the feature map; a tuple holds one a channel. Kept as
+        the nearest float32.
+    zero_point : int or tuple of int
+        The code that stands for zero, -128 to 127 (-8 to 7 where it goes with int4); a tuple if
+        and only if `scale` is one, and as long.
+
+    Raises
+    ------
+    CodecError
+        A scale is not finite and positive or its float32 reciprocal is not finite, a zero point
+        is not an integer in range, or the two do not go together.
+    """
+
+    scale: float | tuple[float, ...]
+    zero_point: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        # What the kernels and the wire hold is kept, so that equal structs decode equally.
+        if isinstance(self.scale, tuple) and isinstance(self.zero_point, tuple):
+            if len(self.scale) != len(self.zero_point):
+                raise CodecError(
+                    f"Quantization: {len(self.scale)} scales and {len(self.zero_point)} zero points"
+                )
+            msgspec.structs.force_setattr(self, "scale", _checked_scales(self.scale))
+            _check_zero_points(self.zero_point)
+        elif isinstance(self.scale, tuple) or isinstance(self.zero_point, tuple):
+            raise CodecError("Quantization: scale and zero_point must both be tuples, or neither")
+        else:
+            msgspec.structs.force_setattr(self, "scale", _checked_scale(self.scale))
+            _check_zero_points((self.zero_point,))
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels if each has its own scale, None if the tensor has one."""
+        return len(self.scale) if isinstance(self.scale, tuple) else None
+
+    @cached_property
+    def quantizer(self) -> _core.Quantizer:
+        """What the core's kernels take."""
+        if isinstance(self.scale, tuple):
+            scales = np.array(self.scale, np.float32)
+            return _core.Quantizer(scales, np.array(self.zero_point, np.int32))
+        assert isinstance(self.zero_point, int)
+        return _core.Quantizer(self.scale, self.zero_point)
+
+    @classmethod
+    def from_range(
+        cls,
+        low: float | npt.NDArray[np.floating],
+        high: float | npt.NDArray[np.floating],
+        dtype: str = "int8",
+        scheme: str = "affine",
+    ) -> Quantization:
+        """Return the quantization whose codes span a range.
+
+        Parameters
+        ----------
+        low, high : float, or ndarray of float, shape (channels,)
+            Smallest and largest value of the pooled feature map; arrays hold one a channel. A
+            range is widened to include zero, so that zero (the most frequent feature after a
+            ReLU) is exact. ``low=inf`` with ``high=-inf`` says that no value was finite, and
+            stands for a range of only zero.
+        dtype : str
+            ``"int8"`` or ``"int4"``.
+        scheme : str
+            ``"affine"``: all codes are used. ``"symmetric"``: the zero point is 0.
+
+        Raises
+        ------
+        CodecError
+            A bound is not finite, `low` is above `high`, a bound is beyond float32, or `dtype` or
+            `scheme` is unknown.
+        """
+        if dtype not in CODES or scheme not in ("affine", "symmetric"):
+            raise CodecError(f"dtype={dtype!r} with scheme={scheme!r} is no integer quantization")
+        if isinstance(low, np.ndarray) or isinstance(high, np.ndarray):
+            return cls(*_of_channels(np.asarray(low), np.asarray(high), dtype, scheme))
+        if low == math.inf and high == -math.inf:
+            low = high = 0.0
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise CodecError(f"range [{low!r}, {high!r}] must be finite and not reversed")
+        low_code, high_code = CODES[dtype]
+        low, high = float(low) if low < 0 else 0.0, float(high) if high > 0 else 0.0
+        if scheme == "affine":
+            span, steps = high - low, high_code - low_code
+        else:
+            span, steps = max(-low, high), high_code
+        scale = max(_float32(span / steps), _SMALLEST_SCALE) if span else 1.0
+        if scheme == "symmetric":
+            return cls(scale, 0)
+        # round() is half to even.
+        return cls(scale, min(max(round(low_code - low / scale), low_code), high_code))
+
+
+def _float32(value: float) -> float:
+    """Round to float32. NumPy would do it too, but takes several times as long for one number."""
+    try:
+        rounded: float = _FLOAT32.unpack(_FLOAT32.pack(value))[0]
+    except (OverflowError, struct.error):  # the latter for an integer beyond float64
+        return math.inf if value > 0 else -math.inf
+    return rounded
+
+
+def _checked_scale(scale: float) -> float:
+    if not isinstance(scale, float | int) or isinstance(scale, bool):
+        raise CodecError(f"Quantization: scale={scale!r} is not a number")
+    rounded = _float32(scale)
+    if not (0 < rounded < math.inf and _float32(1 / rounded) < math.inf):
+        raise CodecError(
+            f"Quantization: scale={scale!r} must be finite and positive, with a finite reciprocal "
+            "in float32"
+        )
+    return rounded
+
+
+def _checked_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
+    """Round a scale for each channel to float32, all at once."""
+    for kind in {*map(type, scales)}:
+        if not issubclass(kind, float | int) or kind is bool:
+            raise CodecError(f"Quantization: scale of type {kind.__name__} is no number")
+    with np.errstate(over="ignore", under="ignore", divide="ignore", invalid="ignore"):
+        try:
+            rounded = np.array(scales, np.float64).astype(np.float32)
+        except OverflowError:  # an integer beyond float64
+            rounded = np.zeros(1, np.float32)
+        usable = (rounded > 0) & np.isfinite(rounded) & np.isfinite(np.float32(1) / rounded)
+    if not scales or not usable.all():
+        raise CodecError(
+            "Quantization: scales must be finite and positive, with a finite reciprocal in "
+            f"float32, one for each of at least one channel; got {_shortened(scales)}"
+        )
+    return tuple(rounded.tolist())
+
+
+def _check_zero_points(zero_points: tuple[int, ...]) -> None:
+    for kind in {*map(type, zero_points)}:
+        if not issubclass(kind, int) or kind is bool:
+            raise CodecError(f"Quantization: zero_point of type {kind.__name__} is no integer")
+    if min(zero_points) < -128 or max(zero_points) > 127:
+        raise CodecError(
+            f"Quantization: zero_point={_shortened(zero_points)} must be within [-128, 127]"
+        )
+
+
+def _shortened(values: tuple[float, ...]) -> str:
+    told = ", ".join(map(repr, values[:4]))
+    return f"{told}, ... ({len(values)})" if len(values) > 4 else told
+
+
+def _of_channels(
+    lows: npt.NDArray[np.floating], highs: npt.NDArray[np.floating], dtype: str, scheme: str
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Scales and zero points of a range for each channel, bit for bit as for a single one."""
+    if lows.ndim != 1 or lows.shape != highs.shape or not lows.size:
+        raise CodecError(
+            f"ranges of shape {lows.shape} and {highs.shape}: one low and one high a channel needed"
+        )
+    empty = (lows == math.inf) & (highs == -math.inf)
+    low = np.where(empty, 0.0, lows.astype(np.float64))
+    high = np.where(empty, 0.0, highs.astype(np.float64))
+    if not (np.isfinite(low) & np.isfinite(high) & (low <= high)).all():
+        raise CodecError("every channel's range must be finite and not reversed")
+    low_code, high_code = CODES[dtype]
+    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    with np.errstate(over="ignore", under="ignore"):
+        if scheme == "affine":
+            span, steps = high - low, high_code - low_code
+        else:
+            span, steps = np.maximum(-low, high), high_code
+        scales = np.maximum((span / steps).astype(np.float32), np.float32(_SMALLEST_SCALE))
+        scales = np.where(span == 0, np.float32(1), scales)
+        if scheme == "symmetric":
+            return tuple(scales.tolist()), (0,) * scales.size
+        zero_points = np.rint(low_code - low / scales.astype(np.float64))
+    clipped = np.clip(zero_points, low_code, high_code).astype(np.int64)
+    return tuple(scales.tolist()), tuple(clipped.tolist())
