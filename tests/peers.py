@@ -94,7 +94,7 @@ class HandmadeDevice:
 
     def hello(self) -> control.ToDevice:
         """Say Hello; return what the edge says."""
-        self.send_control(control.Hello(1, self._bundle.id, "handmade", {}))
+        self.send_control(control.Hello(control.PROTOCOL_VERSION, self._bundle.id, "handmade", {}))
         return self.receive()[0]
 
     def send_control(self, message: control.ToEdge) -> None:
@@ -138,8 +138,8 @@ class HandmadeDevice:
 
 def in_one_process(bundle: Bundle, x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """What device and edge must answer: the same slices and codec, without a wire."""
-    _, payload = DeviceSide(bundle)(x, Stopwatch())
-    return EdgeSide(bundle)(memoryview(payload), Stopwatch())
+    tensor, payload = DeviceSide(bundle)(x, Stopwatch())
+    return EdgeSide(bundle)(tensor, memoryview(payload), Stopwatch())
 
 
 def device_of(edge: EdgeServer | HandmadeEdge, bundle: Bundle, **options: Any) -> Device:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import BundleFactory
 
 from scissionlite.bundle import Bundle, Manifest, SliceFile, TensorInfo, file_sha256
 from scissionlite.errors import BundleError
@@ -88,6 +89,31 @@ def test_invalid_manifests_are_told(tmp_path: Path, change: dict[str, Any], said
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(BundleError, match=said):
         Bundle.load(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("transfer", "quantization", "said"),
+    [
+        ({}, None, "one for the tensor"),
+        ({"dtype": "float16"}, {"scale": 1.0, "zero_point": 0}, "not quantized"),
+        ({"granularity": "channel"}, {"scale": 1.0, "zero_point": 0}, "each of 8 channels"),
+        ({}, {"scale": [1.0] * 7, "zero_point": [0] * 7}, "one for each of 7 channels"),
+        ({}, {"scale": [1.0] * 8, "zero_point": 0}, "must both be tuples"),
+        ({}, {"scale": -1.0, "zero_point": 0}, "finite and positive"),
+        ({"dtype": "int4"}, {"scale": 1.0, "zero_point": 8}, "int4"),
+        ({"upsample": "cubic"}, {"scale": 1.0, "zero_point": 0}, "upsample='cubic'"),
+        ({"entropy_level": 20}, {"scale": 1.0, "zero_point": 0}, "entropy_level=20"),
+    ],
+)
+def test_scales_that_do_not_go_with_the_transfer_layer_are_told(
+    make_bundle: BundleFactory, transfer: dict[str, Any], quantization: Any, said: str
+) -> None:
+    path = make_bundle().path / "manifest.json"
+    manifest = json.loads(path.read_text()) | {"quantization": quantization}
+    manifest["transfer"] |= transfer
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=said):
+        Bundle.load(path.parent)
 
 
 def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:

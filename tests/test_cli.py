@@ -91,6 +91,26 @@ def test_prepare_inspect_and_run(folder: Path) -> None:
     assert answers["answers"][0]["where"] == "local"
 
 
+def test_any_transfer_layer_can_be_prepared(folder: Path) -> None:
+    bundle = folder / "rich"
+    made = told(
+        *("prepare", MODEL, "--size", "64", "--weights", folder / "weights.pt"),
+        *("--train", folder / "train", "--at", "features.2", "--epochs", "0", "--out", bundle),
+        *("--pool", "4", "--pool-kind", "average", "--dtype", "int4", "--granularity", "channel"),
+        *("--scheme", "symmetric", "--upsample", "bilinear", "--layout", "nhwc"),
+        *("--entropy", "zstd", "--entropy-level", "3"),
+    )
+    assert made["manifest"]["transfer"] == {
+        **{"pool": 4, "pool_kind": "average", "dtype": "int4", "granularity": "channel"},
+        **{"scheme": "symmetric", "upsample": "bilinear", "layout": "nhwc"},
+        **{"entropy": "zstd", "entropy_level": 3},
+    }
+    assert len(made["manifest"]["quantization"]["scale"]) == 64
+    table = scissionlite("inspect", bundle)
+    for expected in ("64 channels, scales", "at most ", "TL 4x4 average int4/channel"):
+        assert expected in table
+
+
 def test_the_best_plan_can_be_prepared_straight_away(folder: Path) -> None:
     # Over an endless link to an edge as fast, sending the image beats every split.
     made = told(
@@ -126,6 +146,13 @@ def test_doctor_tells_what_this_machine_has() -> None:
         (("serve", "/nowhere"), 1, "is not a bundle"),
         (("run", "/nowhere", "x.jpg"), 1, "is not a bundle"),
         (("prepare", MODEL, "--out", "/tmp/never"), 2, "--at"),
+        (("prepare", MODEL, "--out", "/tmp/never", "--at", "x", "--pool", "3"), 2, "pool=3"),
+        (("prepare", MODEL, "--out", "/tmp/never", "--dtype", "int4"), 2, "--dtype: only with"),
+        (
+            ("prepare", MODEL, "--out", "x", "--at", "x", "--codec", "jpeg", "--pool", "2"),
+            2,
+            "--pool: only with",
+        ),
         (("demo", "--link", "quick"), 2, "is no link"),
         (("fly",), 2, "fly"),
     ],

@@ -59,7 +59,7 @@ def test_malformed_messages_are_counted_and_harm_nobody(
             ("MessageKindError", [header[:6] + b"\2\0" + header[8:], payload]),
             ("TensorCountError", [header[:52] + b"\0\0" + header[54:], payload]),
             ("EncodingError", [header[:54] + b"\x09" + header[55:], payload]),
-            ("ReservedFieldError", [header[:57] + b"\1" + header[58:], payload]),
+            ("ReservedFieldError", [header[:57] + b"\2" + header[58:], payload]),
             ("PayloadLengthError", [header, payload[:-1]]),
             ("PayloadLengthError", [header, payload + b"\0"]),
             ("DigestMismatchError", [header, bytes(len(payload))]),
@@ -68,7 +68,7 @@ def test_malformed_messages_are_counted_and_harm_nobody(
         ]
         silent: list[tuple[str, list[wire.Buffer]]] = [
             ("BadMagicError", [b"GET / HTTP/1.1"]),
-            ("UnsupportedVersionError", [header[:4] + b"\2\0" + header[6:], payload]),
+            ("UnsupportedVersionError", [header[:4] + b"\1\0" + header[6:], payload]),
             ("DeviceIdError", [header[:8] + bytes(16) + header[24:], payload]),
             ("TruncatedMessageError", [b""]),
         ]
@@ -103,7 +103,7 @@ def test_what_is_far_too_large_ends_the_connection_only(
 ) -> None:
     with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
         bad = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
-        bad.send(bytes(1 << 20), bytes(1 << 20))
+        bad.send(bytes(1 << 21), bytes(1 << 21))
         for _ in range(20):
             good.infer(frames[0])
         assert edge.stats().rejected == {}
@@ -130,8 +130,8 @@ def test_a_hello_that_cannot_be_served_is_refused(tiny_bundle: Bundle, sockets: 
     with EdgeServer(tiny_bundle, LOCAL) as edge:
         device = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
         for hello, code in (
-            (control.Hello(2, tiny_bundle.id, "future", {}), "protocol"),
-            (control.Hello(1, "0" * 64, "other", {}), "bundle-mismatch"),
+            (control.Hello(3, tiny_bundle.id, "future", {}), "protocol"),
+            (control.Hello(2, "0" * 64, "other", {}), "bundle-mismatch"),
         ):
             device.send_control(hello)
             refused, _ = device.receive()
@@ -235,7 +235,8 @@ def test_turns_are_taken_by_device_and_a_request_is_held_once() -> None:
     a, b = b"a" * 16, b"b" * 16
 
     def job(device_id: bytes, number: int) -> Job:
-        return Job(device_id, number, memoryview(b""), 0.0, 1.0)
+        tensor = wire.TensorHeader(wire.Encoding.FLOAT32, (1,), 4)
+        return Job(device_id, number, tensor, memoryview(bytes(4)), 0.0, 1.0)
 
     schedule.greet(a, "a", 0.0)
     schedule.greet(b, "b", 5.0)

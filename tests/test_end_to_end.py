@@ -72,7 +72,41 @@ def test_accuracy_survives_sixteen_times_fewer_bytes(bundle: sl.Bundle) -> None:
     assert manifest.accuracy.after >= manifest.accuracy.before - 0.035  # three photographs of 89
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        sl.TransferSpec(4, "average", "int4", "channel", "nhwc", "zstd", "symmetric", "bilinear"),
+        sl.TransferSpec(dtype="float16"),
+    ],
+    ids=["int4", "float16"],
+)
+def test_two_processes_answer_so_with_any_transfer_layer(
+    graph: sl.Graph,
+    steel: Path,
+    tmp_path: Path,
+    start_process: Callable[..., Process],
+    spec: sl.TransferSpec,
+) -> None:
+    train = ImageFolder(steel / "train", PREPROCESSING, augment=True)
+    made = sl.prepare(
+        graph,
+        sl.Plan(kind="split", slicing_point="blocks.1", spec=spec),
+        train=Subset(train, range(0, len(train), 16)),
+        preprocessing=PREPROCESSING,
+        out=tmp_path / "bundle",
+        epochs=0,
+        local_fallback=False,
+    )
+    _answer_in_two_processes_and_in_one(made, steel, start_process)
+
+
 def test_two_processes_answer_as_the_same_slices_in_one(
+    bundle: sl.Bundle, steel: Path, start_process: Callable[..., Process]
+) -> None:
+    _answer_in_two_processes_and_in_one(bundle, steel, start_process)
+
+
+def _answer_in_two_processes_and_in_one(
     bundle: sl.Bundle, steel: Path, start_process: Callable[..., Process]
 ) -> None:
     files = sorted((steel / "test").glob("*/*_1*.jpg"))[::12]
@@ -98,13 +132,14 @@ def test_two_processes_answer_as_the_same_slices_in_one(
     assert spec is not None
     for i, (frame, answer) in enumerate(zip(frames, answers, strict=True)):
         packed = sl.encode(device_slice(PREPROCESSING.tensor(frame)), spec, quantization)
-        expected = edge_slice(sl.decode(packed))
+        expected = edge_slice(sl.decode(packed, layout="nchw"))
         assert answer.where == "edge"
         np.testing.assert_array_equal(answer.output, expected)
         row = told["answers"][i]
         assert row["where"] == "edge"
         assert row["class_index"] == expected.argmax()
-        assert row["class_name"] == bundle.manifest.classes[row["class_index"]]
+        names = bundle.manifest.classes
+        assert row["class_name"] == (names[row["class_index"]] if names else None)
         assert row["bytes_sent"] == packed.nbytes
         assert row["latency"] >= 0.010  # no answer is faster than the link's round trip
 

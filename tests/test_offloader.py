@@ -44,9 +44,13 @@ pytestmark = pytest.mark.usefixtures("no_threads_left")
         ("split", TransferSpec()),
         ("split", TransferSpec.paper()),
         ("split", TransferSpec.float32_split()),
+        ("split", TransferSpec(4, "average", "int4", "channel", "nhwc", "zstd")),
+        ("split", TransferSpec(scheme="symmetric", granularity="channel", upsample="bilinear")),
+        ("split", TransferSpec(dtype="float16", entropy="zstd")),
+        ("split", TransferSpec(pool=1, layout="nhwc", entropy="zstd", entropy_level=9)),
         ("image", None),
     ],
-    ids=["int8", "paper", "float32", "image"],
+    ids=["int8", "paper", "float32", "int4", "bilinear", "float16", "unpooled", "image"],
 )
 def test_answers_are_those_of_one_process_bit_for_bit(
     make_bundle: BundleFactory, frames: Frames, kind: str, transfer: TransferSpec | None

@@ -238,7 +238,7 @@ def test_what_is_wrong_is_told_and_no_bundle_is_left(
         sl.prepare(graph, OURS, train=textures / "train", out=out)
     with pytest.raises(PrepareError, match=r"no images in subfolders: expected .*/CLASS/"):
         sl.prepare(graph, OURS, train=tmp_path, out=out, preprocessing=PREPROCESSING)
-    with pytest.raises(PrepareError, match="NaN or nothing on the calibration data"):
+    with pytest.raises(PrepareError, match="NaN, infinities or nothing on the calibration"):
         sl.prepare(graph, OURS, train=_Pairs(float("nan")), out=out)
     with pytest.raises(PrepareError, match=r"nothing to train: .* 0 samples"):
         trainer.train(network(), _Pairs(0, count=0), epochs=1)

@@ -13,13 +13,19 @@ import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
+from specs import SEEDS, SHAPES, feature_map, quantization_for, specs
 
 from scissionlite import errors
 from scissionlite.offloader import control, wire
 from scissionlite.offloader.wire import Encoding, Header, MessageKind, TensorHeader
+from scissionlite.transfer_layer import Packed, TransferSpec, decode, encode
 
 DEVICE = bytes(range(1, 17))
-INT8 = TensorHeader(Encoding.INT8, (1, 2, 5, 7), 2 * 3 * 4, 2, 0.25, -3)
+INT8 = TensorHeader(Encoding.INT8, (1, 2, 5, 7), 2 * 3 * 4, 2, (0.25,), (-3,))
+INT4 = TensorHeader(Encoding.INT4, (1, 3, 5, 7), 6, 4, (0.25, 1.5, 2.0), (-8, 0, 7))
+FLOAT16 = TensorHeader(Encoding.FLOAT16, (1, 2, 5, 7), 2 * 2 * 3 * 4, 2)
+MANY = (2**17, 1, 1)  # more channels than a header has room for
+CODED = replace(INT8, nbytes=23, entropy_coded=True)
 FLOAT32 = TensorHeader(Encoding.FLOAT32, (3, 2), 24)
 JPEG = TensorHeader(Encoding.JPEG, (4, 4, 3), 9)
 
@@ -53,14 +59,23 @@ def altered(offset: int, form: str, value: object, tensor: TensorHeader = INT8) 
 
 # Where the fields of a header with one tensor of four dimensions are (docs/wire-format.md).
 KIND, DEVICE_ID, DEADLINE, COUNT = 6, 8, 32, 52
-ENCODING, POOL, NDIM, RESERVED, DIMS = 54, 55, 56, 57, 58
-SCALE, ZERO_POINT, NBYTES = DIMS + 16, DIMS + 20, DIMS + 24
+ENCODING, POOL, NDIM, FLAGS, DIMS = 54, 55, 56, 57, 58
+GROUPS, NBYTES, SCALE, ZERO_POINT = DIMS + 16, DIMS + 20, DIMS + 28, DIMS + 32
 
 
 @pytest.mark.parametrize(
     "tensors",
-    [(INT8,), (FLOAT32,), (JPEG,), (INT8, FLOAT32, JPEG), (FLOAT32,) * wire.MAX_TENSORS],
-    ids=["int8", "float32", "jpeg", "three", "most"],
+    [
+        (INT8,),
+        (INT4,),
+        (FLOAT16,),
+        (CODED,),
+        (FLOAT32,),
+        (JPEG,),
+        (INT8, FLOAT32, JPEG, INT4, CODED),
+        (FLOAT32,) * wire.MAX_TENSORS,
+    ],
+    ids=["int8", "int4", "float16", "coded", "float32", "jpeg", "five", "most"],
 )
 def test_what_is_packed_is_unpacked(tensors: tuple[TensorHeader, ...]) -> None:
     header = request(*tensors)
@@ -71,14 +86,41 @@ def test_what_is_packed_is_unpacked(tensors: tuple[TensorHeader, ...]) -> None:
 
 
 def test_the_bytes_are_those_of_the_format_page() -> None:
-    header, payload = packed(INT8)
+    header, payload = packed(replace(INT4, nbytes=5, entropy_coded=True))
     expected = struct.pack(
-        "<4sHH16sQI16sH BBBB4I fiQ",
-        *(b"SLTL", 1, 1, DEVICE, 2**64 - 1, 1500, bytes(16), 1),
-        *(2, 2, 4, 0, 1, 2, 5, 7),
-        *(0.25, -3, 24),
+        "<4sHH16sQI16sH BBBB4I IQ 3f3i",
+        *(b"SLTL", 2, 1, DEVICE, 2**64 - 1, 1500, bytes(16), 1),
+        *(5, 4, 4, 1, 1, 3, 5, 7),
+        *(3, 5),
+        *(0.25, 1.5, 2.0, -8, 0, 7),
     )
     assert header == expected + struct.pack("<Q", xxhash.xxh3_64_intdigest(expected + payload))
+
+
+@given(spec=specs(), shape=SHAPES, seed=SEEDS)
+def test_any_transfer_layer_crosses(spec: TransferSpec, shape: tuple[int, ...], seed: int) -> None:
+    features = feature_map(shape, seed)
+    packed_map = encode(features, spec, quantization_for(spec, shape[1]))
+    payload = np.frombuffer(packed_map.payload, np.uint8)
+    scales: tuple[float, ...] = ()
+    zero_points: tuple[int, ...] = ()
+    if packed_map.quantization is not None:
+        scales, zero_points = packed_map.quantization.groups
+    tensor = TensorHeader(
+        Encoding[spec.dtype.upper()],
+        shape,
+        payload.nbytes,
+        spec.pool,
+        scales,
+        zero_points,
+        packed_map.entropy_coded,
+    )
+    frames = [bytes(frame) for frame in wire.pack(request(tensor), [payload.data])]
+    header, (view,) = wire.unpack(frames, MessageKind.REQUEST)
+    (read,) = header.tensors
+    assert read == tensor
+    received = Packed(view, spec, read.shape, packed_map.quantization, read.entropy_coded)
+    assert decode(received).tobytes() == decode(packed_map).tobytes()
 
 
 def test_payloads_are_not_copied() -> None:
@@ -98,14 +140,17 @@ def test_payloads_are_not_copied() -> None:
         (errors.TruncatedMessageError, [packed()[0][:53]]),
         (errors.TruncatedMessageError, [packed()[0][:56], b""]),
         (errors.TruncatedMessageError, [packed()[0][:80], b""]),
+        (errors.TruncatedMessageError, [packed()[0][:90], b""]),
+        (errors.TruncatedMessageError, altered(GROUPS, "<I", 3)),
+        (errors.TruncatedMessageError, altered(GROUPS, "<I", 2**32 - 1)),
         (errors.TruncatedMessageError, [packed()[0][:-1], b""]),
         (errors.TruncatedMessageError, altered(NDIM, "<B", 8)),
         (errors.TrailingBytesError, [packed()[0] + b"\0", packed()[1]]),
-        (errors.TrailingBytesError, altered(NDIM, "<B", 3)),
+        (errors.TrailingBytesError, altered(GROUPS, "<I", 0)),
         (errors.HeaderSizeError, [bytes(wire.MAX_HEADER_BYTES + 1)]),
         (errors.BadMagicError, altered(0, "<4s", b"SLTM")),
         (errors.BadMagicError, [b"GET / HTTP/1.1\r\n"]),
-        (errors.UnsupportedVersionError, altered(4, "<H", 2)),
+        (errors.UnsupportedVersionError, altered(4, "<H", 1)),
         (errors.MessageKindError, altered(KIND, "<H", 0)),
         (errors.MessageKindError, altered(KIND, "<H", 2)),
         (errors.MessageKindError, altered(KIND, "<H", 0x8001)),
@@ -114,14 +159,16 @@ def test_payloads_are_not_copied() -> None:
         (errors.TensorCountError, altered(COUNT, "<H", 0)),
         (errors.TensorCountError, altered(COUNT, "<H", wire.MAX_TENSORS + 1)),
         (errors.EncodingError, altered(ENCODING, "<B", 0)),
-        (errors.EncodingError, altered(ENCODING, "<B", 4)),
+        (errors.EncodingError, altered(ENCODING, "<B", 6)),
         (errors.PoolError, altered(POOL, "<B", 0)),
         (errors.PoolError, altered(POOL, "<B", wire.MAX_POOL + 1)),
         (errors.PoolError, altered(POOL, "<B", 2, JPEG)),
         (errors.PoolError, altered(POOL, "<B", 2, FLOAT32)),
         (errors.RankError, altered(NDIM, "<B", 0)),
         (errors.RankError, altered(NDIM, "<B", wire.MAX_NDIM + 1)),
-        (errors.ReservedFieldError, altered(RESERVED, "<B", 1)),
+        (errors.ReservedFieldError, altered(FLAGS, "<B", 2)),
+        (errors.ReservedFieldError, altered(FLAGS, "<B", 0x81)),
+        (errors.EntropyFlagError, altered(FLAGS, "<B", 1, JPEG)),
         (errors.DimensionError, altered(DIMS, "<I", 0)),
         (errors.DimensionError, altered(DIMS + 8, "<I", 2, JPEG)),
         (errors.DimensionLimitError, altered(DIMS, "<I", wire.MAX_DIM + 1)),
@@ -132,16 +179,24 @@ def test_payloads_are_not_copied() -> None:
         (errors.QuantizationFieldError, altered(SCALE, "<f", math.nan)),
         (errors.QuantizationFieldError, altered(ZERO_POINT, "<i", 128)),
         (errors.QuantizationFieldError, altered(ZERO_POINT, "<i", -129)),
-        (errors.QuantizationFieldError, altered(DIMS + 8, "<f", 2.0, FLOAT32)),
-        (errors.QuantizationFieldError, altered(DIMS + 12 + 4, "<i", 1, JPEG)),
+        (errors.QuantizationFieldError, altered(SCALE + 8, "<f", -math.inf, INT4)),
+        (errors.QuantizationFieldError, altered(SCALE + 4, "<f", math.nan, INT4)),
+        (errors.QuantizationFieldError, altered(SCALE + 12, "<i", -9, INT4)),
+        (errors.QuantizationFieldError, altered(SCALE + 20, "<i", 8, INT4)),
+        (errors.GroupCountError, altered(ENCODING, "<B", Encoding.FLOAT32)),
+        (errors.GroupCountError, altered(ENCODING, "<B", Encoding.INT8, FLOAT16)),
+        (errors.GroupCountError, altered(DIMS + 4, "<I", 2, INT4)),
+        (errors.PayloadLengthError, altered(FLAGS, "<B", 1)),
+        (errors.PayloadLengthError, altered(FLAGS, "<B", 0, CODED)),
         (errors.PayloadLengthError, altered(NBYTES, "<Q", 23)),
         (errors.TensorSizeError, altered(NBYTES, "<Q", 2**64 - 1)),
         (errors.PayloadLengthError, altered(DIMS, "<I", 2)),
         (errors.PayloadLengthError, sealed(packed()[0][:-8], [packed()[1][:-1]])),
         (errors.PayloadLengthError, sealed(packed()[0][:-8], [packed()[1] + b"\0"])),
         (errors.PayloadLengthError, sealed(altered(NBYTES - 4, "<Q", 0, JPEG)[0][:-8], [b""])),
-        (errors.TensorSizeError, altered(DIMS + 12 + 8, "<Q", 2**63, JPEG)),
+        (errors.TensorSizeError, altered(NBYTES - 4, "<Q", 2**63, JPEG)),
         (errors.DigestMismatchError, [packed()[0], bytes(24)]),
+        (errors.PayloadLengthError, sealed(altered(NBYTES, "<Q", 0, CODED)[0][:-8], [b""])),
         (errors.DigestMismatchError, [packed()[0][:-1] + b"\xff", packed()[1]]),
     ],
 )
@@ -156,19 +211,19 @@ def test_each_violation_has_its_own_error(
 def test_sizes_that_would_overflow_are_over_the_cap() -> None:
     # 2**24 to the power of 8 wraps around to 0 in 64 bits.
     dims = (wire.MAX_DIM,) * 8
-    tensor = struct.pack("<BBBB8IfiQ", 1, 1, 8, 0, *dims, 1.0, 0, 0)
+    tensor = struct.pack("<BBBB8IIQ", 1, 1, 8, 0, *dims, 0, 0)
     body = packed()[0][:54] + tensor
     with pytest.raises(errors.TensorSizeError):
         wire.unpack(sealed(body, [b""]), MessageKind.REQUEST)
     big = TensorHeader(Encoding.FLOAT32, (2**13, 2**13), 2**28)
-    small = TensorHeader(Encoding.INT8, (2**13, 2**13, 2), 2**27, 1, 1.0, 0)
+    small = TensorHeader(Encoding.INT8, (2**13, 2**13, 2), 2**27, 1, (1.0,), (0,))
     with pytest.raises(errors.TensorSizeError):
         wire.unpack(  # each tensor is below the cap, both together are not
             sealed(
                 packed()[0][:52]
                 + struct.pack("<H", 2)
-                + struct.pack("<BBBB2IfiQ", 1, 1, 2, 0, *big.shape, 1.0, 0, big.nbytes)
-                + struct.pack("<BBBB3IfiQ", 2, 1, 3, 0, *small.shape, 1.0, 0, small.nbytes),
+                + struct.pack("<BBBB2IIQ", 1, 1, 2, 0, *big.shape, 0, big.nbytes)
+                + struct.pack("<BBBB3IIQfi", 2, 1, 3, 0, *small.shape, 1, small.nbytes, 1.0, 0),
                 [b"", b""],
             ),
             MessageKind.REQUEST,
@@ -185,6 +240,16 @@ def test_sizes_that_would_overflow_are_over_the_cap() -> None:
         (errors.RankError, request(replace(FLOAT32, shape=()))),
         (errors.PayloadLengthError, request(replace(FLOAT32, shape=(3, 3)))),
         (errors.PoolError, request(replace(INT8, pool=300))),
+        (errors.GroupCountError, request(replace(INT8, scales=()))),
+        (errors.GroupCountError, request(replace(INT8, zero_points=(0, 0)))),
+        (errors.GroupCountError, request(replace(FLOAT32, scales=(1.0,), zero_points=(0,)))),
+        (errors.EntropyFlagError, request(replace(JPEG, entropy_coded=True))),
+        (
+            errors.HeaderSizeError,
+            request(
+                TensorHeader(Encoding.INT8, (2**17, 1, 1), 2**17, 1, (1.0,) * 2**17, (0,) * 2**17)
+            ),
+        ),
     ],
 )
 def test_nothing_invalid_is_packed(error: type[errors.WireError], header: Header) -> None:
@@ -198,7 +263,7 @@ def test_the_sender_of_a_broken_message_is_known_if_its_header_begins_well() -> 
     assert wire.sender(header[:54]) == (DEVICE, 2**64 - 1)
     assert wire.sender(header[:53]) is None
     assert wire.sender(b"HTTP" + header[4:]) is None
-    assert wire.sender(header[:4] + b"\2" + header[5:]) is None
+    assert wire.sender(header[:4] + b"\1" + header[5:]) is None
     assert wire.sender(header[:8] + bytes(16) + header[24:]) is None
 
 
@@ -220,7 +285,7 @@ def test_random_headers_after_a_good_beginning_are_wire_errors(
     assert len(header.tensors) == len(frames)
 
 
-@given(st.integers(min_value=0), st.sampled_from([(INT8,), (FLOAT32, JPEG)]))
+@given(st.integers(min_value=0), st.sampled_from([(INT8,), (FLOAT32, JPEG), (INT4, CODED)]))
 def test_a_flipped_bit_is_a_wire_error(position: int, tensors: tuple[TensorHeader, ...]) -> None:
     frames = [bytearray(frame) for frame in packed(*tensors)]
     position %= 8 * sum(map(len, frames))
@@ -234,7 +299,7 @@ def test_a_flipped_bit_is_a_wire_error(position: int, tensors: tuple[TensorHeade
 
 
 TO_EDGE: list[control.ToEdge] = [
-    control.Hello(1, "ab" * 32, "camera 3", {"machine": "aarch64"}),
+    control.Hello(2, "ab" * 32, "camera 3", {"machine": "aarch64"}),
     control.Ping(7),
     control.Goodbye(),
     control.Stats(),

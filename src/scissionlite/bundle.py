@@ -18,9 +18,10 @@ import numpy as np
 from scissionlite.errors import BundleError
 from scissionlite.images import Preprocessing
 from scissionlite.transfer_layer import Quantization, TransferSpec
+from scissionlite.transfer_layer.fitted import check_quantization
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Kind = Literal["split", "image", "local"]
 """What crosses the link: a packed feature map, a JPEG image, or nothing."""
@@ -121,8 +122,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         missing += [f"slices.{role}" for role in roles if role not in self.slices]
         if missing:
             raise ValueError(f"a bundle of kind {self.kind!r} needs {', '.join(missing)}")
-        if self.transfer is not None and self.transfer.dtype == "int8" and not self.quantization:
-            raise ValueError("an int8 Transfer Layer needs its quantization (scale, zero_point)")
+        if self.kind == "split":
+            assert self.transfer is not None
+            assert self.crossing is not None
+            check_quantization(self.transfer, self.crossing.shape, self.quantization)
 
 
 class Bundle:

@@ -83,7 +83,11 @@ class DeviceIdError(BadFieldError):
 
 
 class ReservedFieldError(BadFieldError):
-    """A reserved byte is not zero."""
+    """A reserved bit is not zero."""
+
+
+class EntropyFlagError(BadFieldError):
+    """A payload is marked as entropy-coded whose encoding has no entropy coder."""
 
 
 class EncodingError(BadFieldError):
@@ -99,7 +103,11 @@ class DimensionError(BadFieldError):
 
 
 class QuantizationFieldError(BadFieldError):
-    """Scale or zero point is not one that the tensor's encoding allows."""
+    """A scale or zero point is not one that the tensor's encoding allows."""
+
+
+class GroupCountError(BadFieldError):
+    """There are scales for neither the tensor nor each channel, or for what has none."""
 
 
 class ControlMessageError(BadFieldError):

@@ -32,13 +32,20 @@ def inspect(
             ["transfer layer", manifest.transfer.label],
             [
                 "sent",
-                f"{kilobytes(sent)} kB, {crossing.nbytes / sent:.1f} times fewer bytes than the "
+                f"{'at most ' if manifest.transfer.entropy else ''}{kilobytes(sent)} kB, "
+                f"{crossing.nbytes / sent:.1f} times fewer bytes than the "
                 f"{kilobytes(crossing.nbytes)} kB in float32",
             ],
         ]
     if manifest.quantization:
-        q = manifest.quantization
-        rows.append(["quantization", f"scale {q.scale:.6g}, zero point {q.zero_point}"])
+        scales, zero_points = manifest.quantization.groups
+        told = f"scale {min(scales):.6g}, zero point {min(zero_points)}"
+        if manifest.quantization.channels is not None:
+            told = (
+                f"{len(scales)} channels, scales {min(scales):.6g} to {max(scales):.6g}, "
+                f"zero points {min(zero_points)} to {max(zero_points)}"
+            )
+        rows.append(["quantization", told])
     if manifest.jpeg_quality:
         rows.append(["jpeg quality", str(manifest.jpeg_quality)])
     if manifest.accuracy:

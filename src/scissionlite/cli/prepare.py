@@ -6,6 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from scissionlite.cli.inspect import inspect
@@ -19,6 +20,7 @@ from scissionlite.cli.network import (
 )
 from scissionlite.cli.output import JsonOption
 from scissionlite.cli.plan import PAPER_NETWORK, LinkOption, SlowdownOption, parse_link
+from scissionlite.errors import CodecError
 from scissionlite.scissiontl.planner import JPEG_QUALITY, Plan
 from scissionlite.scissiontl.planner import plan as rank
 from scissionlite.scissiontl.profile import Profile
@@ -40,6 +42,36 @@ _SPECS = {
     Codec.PAPER: TransferSpec.paper(),
     Codec.FLOAT32: TransferSpec.float32_split(),
 }
+
+
+_PANEL = "Transfer Layer, with --at: changes to what --codec is"
+
+PoolOption = Annotated[
+    int | None, typer.Option(help="Window and stride: 1 (none), 2 or 4.", rich_help_panel=_PANEL)
+]
+PoolKindOption = Annotated[str | None, typer.Option(help="max or average.", rich_help_panel=_PANEL)]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, float16, int8 or int4.", rich_help_panel=_PANEL)
+]
+GranularityOption = Annotated[
+    str | None,
+    typer.Option(help="One scale for the tensor or for each channel.", rich_help_panel=_PANEL),
+]
+SchemeOption = Annotated[
+    str | None, typer.Option(help="affine or symmetric.", rich_help_panel=_PANEL)
+]
+UpsampleOption = Annotated[
+    str | None, typer.Option(help="nearest or bilinear.", rich_help_panel=_PANEL)
+]
+LayoutOption = Annotated[
+    str | None, typer.Option(help="Of the payload: nchw or nhwc.", rich_help_panel=_PANEL)
+]
+EntropyOption = Annotated[
+    str | None, typer.Option(help="Lossless second stage: zstd.", rich_help_panel=_PANEL)
+]
+EntropyLevelOption = Annotated[
+    int | None, typer.Option(help="1 (fastest) to 19.", rich_help_panel=_PANEL)
+]
 
 
 class RuntimeChoice(str, Enum):
@@ -69,6 +101,15 @@ def prepare(
     codec: Annotated[Codec, typer.Option(help="What crosses, with --at; or jpeg or local.")] = (
         Codec.INT8
     ),
+    pool: PoolOption = None,
+    pool_kind: PoolKindOption = None,
+    dtype: DtypeOption = None,
+    granularity: GranularityOption = None,
+    scheme: SchemeOption = None,
+    upsample: UpsampleOption = None,
+    layout: LayoutOption = None,
+    entropy: EntropyOption = None,
+    entropy_level: EntropyLevelOption = None,
     device_profile: Annotated[
         Path | None, typer.Option(help="Instead of --at: profile of the device,")
     ] = None,
@@ -93,7 +134,19 @@ def prepare(
     """Prepare a bundle for a plan: the slices, retrained with the Transfer Layer in between."""
     from scissionlite.preprocessor import prepare as carry_out
 
-    chosen = _choose(at, codec, device_profile, edge_profile, link, slowdown)
+    changes = {
+        "pool": pool,
+        "pool_kind": pool_kind,
+        "dtype": dtype,
+        "granularity": granularity,
+        "scheme": scheme,
+        "upsample": upsample,
+        "layout": layout,
+        "entropy": entropy,
+        "entropy_level": entropy_level,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    chosen = _choose(at, codec, given, device_profile, edge_profile, link, slowdown)
     if num_classes is None and train is not None:
         num_classes = sum(1 for entry in train.iterdir() if entry.is_dir())
     graph = capture_model(model, size=size, num_classes=num_classes, weights=weights)
@@ -119,11 +172,15 @@ def prepare(
 def _choose(
     at: str | None,
     codec: Codec,
+    changes: dict[str, str | int],
     device_profile: Path | None,
     edge_profile: Path | None,
     link: str,
     slowdown: float,
 ) -> Plan:
+    if changes and (at is None or codec not in _SPECS):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
+        raise typer.BadParameter(f"{options}: only with --at and a codec that has a Transfer Layer")
     if device_profile is not None and edge_profile is not None and at is None:
         device = Profile.load(device_profile).slowed(slowdown)
         return rank(device, Profile.load(edge_profile), parse_link(link))[0]
@@ -135,4 +192,8 @@ def _choose(
         return Plan(kind="local")
     if at is None:
         raise typer.BadParameter("say where to cut with --at, or give both profiles")
-    return Plan(kind="split", slicing_point=at, spec=_SPECS[codec])
+    try:
+        spec = msgspec.structs.replace(_SPECS[codec], **changes)
+    except CodecError as error:
+        raise typer.BadParameter(str(error)) from error
+    return Plan(kind="split", slicing_point=at, spec=spec)

@@ -14,7 +14,7 @@ import msgspec
 
 from scissionlite.errors import ControlMessageError, ControlSizeError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_CONTROL_BYTES = 1 << 16
 MAX_CREDIT = 1024
 MISSED_HEARTBEATS = 3

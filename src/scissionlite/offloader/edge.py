@@ -201,7 +201,7 @@ class EdgeServer:
         waited = time.monotonic() - job.arrived
         watch, output, reason = Stopwatch(), None, ""
         try:
-            output = self._side(job.payload, watch)
+            output = self._side(job.tensor, job.payload, watch)
         except Exception as error:  # whatever a runtime may raise: the next request may be fine
             logger.warning("a request failed: %r", error)
             reason = f"{type(error).__name__}: {error}"[:1000]

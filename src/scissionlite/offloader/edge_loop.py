@@ -123,7 +123,9 @@ class EdgeLoop:
         self._router = context.socket(zmq.ROUTER)
         self._wake = context.socket(zmq.PAIR)
         self._pull.rcvhwm = 2 * self._welcome.credit
-        self._pull.maxmsgsize = _SLACK_BYTES + max_payload(self._bundle.manifest)
+        self._pull.maxmsgsize = _SLACK_BYTES + max(
+            max_payload(self._bundle.manifest), wire.MAX_HEADER_BYTES
+        )
         self._router.sndhwm = self._router.rcvhwm = MAX_CREDIT
         self._router.maxmsgsize = _SLACK_BYTES + MAX_CONTROL_BYTES
         # Sending to a device that is gone is an error, and one that is back takes its place.
@@ -253,7 +255,9 @@ class EdgeLoop:
             expires = now + header.deadline_ms / 1000
             if not self._schedule.hear(device_id, now):
                 self._fail(device_id, request_id, "unknown-device", "say Hello first")
-            elif not self._schedule.add(Job(device_id, request_id, payloads[0], now, expires)):
+                continue
+            job = Job(device_id, request_id, header.tensors[0], payloads[0], now, expires)
+            if not self._schedule.add(job):
                 self._counters["busy"] += 1
                 self._fail(device_id, request_id, "busy", "too many requests wait")
 

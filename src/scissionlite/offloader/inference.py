@@ -22,7 +22,12 @@ from scissionlite.offloader.wire import Buffer, Encoding, TensorHeader, payload_
 from scissionlite.runtimes import Slice, load_slice, warm_up
 from scissionlite.transfer_layer import Packed, decode, encode
 
-_ENCODINGS = {"float32": Encoding.FLOAT32, "int8": Encoding.INT8}
+_ENCODINGS = {
+    "float32": Encoding.FLOAT32,
+    "float16": Encoding.FLOAT16,
+    "int8": Encoding.INT8,
+    "int4": Encoding.INT4,
+}
 
 
 class Stopwatch:
@@ -52,7 +57,7 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
 
-def request_tensor(manifest: Manifest, nbytes: int) -> TensorHeader:
+def request_tensor(manifest: Manifest, nbytes: int, *, entropy_coded: bool = False) -> TensorHeader:
     """Say what a request for this bundle carries.
 
     Parameters
@@ -61,6 +66,8 @@ def request_tensor(manifest: Manifest, nbytes: int) -> TensorHeader:
         Of kind "split" or "image".
     nbytes
         Length of the payload.
+    entropy_coded
+        Whether it went through an entropy coder. False is meant where the bundle has none.
 
     Raises
     ------
@@ -72,18 +79,38 @@ def request_tensor(manifest: Manifest, nbytes: int) -> TensorHeader:
     if manifest.kind != "split" or manifest.crossing is None or manifest.transfer is None:
         raise OffloadError(f"a bundle of kind {manifest.kind!r} sends nothing to an edge")
     spec = manifest.transfer
-    encoding, shape = _ENCODINGS[spec.dtype], manifest.crossing.shape
-    if manifest.quantization is None:
-        return TensorHeader(encoding, shape, nbytes, spec.pool)
-    scale, zero_point = manifest.quantization.scale, manifest.quantization.zero_point
-    return TensorHeader(encoding, shape, nbytes, spec.pool, scale, zero_point)
+    scales: tuple[float, ...] = ()
+    zero_points: tuple[int, ...] = ()
+    if manifest.quantization is not None:
+        scales, zero_points = manifest.quantization.groups
+    return TensorHeader(
+        _ENCODINGS[spec.dtype],
+        manifest.crossing.shape,
+        nbytes,
+        spec.pool,
+        scales,
+        zero_points,
+        entropy_coded and spec.entropy is not None,
+    )
 
 
 def check_request(manifest: Manifest, tensors: tuple[TensorHeader, ...]) -> None:
     """Raise TensorMismatchError unless a request carries just what the manifest says."""
-    expected = request_tensor(manifest, tensors[0].nbytes)
+    expected = request_tensor(manifest, tensors[0].nbytes, entropy_coded=tensors[0].entropy_coded)
     if tensors != (expected,):
-        raise TensorMismatchError(f"got {tensors}, the bundle's manifest says {expected}")
+        raise TensorMismatchError(
+            f"got {_told(tensors[0])}{' and more' * (len(tensors) > 1)}, the bundle's manifest "
+            f"says {_told(expected)}"
+        )
+
+
+def _told(tensor: TensorHeader) -> str:
+    scales = f"{len(tensor.scales)} scales from {tensor.scales[:1]}, zero points from "
+    coded = "entropy-coded " * tensor.entropy_coded
+    return (
+        f"{coded}{tensor.encoding.name} of shape {tensor.shape}, pool {tensor.pool}, "
+        f"{scales}{tensor.zero_points[:1]}"
+    )
 
 
 def max_payload(manifest: Manifest) -> int:
@@ -130,6 +157,7 @@ class DeviceSide:
             assert manifest.jpeg_quality is not None
             with watch.stage("encode"):
                 payload: Buffer = jpeg_encode(x.view(np.uint8), manifest.jpeg_quality)
+                coded = False
         else:
             assert manifest.transfer is not None
             tensor = network_input(manifest, x, watch)
@@ -138,7 +166,8 @@ class DeviceSide:
             with watch.stage("encode"):
                 packed = encode(features, manifest.transfer, manifest.quantization)
                 payload = np.frombuffer(packed.payload, np.uint8).data
-        return request_tensor(manifest, len(payload)), payload
+                coded = packed.entropy_coded
+        return request_tensor(manifest, len(payload), entropy_coded=coded), payload
 
 
 class EdgeSide:
@@ -166,7 +195,9 @@ class EdgeSide:
         else:
             self._slice = _load(bundle, "network", manifest.input.shape, threads)
 
-    def __call__(self, payload: memoryview, watch: Stopwatch) -> npt.NDArray[np.float32]:
+    def __call__(
+        self, tensor_header: TensorHeader, payload: memoryview, watch: Stopwatch
+    ) -> npt.NDArray[np.float32]:
         """Answer a checked request. Stages timed: ``decode``, ``run``."""
         manifest = self._manifest
         with watch.stage("decode"):
@@ -177,8 +208,15 @@ class EdgeSide:
             else:
                 assert manifest.transfer is not None
                 assert manifest.crossing is not None
-                shape = manifest.crossing.shape
-                tensor = decode(Packed(payload, manifest.transfer, shape, manifest.quantization))
+                packed = Packed(
+                    payload,
+                    manifest.transfer,
+                    manifest.crossing.shape,
+                    manifest.quantization,
+                    tensor_header.entropy_coded,
+                )
+                # Slices take their input as PyTorch's contiguous tensors are, in NCHW.
+                tensor = decode(packed, layout="nchw")
         with watch.stage("run"):
             return self._slice(tensor)
 

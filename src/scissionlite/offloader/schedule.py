@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from scissionlite.offloader.wire import TensorHeader
+
 
 @dataclass(eq=False)
 class Job:
@@ -12,6 +14,7 @@ class Job:
 
     device_id: bytes
     request_id: int
+    tensor: TensorHeader
     payload: memoryview
     arrived: float
     expires: float

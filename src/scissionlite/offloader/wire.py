@@ -24,7 +24,9 @@ from scissionlite.errors import (
     DimensionError,
     DimensionLimitError,
     EncodingError,
+    EntropyFlagError,
     FrameCountError,
+    GroupCountError,
     HeaderSizeError,
     MessageKindError,
     PayloadLengthError,
@@ -40,7 +42,7 @@ from scissionlite.errors import (
 )
 
 MAGIC = b"SLTL"
-VERSION = 1
+VERSION = 2
 
 MAX_DEADLINE_MS = 3_600_000
 MAX_TENSORS = 16
@@ -52,12 +54,11 @@ MAX_TENSOR_BYTES = 1 << 28
 
 _PREFIX = struct.Struct("<4sHH16sQI16sH")
 _TENSOR = struct.Struct("<BBBB")
-_QUANTIZATION = struct.Struct("<fiQ")
+_SIZES = struct.Struct("<IQ")
 _DIGEST = struct.Struct("<Q")
+_ENTROPY_CODED = 1  # bit 0 of the flags
 
-MAX_HEADER_BYTES = (
-    _PREFIX.size + MAX_TENSORS * (_TENSOR.size + 4 * MAX_NDIM + _QUANTIZATION.size) + _DIGEST.size
-)
+MAX_HEADER_BYTES = 1 << 20
 DEVICE_ID_BYTES = 16
 BUNDLE_ID_BYTES = 16
 
@@ -77,6 +78,12 @@ class Encoding(enum.IntEnum):
     FLOAT32 = 1
     INT8 = 2
     JPEG = 3
+    FLOAT16 = 4
+    INT4 = 5
+
+
+_BITS = {Encoding.FLOAT32: 32, Encoding.FLOAT16: 16, Encoding.INT8: 8, Encoding.INT4: 4}
+_ZERO_POINTS = {Encoding.INT8: (-128, 127), Encoding.INT4: (-8, 7)}
 
 
 @dataclass(frozen=True)
@@ -93,16 +100,20 @@ class TensorHeader:
         Length of the payload frame, in bytes.
     pool : int
         Side of the pooling window over the last two dimensions; 1 is none.
-    scale, zero_point : float, int
-        ``value = scale * (q - zero_point)`` for INT8; 1.0 and 0 otherwise.
+    scales, zero_points : tuple of float, tuple of int
+        ``value = scale * (q - zero_point)`` for INT8 and INT4: one of each for the tensor, or one
+        a channel; empty otherwise.
+    entropy_coded : bool
+        Whether the payload is one zstd frame of what the other fields say.
     """
 
     encoding: Encoding
     shape: tuple[int, ...]
     nbytes: int
     pool: int = 1
-    scale: float = 1.0
-    zero_point: int = 0
+    scales: tuple[float, ...] = ()
+    zero_points: tuple[int, ...] = ()
+    entropy_coded: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ def pack(header: Header, payloads: Sequence[Buffer]) -> list[Buffer]:
     Parameters
     ----------
     header
-        What to write; :func:`unpack` of the frames returns an equal one (scale as float32).
+        What to write; :func:`unpack` of the frames returns an equal one (scales as float32).
     payloads
         One contiguous buffer a tensor; passed on, never copied.
 
@@ -168,10 +179,14 @@ def pack(header: Header, payloads: Sequence[Buffer]) -> list[Buffer]:
         )
     ]
     for tensor in header.tensors:
-        parts.append(_TENSOR.pack(tensor.encoding, tensor.pool, len(tensor.shape), 0))
+        flags = _ENTROPY_CODED if tensor.entropy_coded else 0
+        parts.append(_TENSOR.pack(tensor.encoding, tensor.pool, len(tensor.shape), flags))
         parts.append(struct.pack(f"<{len(tensor.shape)}I", *tensor.shape))
-        parts.append(_QUANTIZATION.pack(tensor.scale, tensor.zero_point, tensor.nbytes))
+        groups = len(tensor.scales)
+        parts.append(_SIZES.pack(groups, tensor.nbytes))
+        parts.append(struct.pack(f"<{groups}f{groups}i", *tensor.scales, *tensor.zero_points))
     body = b"".join(parts)
+    _check_header_size(len(body) + _DIGEST.size)
     return [body + _DIGEST.pack(_digest(body, payloads)), *payloads]
 
 
@@ -236,8 +251,7 @@ def bundle_prefix(bundle_id: str) -> bytes:
 
 def _read_header(raw: memoryview) -> tuple[Header, int]:
     """Read the fields up to the digest; also return where they end."""
-    if len(raw) > MAX_HEADER_BYTES:
-        raise HeaderSizeError(f"header of {len(raw)} bytes, at most {MAX_HEADER_BYTES} allowed")
+    _check_header_size(len(raw))
     if raw[: len(MAGIC)] != MAGIC[: len(raw)]:
         raise BadMagicError(f"not a tensor message: starts with {bytes(raw[:4]).hex()}")
     if len(raw) < _PREFIX.size:
@@ -266,22 +280,36 @@ def _read_header(raw: memoryview) -> tuple[Header, int]:
 def _read_tensor(raw: memoryview, offset: int) -> tuple[TensorHeader, int]:
     if len(raw) < offset + _TENSOR.size:
         raise TruncatedMessageError("header ends before a tensor's entry")
-    encoding, pool, ndim, reserved = _TENSOR.unpack_from(raw, offset)
-    if reserved != 0:
-        raise ReservedFieldError(f"reserved byte is {reserved}")
+    encoding, pool, ndim, flags = _TENSOR.unpack_from(raw, offset)
+    if flags & ~_ENTROPY_CODED:
+        raise ReservedFieldError(f"flags are {flags:#04x}: a reserved bit is set")
     if encoding not in set(Encoding):
         raise EncodingError(f"unknown encoding: {encoding}")
     # Before ndim is used for a length; the rest of a tensor's values is in _check_tensor.
     if not 1 <= ndim <= MAX_NDIM:
         raise RankError(f"{ndim} dimensions, 1 to {MAX_NDIM} allowed")
     offset += _TENSOR.size
-    if len(raw) < offset + 4 * ndim + _QUANTIZATION.size:
+    if len(raw) < offset + 4 * ndim + _SIZES.size:
         raise TruncatedMessageError("header ends inside a tensor's entry")
     shape = struct.unpack_from(f"<{ndim}I", raw, offset)
     offset += 4 * ndim
-    scale, zero_point, nbytes = _QUANTIZATION.unpack_from(raw, offset)
-    offset += _QUANTIZATION.size
-    return TensorHeader(Encoding(encoding), shape, nbytes, pool, scale, zero_point), offset
+    groups, nbytes = _SIZES.unpack_from(raw, offset)
+    offset += _SIZES.size
+    # No header is long enough for many groups, so this also bounds what is read.
+    if len(raw) < offset + 8 * groups:
+        raise TruncatedMessageError(f"header ends inside a tensor's {groups} scales")
+    scales = struct.unpack_from(f"<{groups}f", raw, offset)
+    zero_points = struct.unpack_from(f"<{groups}i", raw, offset + 4 * groups)
+    entropy_coded = bool(flags & _ENTROPY_CODED)
+    tensor = TensorHeader(
+        Encoding(encoding), shape, nbytes, pool, scales, zero_points, entropy_coded
+    )
+    return tensor, offset + 8 * groups
+
+
+def _check_header_size(nbytes: int) -> None:
+    if nbytes > MAX_HEADER_BYTES:
+        raise HeaderSizeError(f"header of {nbytes} bytes, at most {MAX_HEADER_BYTES} allowed")
 
 
 def _check_prefix(header: Header) -> None:
@@ -322,18 +350,34 @@ def _check_tensor(tensor: TensorHeader) -> None:
         raise PoolError(f"pool {tensor.pool}, 1 to {MAX_POOL} allowed")
     if tensor.pool > 1 and (tensor.encoding is Encoding.JPEG or len(shape) < 3):
         raise PoolError(f"a {tensor.encoding.name} tensor of shape {shape} cannot be pooled")
-    # A NaN scale fails these comparisons, as it must.
-    if tensor.encoding is Encoding.INT8:
-        valid = 0 < tensor.scale < math.inf and -128 <= tensor.zero_point <= 127
-    else:
-        valid = tensor.scale == 1.0 and tensor.zero_point == 0
-    if not valid:
-        raise QuantizationFieldError(
-            f"scale {tensor.scale}, zero point {tensor.zero_point} in a {tensor.encoding.name} "
-            "tensor"
+    if tensor.encoding is Encoding.JPEG:
+        if len(shape) != 3 or shape[2] not in (1, 3):
+            raise DimensionError(f"a JPEG of shape {shape}: not height, width, 1 or 3 channels")
+        if tensor.entropy_coded:
+            raise EntropyFlagError("a JPEG marked as entropy-coded")
+    _check_quantization(tensor)
+
+
+def _check_quantization(tensor: TensorHeader) -> None:
+    groups = len(tensor.scales)
+    allowed = {0}
+    if tensor.encoding in _ZERO_POINTS:
+        allowed = {1} if len(tensor.shape) < 3 else {1, tensor.shape[-3]}
+    if groups not in allowed or len(tensor.zero_points) != groups:
+        raise GroupCountError(
+            f"{groups} scales and {len(tensor.zero_points)} zero points for a "
+            f"{tensor.encoding.name} tensor of shape {tensor.shape}"
         )
-    if tensor.encoding is Encoding.JPEG and (len(shape) != 3 or shape[2] not in (1, 3)):
-        raise DimensionError(f"a JPEG of shape {shape}: not height, width, 1 or 3 channels")
+    if groups == 0:
+        return
+    # There may be thousands: min(), max() and map() run through them without the interpreter.
+    if not all(map(math.isfinite, tensor.scales)) or min(tensor.scales) <= 0:
+        raise QuantizationFieldError("a scale is not finite or not above zero")
+    low, high = _ZERO_POINTS[tensor.encoding]
+    if min(tensor.zero_points) < low or max(tensor.zero_points) > high:
+        raise QuantizationFieldError(
+            f"a zero point of a {tensor.encoding.name} tensor is not within [{low}, {high}]"
+        )
 
 
 def _check_length(tensor: TensorHeader, length: int) -> None:
@@ -342,18 +386,21 @@ def _check_length(tensor: TensorHeader, length: int) -> None:
     if tensor.encoding is Encoding.JPEG:
         if length < 1:
             raise PayloadLengthError("an empty JPEG")
-    elif length != payload_bytes(tensor.encoding, tensor.shape, tensor.pool):
+        return
+    exact = payload_bytes(tensor.encoding, tensor.shape, tensor.pool)
+    # What an entropy coder does not shrink is sent as it is.
+    if not (1 <= length < exact if tensor.entropy_coded else length == exact):
         raise PayloadLengthError(
             f"payload of {length} bytes for a {tensor.encoding.name} tensor of shape "
-            f"{tensor.shape}, pool {tensor.pool}: "
-            f"{payload_bytes(tensor.encoding, tensor.shape, tensor.pool)} expected"
+            f"{tensor.shape}, pool {tensor.pool}: {exact} expected"
+            + (", or rather fewer, as it is entropy-coded" if tensor.entropy_coded else "")
         )
 
 
 def payload_bytes(encoding: Encoding, shape: tuple[int, ...], pool: int) -> int:
-    """Exact length in bytes of a FLOAT32 or INT8 payload; partial windows count as whole."""
+    """Exact bytes of a payload without entropy coding, not a JPEG; partial windows are whole."""
     pooled = shape if pool == 1 else (*shape[:-2], -(-shape[-2] // pool), -(-shape[-1] // pool))
-    return math.prod(pooled) * (4 if encoding is Encoding.FLOAT32 else 1)
+    return -(-math.prod(pooled) * _BITS[encoding] // 8)
 
 
 def _digest(header: Buffer, payloads: Sequence[Buffer]) -> int:

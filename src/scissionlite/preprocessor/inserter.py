@@ -82,7 +82,7 @@ def insert(
         What the Transfer Layer does.
     calibration
         Batches of inputs and labels from which the range of what crosses is found; needed for
-        int8. The labels are not looked at.
+        int8 and int4. The labels are not looked at.
     calibration_batches
         How many batches of it to use.
     train_device_slice
@@ -91,18 +91,20 @@ def insert(
     Raises
     ------
     PrepareError
-        If the spec is not valid for what crosses at this point, or int8 has no calibration data.
+        If the spec is not valid for what crosses at this point, or int8 or int4 has no
+        calibration data.
     """
     cut = graph.point(point)
     if not spec.valid_for(cut.shape):
         raise PrepareError(
             f"{spec.label} cannot stand {cut}: the crossing tensor has shape {cut.shape}, and "
-            "2x2 pooling needs (batch, channels, height, width) with height and width of 2 or more"
+            "pooling needs (batch, channels, height, width) with height and width of 2 or more, "
+            "scales for each channel and nhwc three dimensions"
         )
     # One copy for both, so that a weight used on either side of the cut stays one weight.
     device_slice, edge_slice = copy.deepcopy(graph.split(cut))
     quantization = None
-    if spec.dtype == "int8":
+    if spec.quantized:
         if calibration is None:
             raise PrepareError(
                 f"{spec.label} needs training data to calibrate its scale: give train="
@@ -120,16 +122,22 @@ def insert(
 def calibrate(
     device_slice: nn.Module, spec: TransferSpec, batches: Iterable[torch.Tensor]
 ) -> Quantization:
-    """Scale and zero point that cover everything that crosses for some batches of inputs."""
-    low, high = float("inf"), float("-inf")
-    pool = TransferLayer(TransferSpec(pool=spec.pool, dtype="float32")).device
+    """Scales and zero points that cover everything that crosses for some batches of inputs."""
+    pool = TransferLayer(TransferSpec(pool=spec.pool, pool_kind=spec.pool_kind, dtype="float32"))
+    lows, highs = [], []
     with torch.inference_mode():
         for x in batches:
-            pooled = pool(device_slice(x))
-            low, high = min(low, float(pooled.min())), max(high, float(pooled.max()))
-    if not low <= high:
+            pooled = pool.device(device_slice(x))
+            # All but the channels, or all.
+            groups = pooled.transpose(0, -3) if spec.granularity == "channel" else pooled[None]
+            lows.append(groups.flatten(1).amin(1))
+            highs.append(groups.flatten(1).amax(1))
+    if not lows or not torch.isfinite(torch.stack(lows + highs)).all():
         raise PrepareError(
-            "the device slice answers NaN or nothing on the calibration data: check that the "
-            "network was trained and that the data set is not empty"
+            "the device slice answers NaN, infinities or nothing on the calibration data: check "
+            "that the network was trained and that the data set is not empty"
         )
-    return Quantization.from_range(low, high)
+    low, high = torch.stack(lows).amin(0).numpy(), torch.stack(highs).amax(0).numpy()
+    if spec.granularity == "tensor":
+        return Quantization.from_range(low.item(), high.item(), spec.dtype, spec.scheme)
+    return Quantization.from_range(low, high, spec.dtype, spec.scheme)

@@ -57,7 +57,7 @@ def joined(network: SlicedNetwork, slices: dict[Role, SliceFile], folder: Path) 
     edge = load_slice(folder / slices["edge"].file, slices["edge"].runtime)
     spec = network.transfer_layer.device.spec
     quantization = network.transfer_layer.device.quantization
-    return lambda x: edge(decode(encode(device(x), spec, quantization)))
+    return lambda x: edge(decode(encode(device(x), spec, quantization), layout="nchw"))
 
 
 def verify(network: nn.Module, exported: Inference, example: torch.Tensor) -> None:

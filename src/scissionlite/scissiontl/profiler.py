@@ -174,7 +174,7 @@ def _time_codecs(
         if not spec.valid_for(tensor.shape):
             continue
         quantization = None
-        if spec.dtype == "int8":  # deployed, the scale is calibrated beforehand: not measured
+        if spec.quantized:  # deployed, the scale is calibrated beforehand: not measured
             quantization = Quantization.from_range(float(tensor.min()), float(tensor.max()))
         packed = encode(tensor, spec, quantization)
         results.append(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from scissionlite import _core
 from scissionlite.errors import CodecError
-from scissionlite.transfer_layer.quantization import Quantization
+from scissionlite.transfer_layer.quantization import CODES, Quantization
 from scissionlite.transfer_layer.spec import TransferSpec
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -150,6 +150,25 @@ def fit(spec: TransferSpec, *shape: int) -> FittedLayer:
     if not isinstance(spec, TransferSpec):
         raise CodecError(f"spec={spec!r} must be a TransferSpec")
     return FittedLayer(spec, shape)
+
+
+def check_quantization(
+    spec: TransferSpec, shape: tuple[int, ...], quantization: Quantization | None
+) -> None:
+    """Check that feature maps of a shape can be packed with a spec and these scales.
+
+    Raises
+    ------
+    CodecError
+        The spec cannot take the shape, or scales are missing, superfluous, or not as many as it
+        needs, or a zero point is none of its codes.
+    """
+    fit(spec, *shape).quantizer(quantization)
+    if quantization is not None:
+        low, high = CODES[spec.dtype]
+        _, zero_points = quantization.groups
+        if min(zero_points) < low or max(zero_points) > high:
+            raise CodecError(f"{spec.label} needs zero points within [{low}, {high}]")
 
 
 def as_map(flat: npt.NDArray[Any], shape: tuple[int, ...], layout: str) -> npt.NDArray[Any]:

@@ -66,14 +66,22 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
         """Number of channels if each has its own scale, None if the tensor has one."""
         return len(self.scale) if isinstance(self.scale, tuple) else None
 
+    @property
+    def groups(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
+        """Scales and zero points as tuples: of one, or of one a channel."""
+        if isinstance(self.scale, tuple) and isinstance(self.zero_point, tuple):
+            return self.scale, self.zero_point
+        assert isinstance(self.scale, float)  # as __post_init__ has left it
+        assert isinstance(self.zero_point, int)
+        return (self.scale,), (self.zero_point,)
+
     @cached_property
     def quantizer(self) -> _core.Quantizer:
         """What the core's kernels take."""
-        if isinstance(self.scale, tuple):
-            scales = np.array(self.scale, np.float32)
-            return _core.Quantizer(scales, np.array(self.zero_point, np.int32))
-        assert isinstance(self.zero_point, int)
-        return _core.Quantizer(self.scale, self.zero_point)
+        scales, zero_points = self.groups
+        if self.channels is None:
+            return _core.Quantizer(scales[0], zero_points[0])  # four times as fast
+        return _core.Quantizer(np.array(scales, np.float32), np.array(zero_points, np.int32))
 
     @classmethod
     def from_range(
