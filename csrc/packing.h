@@ -60,21 +60,25 @@ void quantize(const float* from, std::int8_t* to, std::size_t count, const float
               const std::int32_t* zero_points, CodeRange codes) noexcept {
   constexpr std::size_t kLanes = V::kLanes;
   const Groups<V> groups(factors, zero_points);
-  const auto steps = [&](std::size_t i) {
-    return V::steps(V::load(from + i), groups.factor(i), groups.zero_point(i));
+  const auto steps = [&](std::size_t i) { return V::steps(V::load(from + i), groups.factor(i)); };
+  const auto store_one = [&](std::size_t i) {
+    V::store_codes(to + i, steps(i), groups.zero_point(i), codes.low, codes.high);
   };
   std::size_t i = 0;
   for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
-    V::store_codes(to + i, steps(i), steps(i + kLanes), steps(i + 2 * kLanes),
-                   steps(i + 3 * kLanes), codes.low, codes.high);
+    const typename V::I all[4] = {steps(i), steps(i + kLanes), steps(i + 2 * kLanes),
+                                  steps(i + 3 * kLanes)};
+    const typename V::I zeros[4] = {groups.zero_point(i), groups.zero_point(i + kLanes),
+                                    groups.zero_point(i + 2 * kLanes),
+                                    groups.zero_point(i + 3 * kLanes)};
+    V::store_codes(to + i, all, zeros, codes.low, codes.high);
   }
-  for (; i + kLanes <= count; i += kLanes) V::store_codes(to + i, steps(i), codes.low, codes.high);
+  for (; i + kLanes <= count; i += kLanes) store_one(i);
   if constexpr (kLanes > 1) {
     if (i == count) return;
     if (count >= kLanes) {
       // Ends at the run's end and so repeats some.
-      i = count - kLanes;
-      V::store_codes(to + i, steps(i), codes.low, codes.high);
+      store_one(count - kLanes);
     } else {
       quantize<typename V::Narrower, Groups>(from, to, count, factors, zero_points, codes);
     }
@@ -176,26 +180,29 @@ template <class V, class Bounds>
 inline void widen_range_by(const float* from, std::size_t count, Bounds bounds, float* low,
                            float* high) noexcept {
   constexpr std::size_t kLanes = V::kLanes;
-  // Two of each, because one would wait for itself.
-  typename V::F lows[2] = {V::set1(*low), V::set1(*low)};
-  typename V::F highs[2] = {V::set1(*high), V::set1(*high)};
+  // Four of each, because fewer would wait for themselves.
+  typename V::F lows[4] = {V::set1(*low), V::set1(*low), V::set1(*low), V::set1(*low)};
+  typename V::F highs[4] = {V::set1(*high), V::set1(*high), V::set1(*high), V::set1(*high)};
   const auto widen_at = [&](std::size_t i, std::size_t which) {
     const typename V::F x = V::load(from + i);
     lows[which] = V::smaller(bounds.low(x), lows[which]);
     highs[which] = V::larger(bounds.high(x), highs[which]);
   };
   std::size_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    widen_at(i, 0);
-    widen_at(i + kLanes, 1);
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes) {
+    for (std::size_t which = 0; which < 4; ++which) widen_at(i + which * kLanes, which);
   }
-  if (i + kLanes <= count) widen_at(i, 0);
+  for (; i + kLanes <= count; i += kLanes) widen_at(i, 0);
   // Ends at the run's end and so may repeat some values.
   widen_at(count - kLanes, 1);
+  for (std::size_t which = 1; which < 4; ++which) {
+    lows[0] = V::smaller(lows[which], lows[0]);
+    highs[0] = V::larger(highs[which], highs[0]);
+  }
   float each_low[kLanes];
   float each_high[kLanes];
-  V::store(each_low, V::smaller(lows[0], lows[1]));
-  V::store(each_high, V::larger(highs[0], highs[1]));
+  V::store(each_low, lows[0]);
+  V::store(each_high, highs[0]);
   for (std::size_t lane = 0; lane < kLanes; ++lane) {
     *low = Scalar::smaller(each_low[lane], *low);
     *high = Scalar::larger(each_high[lane], *high);

@@ -66,21 +66,26 @@ struct Avx2 {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xD8));
   }
 
-  static I steps(F value, F factor, I zero_point) noexcept {
-    const F t = _mm256_max_ps(_mm256_mul_ps(value, factor), set1(-512.0F));
-    return _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_min_ps(t, set1(512.0F))), zero_point);
+  // NaN and what is too low become the lowest integer, which the saturating packs and sums keep
+  // low: only what is too high needs a bound. min_ps answers its second operand where it is NaN.
+  static I steps(F value, F factor) noexcept {
+    return _mm256_cvtps_epi32(_mm256_min_ps(set1(512.0F), _mm256_mul_ps(value, factor)));
   }
-  static void store_codes(std::int8_t* to, I a, I b, I c, I d, std::int8_t low,
-                          std::int8_t high) noexcept {
+  static void store_codes(std::int8_t* to, const I (&steps)[4], const I (&zero_points)[4],
+                          std::int8_t low, std::int8_t high) noexcept {
     // The packs stay inside lanes as well; one permutation at the end puts all in order.
-    const I packed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+    const I first = _mm256_adds_epi16(_mm256_packs_epi32(steps[0], steps[1]),
+                                      _mm256_packs_epi32(zero_points[0], zero_points[1]));
+    const I second = _mm256_adds_epi16(_mm256_packs_epi32(steps[2], steps[3]),
+                                       _mm256_packs_epi32(zero_points[2], zero_points[3]));
+    const I packed = _mm256_packs_epi16(first, second);
     const I order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     const I codes = clamp(_mm256_permutevar8x32_epi32(packed, order), low, high);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), codes);
   }
-  static void store_codes(std::int8_t* to, I steps, std::int8_t low, std::int8_t high) noexcept {
-    const __m128i words =
-        _mm_packs_epi32(_mm256_castsi256_si128(steps), _mm256_extracti128_si256(steps, 1));
+  static void store_codes(std::int8_t* to, I steps, I zero_points, std::int8_t low,
+                          std::int8_t high) noexcept {
+    const __m128i words = _mm_adds_epi16(to_words(steps), to_words(zero_points));
     const __m128i codes = _mm_max_epi8(
         _mm_min_epi8(_mm_packs_epi16(words, words), _mm_set1_epi8(high)), _mm_set1_epi8(low));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), codes);
@@ -114,6 +119,9 @@ struct Avx2 {
   }
 
  private:
+  static __m128i to_words(I values) noexcept {
+    return _mm_packs_epi32(_mm256_castsi256_si128(values), _mm256_extracti128_si256(values, 1));
+  }
   static I clamp(I codes, std::int8_t low, std::int8_t high) noexcept {
     return _mm256_max_epi8(_mm256_min_epi8(codes, _mm256_set1_epi8(high)), _mm256_set1_epi8(low));
   }

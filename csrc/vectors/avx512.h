@@ -65,19 +65,26 @@ struct Avx512 {
   }
   static F in_order(F x) noexcept { return x; }
 
-  static I steps(F value, F factor, I zero_point) noexcept {
-    const F t = _mm512_max_ps(_mm512_mul_ps(value, factor), set1(-512.0F));
-    return _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(t, set1(512.0F))), zero_point);
+  // As in avx2.h: what saturates from here on needs no lower bound, nor does NaN.
+  static I steps(F value, F factor) noexcept {
+    return _mm512_cvtps_epi32(_mm512_min_ps(set1(512.0F), _mm512_mul_ps(value, factor)));
   }
-  static void store_codes(std::int8_t* to, I steps, std::int8_t low, std::int8_t high) noexcept {
-    const __m128i codes = _mm512_cvtsepi32_epi8(steps);
+  static void store_codes(std::int8_t* to, I steps, I zero_points, std::int8_t low,
+                          std::int8_t high) noexcept {
+    const __m256i words =
+        _mm256_adds_epi16(_mm512_cvtsepi32_epi16(steps), _mm512_cvtsepi32_epi16(zero_points));
+    const __m128i codes = _mm256_cvtsepi16_epi8(words);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
                      _mm_max_epi8(_mm_min_epi8(codes, _mm_set1_epi8(high)), _mm_set1_epi8(low)));
   }
-  static void store_codes(std::int8_t* to, I a, I b, I c, I d, std::int8_t low,
-                          std::int8_t high) noexcept {
+  static void store_codes(std::int8_t* to, const I (&steps)[4], const I (&zero_points)[4],
+                          std::int8_t low, std::int8_t high) noexcept {
     // The packs stay inside lanes of 128 bits; one permutation at the end puts all in order.
-    const I packed = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+    const I first = _mm512_adds_epi16(_mm512_packs_epi32(steps[0], steps[1]),
+                                      _mm512_packs_epi32(zero_points[0], zero_points[1]));
+    const I second = _mm512_adds_epi16(_mm512_packs_epi32(steps[2], steps[3]),
+                                       _mm512_packs_epi32(zero_points[2], zero_points[3]));
+    const I packed = _mm512_packs_epi16(first, second);
     const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const I codes = _mm512_permutexvar_epi32(order, packed);
     _mm512_storeu_si512(

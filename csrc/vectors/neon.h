@@ -58,20 +58,23 @@ struct Neon {
   static F odds(F a, F b) noexcept { return vuzp2q_f32(a, b); }
   static F in_order(F x) noexcept { return x; }
 
-  static I steps(F value, F factor, I zero_point) noexcept {
-    // A product is never a signalling NaN, and of a quiet one vmaxnmq answers the number.
-    const F t = vmaxnmq_f32(vmulq_f32(value, factor), set1(-512.0F));
-    return vaddq_s32(vcvtnq_s32_f32(vminq_f32(t, set1(512.0F))), zero_point);
+  // All from here on saturates, so only NaN needs a bound. A product is never a signalling one, and
+  // of a quiet one vmaxnmq answers the number.
+  static I steps(F value, F factor) noexcept {
+    return vcvtnq_s32_f32(vmaxnmq_f32(vmulq_f32(value, factor), set1(-512.0F)));
   }
-  static void store_codes(std::int8_t* to, I a, I b, I c, I d, std::int8_t low,
-                          std::int8_t high) noexcept {
-    const int16x8_t first = vcombine_s16(vqmovn_s32(a), vqmovn_s32(b));
-    const int16x8_t second = vcombine_s16(vqmovn_s32(c), vqmovn_s32(d));
+  static void store_codes(std::int8_t* to, const I (&steps)[4], const I (&zero_points)[4],
+                          std::int8_t low, std::int8_t high) noexcept {
+    const int16x8_t first =
+        vqaddq_s16(to_words(steps[0], steps[1]), to_words(zero_points[0], zero_points[1]));
+    const int16x8_t second =
+        vqaddq_s16(to_words(steps[2], steps[3]), to_words(zero_points[2], zero_points[3]));
     const int8x16_t codes = vcombine_s8(vqmovn_s16(first), vqmovn_s16(second));
     vst1q_s8(to, vmaxq_s8(vminq_s8(codes, vdupq_n_s8(high)), vdupq_n_s8(low)));
   }
-  static void store_codes(std::int8_t* to, I steps, std::int8_t low, std::int8_t high) noexcept {
-    const int16x4_t words = vqmovn_s32(steps);
+  static void store_codes(std::int8_t* to, I steps, I zero_points, std::int8_t low,
+                          std::int8_t high) noexcept {
+    const int16x4_t words = vqadd_s16(vqmovn_s32(steps), vqmovn_s32(zero_points));
     const int8x8_t bytes = vqmovn_s16(vcombine_s16(words, words));
     const int8x8_t codes = vmax_s8(vmin_s8(bytes, vdup_n_s8(high)), vdup_n_s8(low));
     const std::uint32_t four = vget_lane_u32(vreinterpret_u32_s8(codes), 0);
@@ -106,6 +109,11 @@ struct Neon {
       first = vreinterpretq_u8_u16(vzip1q_u16(halves, halves));
       second = vreinterpretq_u8_u16(vzip2q_u16(halves, halves));
     }
+  }
+
+ private:
+  static int16x8_t to_words(I low, I high) noexcept {
+    return vcombine_s16(vqmovn_s32(low), vqmovn_s32(high));
   }
 };
 

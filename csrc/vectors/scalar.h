@@ -2,15 +2,17 @@
 //
 // A vector class is what the algorithms in pooling.h, packing.h and upsampling.h are written in:
 //
-//   kLanes, Narrower                 lanes of float32; the class for runs shorter than that
-//   F, I                             kLanes of float32, of int32
-//   load, store                      from and to float or Half, unaligned; Half is converted
-//   store_halves                     the lower and the upper half to two places
-//   larger(x, acc), smaller(x, acc)  x if it compares so, else acc: NaN and equal zeros give acc
-//   evens, odds, in_order            columns of two neighbouring vectors, as in_order(f(evens,
-//   odds)) steps, store_codes               quantization; four vectors of steps, or one dequantize
-//   kLanes codes to float32 Raw<T>, load_raw, store_raw, twice   elements as bits; each element
-//   doubled Pooler<Element, average>         the class in which pooling is done
+// - kLanes, Narrower: lanes of float32; the class for runs shorter than that
+// - F, I: kLanes of float32, of int32
+// - load, store: from and to float or Half, unaligned; Half is converted
+// - store_halves: the lower and the upper half to two places
+// - larger(x, acc), smaller(x, acc): x if it compares so, else acc; NaN and equal zeros give acc
+// - evens, odds, in_order: columns of two neighbouring vectors, as in_order(f(evens, odds))
+// - steps: a value in steps, rounded; store_codes: of four vectors of steps, or of one, with the
+//   zero points added and saturated
+// - dequantize: kLanes codes to float32
+// - Raw<T>, load_raw, store_raw, twice: elements as bits; each element doubled
+// - Pooler<Element, average>: the class in which pooling is done
 //
 // docs/numerics.md is what each has to compute. Everything in this folder is in an unnamed
 // namespace: compiled for a newer CPU, it must not be the copy that the linker keeps for everybody.
@@ -58,23 +60,22 @@ struct Scalar {
   static F odds(F, F b) noexcept { return b; }
   static F in_order(F x) noexcept { return x; }
 
-  static I steps(F value, F factor, I zero_point) noexcept {
+  static I steps(F value, F factor) noexcept {
     float t = value * factor;
     t = t > -512.0F ? t : -512.0F;
     t = t < 512.0F ? t : 512.0F;
     constexpr float kRounds = 12582912.0F;  // 1.5 * 2^23: the sum has no bits below one
-    return static_cast<std::int32_t>((t + kRounds) - kRounds) + zero_point;
+    return static_cast<std::int32_t>((t + kRounds) - kRounds);
   }
-  static void store_codes(std::int8_t* to, I steps, std::int8_t low, std::int8_t high) noexcept {
-    const std::int32_t raised = steps > low ? steps : low;
+  static void store_codes(std::int8_t* to, I steps, I zero_point, std::int8_t low,
+                          std::int8_t high) noexcept {
+    const std::int32_t code = steps + zero_point;
+    const std::int32_t raised = code > low ? code : low;
     *to = static_cast<std::int8_t>(raised < high ? raised : high);
   }
-  static void store_codes(std::int8_t* to, I a, I b, I c, I d, std::int8_t low,
-                          std::int8_t high) noexcept {
-    store_codes(to, a, low, high);
-    store_codes(to + 1, b, low, high);
-    store_codes(to + 2, c, low, high);
-    store_codes(to + 3, d, low, high);
+  static void store_codes(std::int8_t* to, const I (&steps)[4], const I (&zero_points)[4],
+                          std::int8_t low, std::int8_t high) noexcept {
+    for (int i = 0; i < 4; ++i) store_codes(to + i, steps[i], zero_points[i], low, high);
   }
   static F dequantize(const std::int8_t* from, F scale, I zero_point) noexcept {
     return static_cast<float>(*from - zero_point) * scale;

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -20,7 +19,9 @@ from scissionlite.errors import CodecError
 CODES = {"int8": (-128, 127), "int4": (-8, 7)}
 """Lowest and highest code of each integer payload."""
 
-_SMALLEST_SCALE = 2.0**-126  # its reciprocal is finite, that of a denormal may not be
+_SMALLEST_SCALE = 2.0**-126  # of a range; its reciprocal is not denormal either
+# The least float32 whose reciprocal is finite: of one step less it rounds to infinity.
+_LEAST_SCALE = float(np.nextafter(np.float32(2.0**-128), np.float32(1)))
 _FLOAT32 = struct.Struct("<f")
 
 
@@ -48,7 +49,14 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
 
     def __post_init__(self) -> None:
         # What the kernels and the wire hold is kept, so that equal structs decode equally.
-        if isinstance(self.scale, tuple) and isinstance(self.zero_point, tuple):
+        if type(self.zero_point) is int and type(self.scale) is float:
+            # The usual case, at every encoding that finds its scale: quickly.
+            rounded = _checked_scale(self.scale)
+            if rounded != self.scale:
+                msgspec.structs.force_setattr(self, "scale", rounded)
+            if not -128 <= self.zero_point <= 127:
+                _check_zero_points((self.zero_point,))
+        elif isinstance(self.scale, tuple) and isinstance(self.zero_point, tuple):
             if len(self.scale) != len(self.zero_point):
                 raise CodecError(
                     f"Quantization: {len(self.scale)} scales and {len(self.zero_point)} zero points"
@@ -75,13 +83,20 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
         assert isinstance(self.zero_point, int)
         return (self.scale,), (self.zero_point,)
 
-    @cached_property
+    @property
     def quantizer(self) -> _core.Quantizer:
         """What the core's kernels take."""
-        scales, zero_points = self.groups
-        if self.channels is None:
-            return _core.Quantizer(scales[0], zero_points[0])  # four times as fast
-        return _core.Quantizer(np.array(scales, np.float32), np.array(zero_points, np.int32))
+        # Not a cached_property: before Python 3.12 it takes a lock, which is longer than the rest.
+        made: _core.Quantizer | None = self.__dict__.get("_quantizer")
+        if made is None:
+            made = self.__dict__["_quantizer"] = self._make_quantizer()
+        return made
+
+    def _make_quantizer(self) -> _core.Quantizer:
+        scale, zero_point = self.scale, self.zero_point
+        if isinstance(scale, tuple) or isinstance(zero_point, tuple):
+            return _core.Quantizer(np.array(scale, np.float32), np.array(zero_point, np.int32))
+        return _core.Quantizer(scale, zero_point)  # four times as fast
 
     @classmethod
     def from_range(
@@ -145,7 +160,7 @@ def _checked_scale(scale: float) -> float:
     if not isinstance(scale, float | int) or isinstance(scale, bool):
         raise CodecError(f"Quantization: scale={scale!r} is not a number")
     rounded = _float32(scale)
-    if not (0 < rounded < math.inf and _float32(1 / rounded) < math.inf):
+    if not _LEAST_SCALE <= rounded < math.inf:
         raise CodecError(
             f"Quantization: scale={scale!r} must be finite and positive, with a finite reciprocal "
             "in float32"
