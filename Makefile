@@ -1,6 +1,8 @@
 # make demo   the whole job on one machine         make test   every test
 # make lint   ruff, clang-format                   make types  mypy, strict
 # make bench  pytest-benchmark                     make arm64  the NEON kernels, under qemu
+# make sanitize  the tests on a core built with AddressSanitizer and UndefinedBehaviorSanitizer
+# make fuzz   kernels and messages, FUZZ_SECONDS (60) each
 #
 # Each sets up .venv by itself, with the exact versions of constraints.txt.
 
@@ -10,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types bench arm64 format clean
+.PHONY: demo test lint types bench arm64 sanitize fuzz format clean
 
 demo: $(READY)
 	$(BIN)/scissionlite demo
@@ -21,21 +23,29 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'tests/*.cpp' 'tests/*.h')
 
 types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m pytest bench -o python_files='bench_*.py'
+	mkdir -p build/bench
+	$(BIN)/python -m pytest bench -o python_files='bench_*.py' --benchmark-json=build/bench/all.json
+	$(BIN)/python bench/roofline.py build/bench/all.json build/bench/roofline.png
 
 arm64: $(READY)
 	.ci/arm64
+
+sanitize: $(READY)
+	.ci/sanitize
+
+fuzz: $(READY)
+	.ci/fuzz
 
 clean:
 	rm -rf $(VENV) build
