@@ -1,7 +1,7 @@
 # make demo   the whole job on one machine         make test   every test
 # make lint   ruff, clang-format                   make types  mypy, strict
 # make bench  pytest-benchmark                     make arm64  the NEON kernels, under qemu
-# make sanitize  the tests on a core built with AddressSanitizer and UndefinedBehaviorSanitizer
+# make sanitize  the tests that reach the core, on one built with AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz   kernels and messages, FUZZ_SECONDS (60) each
 #
 # Each sets up .venv by itself, with the exact versions of constraints.txt.
