@@ -221,20 +221,13 @@ def test_decode(measure: Measure, shape: Shape, layout: str, isa: str) -> None:
 @each_shape
 @each_layout
 def test_encode_finding_the_scale(measure: Measure, shape: Shape, layout: str) -> None:
-    """The two passes of the core, and the range turned into a scale in between."""
+    """One pass over the map, one over the pooled map."""
     job = Job(shape, in_layout(INT8, layout))
     transfer = job.transfer(CLAIMED)
     pooled = np.empty(transfer.pooled_size, np.float32)
-    images, channels, height, width = job.call.pooled
-    second = _core.Transfer(
-        images=images, channels=channels, height=height, width=width, layout=layout, isa=CLAIMED
-    )
-    as_map = oracle.logical(pooled, job.call.pooled, layout)
 
     def run() -> None:
-        lows, highs = transfer.pool_range(job.x, pooled)
-        quantization = Quantization.from_range(lows.item(), highs.item())
-        second.encode(as_map, job.payload, quantization.quantizer)
+        transfer.encode_measured(job.x, job.payload, pooled)
 
     run()
     assert np.array_equal(job.payload, job.expected)

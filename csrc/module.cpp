@@ -24,6 +24,7 @@ using scissionlite::Layout;
 using scissionlite::PayloadType;
 using scissionlite::Pooling;
 using scissionlite::Quantizer;
+using scissionlite::Scheme;
 using scissionlite::Transfer;
 using scissionlite::TransferParams;
 using scissionlite::Upsampling;
@@ -169,25 +170,31 @@ void encode(const Transfer& transfer, const py::array& array, py::array out,
   run(kernel, array.data(), out.mutable_data(), with_quantizer(transfer, quantizer, true));
 }
 
+// Where a pooled map goes: only without pooling is there none.
+void check_pooled(const py::array& array, std::optional<py::array>& pooled,
+                  const Transfer& transfer, const std::string& what) {
+  if (!pooled) {
+    if (transfer.params.window == 1) return;
+    throw py::value_error(what + " may be None only with pool=1");
+  }
+  if (type_number(*pooled) != kFloat32 || !native(*pooled)) {
+    throw py::type_error(what + " must be float32, not " + std::string(py::str(pooled->dtype())));
+  }
+  if (pooled->ndim() != 1 || static_cast<std::size_t>(pooled->size()) != transfer.pooled ||
+      (pooled->flags() & py::array::c_style) == 0 || !is_aligned(*pooled)) {
+    throw py::value_error(what + " must be 1-D, contiguous, aligned and of exactly " +
+                          std::to_string(transfer.pooled) + " elements");
+  }
+  check_output(array, *pooled);
+}
+
 std::pair<py::array_t<float>, py::array_t<float>> pool_range(const Transfer& transfer,
                                                              const py::array& array,
                                                              std::optional<py::array> out,
                                                              bool per_channel) {
   const Kernel& kernel = *transfer.pool_range[float_kind(array, "array")];
   check_map(array, transfer, "array");
-  if (out) {
-    if (type_number(*out) != kFloat32 || !native(*out)) {
-      throw py::type_error("out must be float32, not " + std::string(py::str(out->dtype())));
-    }
-    if (out->ndim() != 1 || static_cast<std::size_t>(out->size()) != transfer.pooled ||
-        (out->flags() & py::array::c_style) == 0 || !is_aligned(*out)) {
-      throw py::value_error("out must be 1-D, contiguous, aligned and of exactly " +
-                            std::to_string(transfer.pooled) + " elements");
-    }
-    check_output(array, *out);
-  } else if (transfer.params.window != 1) {
-    throw py::value_error("out may be None only with pool=1");
-  }
+  check_pooled(array, out, transfer, "out");
   TransferParams params = transfer.params;
   params.per_channel = per_channel;
   const auto groups = static_cast<py::ssize_t>(per_channel ? params.channels : 1);
@@ -197,6 +204,53 @@ std::pair<py::array_t<float>, py::array_t<float>> pool_range(const Transfer& tra
   params.highs = highs.mutable_data();
   run(kernel, array.data(), out ? out->mutable_data() : nullptr, params);
   return {std::move(lows), std::move(highs)};
+}
+
+Scheme scheme_of(const std::string& name) {
+  return choose<Scheme>("scheme", name,
+                        {{"affine", Scheme::kAffine}, {"symmetric", Scheme::kSymmetric}});
+}
+
+Quantizer encode_measured(const Transfer& transfer, const py::array& array, py::array out,
+                          std::optional<py::array> pooled, bool per_channel,
+                          const std::string& scheme_name) {
+  if (!transfer.quantizes()) throw py::value_error("a float payload has no scales to be found");
+  const Scheme scheme = scheme_of(scheme_name);
+  const std::size_t kind = float_kind(array, "array");
+  check_map(array, transfer, "array");
+  check_payload(out, transfer.bytes, 1, "out");
+  check_output(array, out);
+  check_pooled(array, pooled, transfer, "pooled");
+  if (pooled) check_output(*pooled, out);
+  const void* input = array.data();
+  void* between = pooled ? pooled->mutable_data() : nullptr;
+  void* payload = out.mutable_data();
+  const py::gil_scoped_release unlocked;
+  return transfer.encode_measured(kind, input, between, payload, per_channel, scheme);
+}
+
+py::object floats_of(const Quantizer& quantizer) {
+  py::tuple scales(quantizer.groups());
+  for (std::size_t i = 0; i < quantizer.groups(); ++i) scales[i] = quantizer.scales()[i];
+  return scales;
+}
+
+py::object zero_points_of(const Quantizer& quantizer) {
+  py::tuple zero_points(quantizer.groups());
+  for (std::size_t i = 0; i < quantizer.groups(); ++i) zero_points[i] = quantizer.zero_points()[i];
+  return zero_points;
+}
+
+Quantizer quantizer_from_range(const py::array_t<double, py::array::c_style>& lows,
+                               const py::array_t<double, py::array::c_style>& highs,
+                               const std::string& dtype, const std::string& scheme) {
+  if (lows.ndim() != 1 || highs.ndim() != 1 || lows.size() != highs.size()) {
+    throw py::value_error("one low and one high a channel needed");
+  }
+  const auto payload = choose<PayloadType>(
+      "dtype", dtype, {{"int8", PayloadType::kInt8}, {"int4", PayloadType::kInt4}});
+  return Quantizer::from_ranges(lows.data(), highs.data(), static_cast<std::size_t>(lows.size()),
+                                payload, scheme_of(scheme));
 }
 
 void decode(const Transfer& transfer, const py::array& payload, py::array out,
@@ -266,6 +320,11 @@ PYBIND11_MODULE(_core, module) {
              return Quantizer(&scale, &zero_point, 1);
            }),
            py::arg("scale"), py::arg("zero_point"))
+      .def_static("from_range", &quantizer_from_range, py::arg("lows"), py::arg("highs"),
+                  py::arg("dtype") = "int8", py::arg("scheme") = "affine",
+                  "The scales and zero points whose codes span ranges.")
+      .def_property_readonly("scales", &floats_of)
+      .def_property_readonly("zero_points", &zero_points_of)
       .def("__len__", &Quantizer::groups);
 
   py::class_<Transfer>(module, "Transfer", "A Transfer Layer for feature maps of one shape.")
@@ -283,6 +342,10 @@ PYBIND11_MODULE(_core, module) {
           py::arg("array").noconvert(), "Whether an array is dense in this layout.")
       .def("encode", &encode, py::arg("array").noconvert(), py::arg("out").noconvert(),
            py::arg("quantizer") = py::none(), "Pool, quantize and pack.")
+      .def("encode_measured", &encode_measured, py::arg("array").noconvert(),
+           py::arg("out").noconvert(), py::arg("pooled").noconvert(),
+           py::arg("per_channel") = false, py::arg("scheme") = "affine",
+           "Encode with scales from the map's own range, which is found first.")
       .def("pool_range", &pool_range, py::arg("array").noconvert(), py::arg("out").noconvert(),
            py::arg("per_channel") = false, "Pool into float32 and find the range.")
       .def("decode", &decode, py::arg("payload").noconvert(), py::arg("out").noconvert(),

@@ -2,6 +2,7 @@
 
 #include "transfer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
@@ -70,6 +71,40 @@ Quantizer::Quantizer(const float* scales, const std::int32_t* zero_points, std::
   }
 }
 
+Quantizer Quantizer::from_ranges(const double* lows, const double* highs, std::size_t groups,
+                                 PayloadType payload, Scheme scheme) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const double low_code = payload == PayloadType::kInt4 ? -8 : -128;
+  const double high_code = payload == PayloadType::kInt4 ? 7 : 127;
+  std::vector<float> scales(groups);
+  std::vector<std::int32_t> zero_points(groups);
+  for (std::size_t group = 0; group < groups; ++group) {
+    double low = lows[group];
+    double high = highs[group];
+    if (low == kInfinity && high == -kInfinity) low = high = 0.0;
+    if (!std::isfinite(low) || !std::isfinite(high) || low > high) {
+      throw std::invalid_argument("a range must be finite and not reversed, not [" +
+                                  std::to_string(low) + ", " + std::to_string(high) + "]");
+    }
+    low = std::min(low, 0.0);
+    high = std::max(high, 0.0);
+    const bool affine = scheme == Scheme::kAffine;
+    const double span = affine ? high - low : std::max(-low, high);
+    const double steps = affine ? high_code - low_code : high_code;
+    // So that the reciprocal is finite.
+    const float least = std::numeric_limits<float>::min();
+    const float scale = span > 0.0 ? std::max(static_cast<float>(span / steps), least) : 1.0F;
+    scales[group] = scale;
+    if (affine) {
+      // nearbyint rounds half to even, in the rounding mode that docs/numerics.md asks for.
+      const double zero_point = std::nearbyint(low_code - low / static_cast<double>(scale));
+      zero_points[group] =
+          static_cast<std::int32_t>(std::min(std::max(zero_point, low_code), high_code));
+    }
+  }
+  return {scales.data(), zero_points.data(), groups};
+}
+
 Transfer::Transfer(const TransferParams& checked, PayloadType payload_type, std::string_view isa)
     : params(checked), payload(payload_type) {
   const std::size_t planes = product(params.images, params.channels);
@@ -89,6 +124,34 @@ Transfer::Transfer(const TransferParams& checked, PayloadType payload_type, std:
     pool_range[half] = &find_kernel("pool_range_" + map + "_f32", isa);
     decode[half] = &find_kernel("decode_" + type + "_" + map, isa);
   }
+}
+
+Quantizer Transfer::encode_measured(std::size_t half, const void* input, void* pooled_map,
+                                    void* output, bool per_channel, Scheme scheme) const {
+  const std::size_t groups = per_channel ? params.channels : 1;
+  std::vector<float> lows(groups);
+  std::vector<float> highs(groups);
+  TransferParams call = params;
+  call.per_channel = per_channel;
+  call.lows = lows.data();
+  call.highs = highs.data();
+  pool_range[half]->run(input, pooled_map, call);
+
+  const std::vector<double> exact_lows(lows.begin(), lows.end());
+  const std::vector<double> exact_highs(highs.begin(), highs.end());
+  Quantizer quantizer =
+      Quantizer::from_ranges(exact_lows.data(), exact_highs.data(), groups, payload, scheme);
+  call.factors = quantizer.inverse_scales();
+  call.zero_points = quantizer.zero_points();
+  if (params.window == 1) {
+    encode[half]->run(input, output, call);
+  } else {
+    call.height = (params.height - 1) / params.window + 1;
+    call.width = (params.width - 1) / params.window + 1;
+    call.window = 1;
+    encode[0]->run(pooled_map, output, call);
+  }
+  return quantizer;
 }
 
 }  // namespace scissionlite

@@ -14,11 +14,19 @@
 
 namespace scissionlite {
 
+enum class PayloadType { kFloat32, kFloat16, kInt8, kInt4 };
+
+// How a range becomes scale and zero point.
+enum class Scheme { kAffine, kSymmetric };
+
 // Scales and zero points, one of each for a tensor or for each channel. docs/numerics.md says which
 // are allowed; others are a std::invalid_argument.
 class Quantizer {
  public:
   Quantizer(const float* scales, const std::int32_t* zero_points, std::size_t groups);
+  // Those whose codes span the ranges; [+inf, -inf] stands for a range of only zero.
+  static Quantizer from_ranges(const double* lows, const double* highs, std::size_t groups,
+                               PayloadType payload, Scheme scheme);
 
   std::size_t groups() const noexcept { return scales_.size(); }
   const float* scales() const noexcept { return scales_.data(); }
@@ -34,8 +42,6 @@ class Quantizer {
   bool fits_int4_;
 };
 
-enum class PayloadType { kFloat32, kFloat16, kInt8, kInt4 };
-
 struct Transfer {
   // Sizes, window and choices of `checked`; unknown names and sizes that are zero or overflow are a
   // std::invalid_argument.
@@ -50,6 +56,12 @@ struct Transfer {
   const Kernel* encode[2];
   const Kernel* pool_range[2];
   const Kernel* decode[2];
+
+  // Encodes an integer payload with scales from the map's own range: pools into `pooled_map` (null
+  // where there is no pooling) and finds the range, then quantizes from there. `half` is 1 for a
+  // float16 map, else 0.
+  Quantizer encode_measured(std::size_t half, const void* input, void* pooled_map, void* output,
+                            bool per_channel, Scheme scheme) const;
 
   bool quantizes() const noexcept {
     return payload == PayloadType::kInt8 || payload == PayloadType::kInt4;

@@ -309,6 +309,50 @@ def test_float16_payloads_are_aligned_to_two_bytes() -> None:
 def test_a_pooled_map_that_does_not_fit(out: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         transfer().pool_range(feature_map(), out)
+    with pytest.raises(error, match=message):
+        transfer().encode_measured(feature_map(), np.zeros(POOLED, np.uint8), out)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_only_integers_have_scales_to_be_found(dtype: str) -> None:
+    made = transfer(dtype=dtype)
+    out, pooled = np.zeros(made.nbytes, np.uint8), np.zeros(POOLED, np.float32)
+    with pytest.raises(ValueError, match="no scales"):
+        made.encode_measured(feature_map(), out, pooled)
+
+
+def test_scales_that_cannot_be_found() -> None:
+    x, out, pooled = feature_map(), np.zeros(POOLED, np.uint8), np.zeros(POOLED, np.float32)
+    with pytest.raises(ValueError, match="scheme='log' must be affine or symmetric"):
+        transfer().encode_measured(x, out, pooled, scheme="log")
+    with pytest.raises(ValueError, match="dtype='float32' must be int8 or int4"):
+        _core.Quantizer.from_range(np.zeros(1), np.ones(1), "float32")
+    with pytest.raises(ValueError, match="scheme='' must be"):
+        _core.Quantizer.from_range(np.zeros(1), np.ones(1), "int8", "")
+    for lows, highs in [(np.zeros(2), np.ones(1)), (np.zeros((1, 1)), np.ones((1, 1)))]:
+        with pytest.raises(ValueError, match="one low and one high"):
+            _core.Quantizer.from_range(lows, highs)
+    with pytest.raises(ValueError, match="at least one scale"):
+        _core.Quantizer.from_range(np.zeros(0), np.ones(0))
+    with pytest.raises(ValueError, match="exactly 72 bytes"):
+        transfer().encode_measured(x, out[1:], pooled)
+    with pytest.raises(ValueError, match="overlap"):
+        transfer().encode_measured(x, pooled.view(np.uint8)[:POOLED], pooled)
+    with pytest.raises(ValueError, match="writable"):
+        transfer().encode_measured(x, read_only(out), pooled)
+
+
+def test_what_was_found_is_told() -> None:
+    made = transfer(dtype="int4")
+    out, pooled = np.zeros(made.nbytes, np.uint8), np.zeros(POOLED, np.float32)
+    found = made.encode_measured(feature_map(), out, pooled, per_channel=True)
+    lows, highs = made.pool_range(feature_map(), pooled, per_channel=True)
+    again = _core.Quantizer.from_range(lows.astype(float), highs.astype(float), "int4")
+    assert len(found) == SHAPE[1]
+    assert (found.scales, found.zero_points) == (again.scales, again.zero_points)
+    by_hand = np.zeros(made.nbytes, np.uint8)
+    made.encode(feature_map(), by_hand, again)
+    assert np.array_equal(out, by_hand)
 
 
 def test_outputs_that_cannot_be_written() -> None:

@@ -27,6 +27,38 @@ class Quantizer:
     def __init__(
         self, scales: npt.NDArray[np.float32], zero_points: npt.NDArray[np.int32]
     ) -> None: ...
+    @staticmethod
+    def from_range(
+        lows: npt.NDArray[np.float64],
+        highs: npt.NDArray[np.float64],
+        dtype: str = "int8",
+        scheme: str = "affine",
+    ) -> Quantizer:
+        """Return the scales and zero points whose codes span ranges; docs/numerics.md says how.
+
+        Parameters
+        ----------
+        lows, highs : ndarray of float64, shape (groups,)
+            ``+inf`` and ``-inf`` stand for a range of only zero.
+        dtype : str
+            ``"int8"`` or ``"int4"``.
+        scheme : str
+            ``"affine"`` or ``"symmetric"``.
+
+        Raises
+        ------
+        ValueError
+            A range is not finite, reversed, or too wide for a float32 scale.
+        """
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Scales, exactly as they are used."""
+
+    @property
+    def zero_points(self) -> tuple[int, ...]:
+        """Zero points."""
+
     def __len__(self) -> int: ...
 
 class Transfer:
@@ -103,6 +135,38 @@ class Transfer:
         ------
         TypeError, ValueError
             An array or the quantizer does not fit.
+        """
+
+    def encode_measured(
+        self,
+        array: npt.NDArray[np.float32] | npt.NDArray[np.float16],
+        out: npt.NDArray[np.uint8],
+        pooled: npt.NDArray[np.float32] | None,
+        per_channel: bool = False,
+        scheme: str = "affine",
+    ) -> Quantizer:
+        """Encode with scales from the map's own range: one pass over it, one over the pooled map.
+
+        Parameters
+        ----------
+        array, out
+            As in :meth:`encode`.
+        pooled : ndarray of float32, shape (pooled_size,), or None
+            Where the pooled map goes in between; None with ``pool=1``, and only then.
+        per_channel : bool
+            One scale a channel instead of one for the tensor.
+        scheme : str
+            ``"affine"`` or ``"symmetric"``.
+
+        Returns
+        -------
+        Quantizer
+            What the payload was quantized with.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An array does not fit, or the payload is not of integers.
         """
 
     def pool_range(

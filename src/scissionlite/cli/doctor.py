@@ -30,7 +30,16 @@ def doctor(json: JsonOption = False) -> None:
             found[f"{runtime} slices"] = f"no: pip install 'scissionlite[{extra}]'"
         else:
             found[f"{runtime} slices"] = f"yes, {package} {version(package)}"
-    for package in ("numpy", "pyzmq", "msgspec", "pillow", "timm", "torchvision", "matplotlib"):
+    for package in (
+        "numpy",
+        "pyzmq",
+        "msgspec",
+        "pillow",
+        "zstandard",
+        "timm",
+        "torchvision",
+        "matplotlib",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

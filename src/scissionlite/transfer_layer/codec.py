@@ -20,7 +20,6 @@ from scissionlite.transfer_layer.fitted import (
     Bytes,
     FittedLayer,
     FloatMap,
-    as_map,
     empty_map,
     fit,
     flat_view,
@@ -208,25 +207,16 @@ def _encode_measured(array: FloatMap, fitted: FittedLayer, out: Bytes | None) ->
     spec = fitted.spec
     if out is not None and np.may_share_memory(array, out):
         raise CodecError("out must not overlap the array")
-    source = fitted.dense(array)
-    per_channel = fitted.scales is not None
-    pooled_layer = fitted
+    payload = _payload_array(out, fitted)
+    pooled = scratch(fitted.transfer.pooled_size) if spec.pool > 1 else None
+    each_channel = fitted.scales is not None
     try:
-        if spec.pool == 1:
-            lows, highs = fitted.transfer.pool_range(source, None, per_channel)
-        else:
-            pooled = scratch(fitted.transfer.pooled_size)
-            lows, highs = fitted.transfer.pool_range(source, pooled, per_channel)
-            pooled_layer = fitted.pooled
-            source = as_map(pooled, fitted.packed_shape, spec.layout)
-    except TypeError as error:
-        raise CodecError(f"encode takes a float32 or float16 ndarray: {error}") from error
-    quantization = (
-        Quantization.from_range(lows, highs, spec.dtype, spec.scheme)
-        if per_channel
-        else Quantization.from_range(lows.item(), highs.item(), spec.dtype, spec.scheme)
-    )
-    payload = _run_encode(source, pooled_layer, quantization.quantizer, out)
+        quantizer = fitted.transfer.encode_measured(
+            fitted.dense(array), payload, pooled, each_channel, spec.scheme
+        )
+    except (TypeError, ValueError) as error:
+        raise CodecError(str(error)) from error
+    quantization = Quantization.of(quantizer, each_channel=each_channel)
     if spec.entropy is None:
         return Packed(payload, spec, fitted.shape, quantization)
     return _entropy_code(payload, fitted, quantization, out)
@@ -235,14 +225,19 @@ def _encode_measured(array: FloatMap, fitted: FittedLayer, out: Bytes | None) ->
 def _run_encode(
     array: FloatMap, fitted: FittedLayer, quantizer: _core.Quantizer | None, out: Bytes | None
 ) -> Bytes:
-    if out is None:
-        out = np.empty(fitted.nbytes, np.uint8)
-    elif not isinstance(out, np.ndarray):
-        raise CodecError(f"out must be a uint8 ndarray, not {type(out).__name__}")
+    payload = _payload_array(out, fitted)
     try:
-        fitted.transfer.encode(fitted.dense(array), out, quantizer)
+        fitted.transfer.encode(fitted.dense(array), payload, quantizer)
     except (TypeError, ValueError) as error:
         raise CodecError(str(error)) from error
+    return payload
+
+
+def _payload_array(out: Bytes | None, fitted: FittedLayer) -> Bytes:
+    if out is None:
+        return np.empty(fitted.nbytes, np.uint8)
+    if not isinstance(out, np.ndarray):
+        raise CodecError(f"out must be a uint8 ndarray, not {type(out).__name__}")
     return out
 
 

@@ -70,11 +70,6 @@ class FittedLayer:
         return np.dtype(self.spec.dtype) if self.spec.pool == 1 and not self.quantized else None
 
     @cached_property
-    def pooled(self) -> FittedLayer:
-        """The layer that packs what this one's pooling gives."""
-        return fit(msgspec.structs.replace(self.spec, pool=1), *self.packed_shape)
-
-    @cached_property
     def other_layout(self) -> FittedLayer:
         """The layer that decodes what :meth:`reordered` gives, into the other layout."""
         layout = "nchw" if self.spec.layout == "nhwc" else "nhwc"

@@ -19,7 +19,6 @@ from scissionlite.errors import CodecError
 CODES = {"int8": (-128, 127), "int4": (-8, 7)}
 """Lowest and highest code of each integer payload."""
 
-_SMALLEST_SCALE = 2.0**-126  # of a range; its reciprocal is not denormal either
 # The least float32 whose reciprocal is finite: of one step less it rounds to infinity.
 _LEAST_SCALE = float(np.nextafter(np.float32(2.0**-128), np.float32(1)))
 _FLOAT32 = struct.Struct("<f")
@@ -128,23 +127,26 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
         """
         if dtype not in CODES or scheme not in ("affine", "symmetric"):
             raise CodecError(f"dtype={dtype!r} with scheme={scheme!r} is no integer quantization")
-        if isinstance(low, np.ndarray) or isinstance(high, np.ndarray):
-            return cls(*_of_channels(np.asarray(low), np.asarray(high), dtype, scheme))
-        if low == math.inf and high == -math.inf:
-            low = high = 0.0
-        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-            raise CodecError(f"range [{low!r}, {high!r}] must be finite and not reversed")
-        low_code, high_code = CODES[dtype]
-        low, high = float(low) if low < 0 else 0.0, float(high) if high > 0 else 0.0
-        if scheme == "affine":
-            span, steps = high - low, high_code - low_code
-        else:
-            span, steps = max(-low, high), high_code
-        scale = max(_float32(span / steps), _SMALLEST_SCALE) if span else 1.0
-        if scheme == "symmetric":
-            return cls(scale, 0)
-        # round() is half to even.
-        return cls(scale, min(max(round(low_code - low / scale), low_code), high_code))
+        each_channel = isinstance(low, np.ndarray) or isinstance(high, np.ndarray)
+        lows, highs = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        if each_channel and (lows.ndim != 1 or lows.shape != highs.shape or not lows.size):
+            raise CodecError(
+                f"ranges of shape {lows.shape} and {highs.shape}: one low and one high a channel "
+                "needed"
+            )
+        try:
+            made = _core.Quantizer.from_range(lows.reshape(-1), highs.reshape(-1), dtype, scheme)
+        except ValueError as error:
+            raise CodecError(str(error)) from error
+        return cls.of(made, each_channel=each_channel)
+
+    @classmethod
+    def of(cls, quantizer: _core.Quantizer, *, each_channel: bool) -> Quantization:
+        """Return what the core has made, as values; one of each channel, or of the tensor."""
+        scales, zero_points = quantizer.scales, quantizer.zero_points
+        quantization = cls(scales, zero_points) if each_channel else cls(scales[0], zero_points[0])
+        quantization.__dict__["_quantizer"] = quantizer
+        return quantization
 
 
 def _float32(value: float) -> float:
@@ -200,32 +202,3 @@ def _check_zero_points(zero_points: tuple[int, ...]) -> None:
 def _shortened(values: tuple[float, ...]) -> str:
     told = ", ".join(map(repr, values[:4]))
     return f"{told}, ... ({len(values)})" if len(values) > 4 else told
-
-
-def _of_channels(
-    lows: npt.NDArray[np.floating], highs: npt.NDArray[np.floating], dtype: str, scheme: str
-) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Scales and zero points of a range for each channel, bit for bit as for a single one."""
-    if lows.ndim != 1 or lows.shape != highs.shape or not lows.size:
-        raise CodecError(
-            f"ranges of shape {lows.shape} and {highs.shape}: one low and one high a channel needed"
-        )
-    empty = (lows == math.inf) & (highs == -math.inf)
-    low = np.where(empty, 0.0, lows.astype(np.float64))
-    high = np.where(empty, 0.0, highs.astype(np.float64))
-    if not (np.isfinite(low) & np.isfinite(high) & (low <= high)).all():
-        raise CodecError("every channel's range must be finite and not reversed")
-    low_code, high_code = CODES[dtype]
-    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    with np.errstate(over="ignore", under="ignore"):
-        if scheme == "affine":
-            span, steps = high - low, high_code - low_code
-        else:
-            span, steps = np.maximum(-low, high), high_code
-        scales = np.maximum((span / steps).astype(np.float32), np.float32(_SMALLEST_SCALE))
-        scales = np.where(span == 0, np.float32(1), scales)
-        if scheme == "symmetric":
-            return tuple(scales.tolist()), (0,) * scales.size
-        zero_points = np.rint(low_code - low / scales.astype(np.float64))
-    clipped = np.clip(zero_points, low_code, high_code).astype(np.int64)
-    return tuple(scales.tolist()), tuple(clipped.tolist())
