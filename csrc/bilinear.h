@@ -48,24 +48,31 @@ inline Inside inside(std::size_t cell, std::size_t window, std::size_t size) noe
   return {skip, start, room < window - skip ? room : window - skip};
 }
 
-template <class V, class Input, class Output>
+// The cells' first columns, their second and so on to one row, by the compiler's shuffles.
+template <std::size_t window, std::size_t strip>
+void interleave(const float (&columns)[window][strip], float* line, std::size_t cells) noexcept {
+  for (std::size_t x = 0; x < cells; ++x) {
+    for (std::size_t i = 0; i < window; ++i) line[x * window + i] = columns[i][x];
+  }
+}
+
+template <class V, std::size_t window, class Input, class Output>
 void bilinear_nchw(const Input* input, Output* output, const TransferParams& params) noexcept {
   // A strip of cells' columns; its rows are interpolated horizontally once each.
   constexpr std::size_t kStrip = kBlock / kMaxWindow;
-  const std::size_t window = params.window;
   const std::size_t height = (params.height + window - 1) / window;
   const std::size_t width = (params.width + window - 1) / window;
   const std::size_t planes = params.images * params.channels;
   Unpacker<V, Input, float> unpack(input, params);
   float values[kStrip + 1];
-  float rows[2][kMaxWindow][kStrip];
-  float column[kStrip];
-  float line[kStrip * kMaxWindow];
+  float rows[2][window][kStrip];
+  float columns[window][kStrip];
+  float line[kStrip * window];
 
   for (std::size_t plane = 0; plane < planes; ++plane) {
     for (std::size_t strip = 0; strip <= width; strip += kStrip) {
       const std::size_t cells = width + 1 - strip < kStrip ? width + 1 - strip : kStrip;
-      const auto load_row = [&](std::size_t y, float (&to)[kMaxWindow][kStrip]) {
+      const auto load_row = [&](std::size_t y, float (&to)[window][kStrip]) {
         // Values strip - 1 to strip + cells - 1, the border repeated.
         const std::size_t first = strip == 0 ? 0 : strip - 1;
         const std::size_t last = strip + cells - 1 < width ? strip + cells - 1 : width - 1;
@@ -82,17 +89,17 @@ void bilinear_nchw(const Input* input, Output* output, const TransferParams& par
       for (std::size_t cell = 0; cell <= height; ++cell) {
         // Row cell - 1 is above, row cell below; the border's rows repeat.
         const bool repeats = cell == 0 || cell == height;
-        float (&above)[kMaxWindow][kStrip] = rows[cell == 0 ? 0 : (cell - 1) % 2];
-        float (&below)[kMaxWindow][kStrip] = repeats ? above : rows[cell % 2];
+        float (&above)[window][kStrip] = rows[cell == 0 ? 0 : (cell - 1) % 2];
+        float (&below)[window][kStrip] = repeats ? above : rows[cell % 2];
         if (!repeats) load_row(cell, below);
         const Inside y = inside(cell, window, params.height);
         for (std::size_t row = 0; row < y.count; ++row) {
           const float weight = bilinear_weight(y.skip + row, window);
           for (std::size_t i = 0; i < window; ++i) {
-            interpolate(above[i], below[i], weight, column, cells);
-            one_nan(column, cells);
-            for (std::size_t x = 0; x < cells; ++x) line[x * window + i] = column[x];
+            interpolate(above[i], below[i], weight, columns[i], cells);
+            one_nan(columns[i], cells);
           }
+          interleave(columns, line, cells);
           const Inside x = inside(strip, window, params.width);
           const std::size_t ends = params.width > x.start ? params.width - x.start : 0;
           const std::size_t made = cells * window - x.skip;

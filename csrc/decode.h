@@ -98,7 +98,9 @@ void decode(const Input* input, Output* output, const TransferParams& params) no
   if (params.window == 1) {
     decode_unpooled<V>(input, output, params);
   } else if (params.upsampling == Upsampling::kBilinear) {
-    const auto bilinear = nchw ? bilinear_nchw<V, Input, Output> : bilinear_nhwc<V, Input, Output>;
+    const auto in_nchw = params.window == 2 ? bilinear_nchw<V, 2, Input, Output>
+                                            : bilinear_nchw<V, 4, Input, Output>;
+    const auto bilinear = nchw ? in_nchw : bilinear_nhwc<V, Input, Output>;
     bilinear(input, output, params);
   } else {
     const auto nearest = nchw ? decode_nchw<V, Input, Output> : decode_nhwc<V, Input, Output>;
