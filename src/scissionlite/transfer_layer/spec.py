@@ -180,10 +180,11 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         return -(-math.prod(self.packed_shape(shape)) * _BITS[self.dtype] // 8)
 
     def valid_for(self, shape: Sequence[int]) -> bool:
-        """Tell whether this TL makes sense for a feature map of this shape.
+        """Tell whether this TL makes sense for what crosses, as it is.
 
-        Stricter than the codec: pooling needs CHW or NCHW with something to pool in both
-        directions, so that the planner never offers a TL on what is no image any more.
+        Stricter than the codec, so that the planner never offers a TL on what is no image any
+        more: pooling needs a shape (batch, channels, height, width) with something to pool in both
+        directions. A token sequence (batch, tokens, features) has nothing to pool.
         """
         try:
             checked = check_shape(shape)
@@ -191,7 +192,20 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
             return False
         if self.pool == 1:
             return len(checked) >= 3 or not self.needs_planes
-        return len(checked) in (3, 4) and checked[-2] >= 2 and checked[-1] >= 2
+        return len(checked) == 4 and checked[-2] >= 2 and checked[-1] >= 2
+
+    def adapted_to(self, shape: Sequence[int]) -> TransferSpec:
+        """This TL where it is valid for a tensor of this shape, otherwise plain packing.
+
+        Where several tensors cross at once, each has its own TL: what has no height and width to
+        pool is quantized and packed only, and what has no channels has one scale.
+        """
+        if self.valid_for(shape):
+            return self
+        plain = msgspec.structs.replace(self, pool=1, pool_kind="max", upsample="nearest")
+        if plain.valid_for(shape):
+            return plain
+        return msgspec.structs.replace(plain, granularity="tensor", layout="nchw")
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
