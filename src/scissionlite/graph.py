@@ -1,22 +1,68 @@
 """A captured network as blocks, and the slicing points between them.
 
-A *slicing point* is a place where exactly one tensor crosses from what has run to what has not
-(arXiv 2105.02019: the layers between which the network may be cut); residual, dense and
-inception branches therefore have none inside. A *block* is what lies between two neighbouring
-slicing points.
+A *slicing point* is a place where the network may be cut (arXiv 2105.02019: between two layers,
+where one tensor crosses from what has run to what has not; residual, dense and inception branches
+have none inside). With ``max_tensors`` above 1, places where up to so many tensors cross are
+slicing points too: U-Net's skips, a detector's neck. A *block* is what lies between two
+neighbouring slicing points.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import fx
 
 from scissionlite.errors import CaptureError
+from scissionlite.values import (
+    ValueRecorder,
+    constant_nodes,
+    flat,
+    fold_shapes,
+    peak_bytes,
+    placeholders,
+    weights_of,
+)
+
+MAX_TENSORS = 16
+"""Most tensors that can cross at once: what a message of the wire format carries."""
+
+OutputKind = Literal["tensor", "tuple", "dict"]
+"""How the network's answer holds its tensors; a nested one is flattened into a dict."""
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """A tensor at a border of the network or between two slices.
+
+    Attributes
+    ----------
+    name : str
+        Of the input or output, or of the captured node whose value it is.
+    shape : tuple of int
+        Its shape for the example input, batch first.
+    dtype : str
+        Such as ``"float32"``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> NamedTensor:
+        """Describe a tensor."""
+        return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize  # type: ignore[no-any-return]  # an int
 
 
 @dataclass(frozen=True)
@@ -31,24 +77,20 @@ class SlicingPoint:
         Unique in the graph: the outermost module that ends here, such as ``"layer1.0"``.
     after, before : str
         The module that ends here and the one that begins here.
-    node : str
-        Name of the captured node whose value crosses.
-    shape : tuple of int
-        Shape of the crossing tensor for the example input, batch first.
-    dtype : str
-        Its dtype, such as ``"float32"``.
-    nbytes : int
-        Its size in bytes.
+    crossing : tuple of NamedTensor
+        What crosses, in the order in which it is computed.
     """
 
     index: int
     name: str
     after: str
     before: str
-    node: str
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
+    crossing: tuple[NamedTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that crosses, as it is."""
+        return sum(tensor.nbytes for tensor in self.crossing)
 
     def __str__(self) -> str:
         return f"after {self.after}, before {self.before}"
@@ -66,11 +108,20 @@ class Block:
         Name of the slicing point that ends it; the last block is named after its last module.
     nodes : tuple of str
         Names of the captured nodes in it.
+    layers : tuple of str
+        Names of the modules, or where there are none of the operations, that run in it.
+    weight_bytes : int
+        Bytes of the weights and buffers used in it.
+    peak_bytes : int
+        Most bytes of feature maps alive at once in it, for the example.
     """
 
     index: int
     name: str
     nodes: tuple[str, ...]
+    layers: tuple[str, ...]
+    weight_bytes: int
+    peak_bytes: int
 
 
 class Graph:
@@ -81,36 +132,55 @@ class Graph:
     name : str
         What the model is called in profiles, plans and bundles.
     module : torch.fx.GraphModule
-        The whole network in evaluation mode; it shares no weights with the model captured.
-    example : torch.Tensor
-        The example input.
-    output_shape : tuple of int
-        Shape of the output for the example.
+        The whole network in evaluation mode, from :attr:`inputs` in order to one tensor or a tuple
+        of tensors; it shares no weights with the model captured.
+    example : tuple of torch.Tensor
+        The example inputs.
+    inputs, outputs : tuple of NamedTensor
+        What goes in and comes out.
+    output_kind : str
+        How the model itself answers: one "tensor", a "tuple" or a "dict".
+    dynamic_batch : bool
+        Whether the network runs on other batch sizes than the example's.
     blocks : list of Block
     slicing_points : list of SlicingPoint
         One fewer than blocks.
     """
 
-    def __init__(self, name: str, module: fx.GraphModule, example: torch.Tensor) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: fx.GraphModule,
+        example: Sequence[torch.Tensor],
+        *,
+        input_names: Sequence[str] = ("input",),
+        output_names: Sequence[str] = ("output",),
+        output_kind: OutputKind = "tensor",
+        max_tensors: int = 1,
+    ) -> None:
+        if not 1 <= max_tensors <= MAX_TENSORS:
+            raise CaptureError(f"max_tensors must be 1 to {MAX_TENSORS}, got {max_tensors}")
         self.name = name
         self.module = module
-        self.example = example
-        values = _ValueRecorder(module)
+        self.example = tuple(example)
+        batching = fold_shapes(module, self.example)
+        self.dynamic_batch = batching.dynamic
+        self._batch_sizes, self._batched = batching.sizes, batching.batched
+        values = ValueRecorder(module)
         with torch.no_grad():
-            output = values.run(example)
-        if not isinstance(output, torch.Tensor):
-            raise CaptureError(
-                f"{name} answers a {type(output).__name__}, this version slices models with one "
-                "output tensor: wrap the model so that it returns the tensor you need"
-            )
-        self.output_shape: tuple[int, ...] = tuple(output.shape)
-        self._constant = _constant_nodes(module.graph)
-        self._batch_sizes, batched = _batch_size_nodes(module, example, values.integers)
-        self.slicing_points, self.blocks = self._cut(values.tensors, batched)
+            answers = flat(values.run(*self.example))
+        self._tensors = values.tensors
+        self.inputs = tuple(map(NamedTensor.of, input_names, self.example))
+        self.outputs = tuple(map(NamedTensor.of, output_names, answers))
+        self.output_kind = output_kind
+        self._constant = constant_nodes(module.graph)
+        self._by_name = {node.name: node for node in module.graph.nodes}
+        self.slicing_points, self.blocks = self._cut(max_tensors)
 
     def __repr__(self) -> str:
+        shapes = ", ".join(str(tensor.shape) for tensor in self.inputs)
         return (
-            f"Graph({self.name!r}, input={tuple(self.example.shape)}, {len(self.blocks)} blocks, "
+            f"Graph({self.name!r}, input={shapes}, {len(self.blocks)} blocks, "
             f"{len(self.slicing_points)} slicing points)"
         )
 
@@ -134,88 +204,102 @@ class Graph:
         Returns
         -------
         tuple of torch.fx.GraphModule
-            The device slice and the edge slice, with ``edge(device(x))`` equal to the network.
-            They share their weights with :attr:`module`.
+            The device slice, from the network's inputs to what crosses, and the edge slice, from
+            what crosses to the network's outputs. Each takes its tensors one by one and answers
+            one tensor, or a tuple where there are several. They share their weights with
+            :attr:`module`.
         """
         cut = self.point(point)
         return self._segment(None, cut), self._segment(cut, None)
+
+    def between(
+        self, start: SlicingPoint | str | int, end: SlicingPoint | str | int
+    ) -> fx.GraphModule:
+        """What lies between two slicing points, from what crosses at one to what does at the other.
+
+        Raises
+        ------
+        CaptureError
+            If ``end`` does not come after ``start``.
+        """
+        first, last = self.point(start), self.point(end)
+        if last.index <= first.index:
+            raise CaptureError(f"{last.name} does not come after {first.name}")
+        return self._segment(first, last)
 
     def block_modules(self) -> list[fx.GraphModule]:
         """Each block as a module of its own; chained, they are the network."""
         borders = [None, *self.slicing_points, None]
         return [self._segment(start, end) for start, end in itertools.pairwise(borders)]
 
-    def _cut(
-        self, tensors: Mapping[str, torch.Tensor], batched: set[str]
-    ) -> tuple[list[SlicingPoint], list[Block]]:
-        nodes = [n for n in self.module.graph.nodes if n.op not in ("placeholder", "output")]
+    def _cut(self, max_tensors: int) -> tuple[list[SlicingPoint], list[Block]]:
+        source = self.module.graph
+        entries = placeholders(source)
+        nodes = [n for n in source.nodes if n.op not in ("placeholder", "output")]
         nodes = [n for n in nodes if n not in self._constant]
-        position = {node: i for i, node in enumerate(nodes)}
-        end = len(nodes)
-        last_use = {
-            # An output node has no position: what it uses lives to the end. So does the input,
-            # which never counts as crossing at a point but may prevent one.
-            node: max((position.get(user, end) for user in node.users), default=-1)
-            for node in [*placeholders(self.module.graph), *nodes]
-        }
-        live: set[fx.Node] = set(placeholders(self.module.graph))
-        crossing: list[tuple[fx.Node, int]] = []
-        for i, node in enumerate(nodes[:-1]):
-            live.add(node)
-            live = {n for n in live if last_use[n] > i}
-            values = live - self._batch_sizes
-            if len(values) != 1:
-                continue
-            (only,) = values
-            tensor = tensors.get(only.name)
-            if tensor is None or not tensor.is_floating_point() or only.op == "placeholder":
-                continue
-            if len(live) > 1 and only.name not in batched:
-                continue
-            if not crossing or crossing[-1][0] is not only:
-                crossing.append((only, i))
         points: list[SlicingPoint] = []
         blocks: list[Block] = []
         names: set[str] = set()
-        start = 0
-        for index, (value, i) in enumerate(crossing):
-            after, before = _border(value, nodes[i + 1])
+        start, entering = 0, entries
+        for end, live in _live_between(nodes, entries):
+            crossing = [value for value in live if value not in self._batch_sizes]
+            if crossing == entering or len(crossing) > max_tensors:
+                continue
+            if not self._can_cross(crossing, with_batch_size=len(crossing) < len(live)):
+                continue
+            after, before = _border(crossing[-1], nodes[end + 1])
             name = _unique(after, names)
-            tensor = tensors[value.name]
-            points.append(
-                SlicingPoint(
-                    index=index,
-                    name=name,
-                    after=after,
-                    before=before,
-                    node=value.name,
-                    shape=tuple(tensor.shape),
-                    dtype=str(tensor.dtype).removeprefix("torch."),
-                    nbytes=tensor.numel() * tensor.element_size(),
-                )
-            )
-            blocks.append(Block(index, name, tuple(n.name for n in nodes[start : i + 1])))
-            start = i + 1
+            tensors = tuple(NamedTensor.of(n.name, self._tensors[n.name]) for n in crossing)
+            index = len(points)
+            points.append(SlicingPoint(index, name, after, before, tensors))
+            blocks.append(self._block(index, name, nodes[start : end + 1], entering))
+            start, entering = end + 1, crossing
         last = _unique(_own_name(nodes[-1]), names)
-        blocks.append(Block(len(points), last, tuple(n.name for n in nodes[start:])))
+        blocks.append(self._block(len(points), last, nodes[start:], entering))
         return points, blocks
 
+    def _can_cross(self, values: list[fx.Node], *, with_batch_size: bool) -> bool:
+        """Whether the network can be cut where just these values cross."""
+        tensors = [self._tensors.get(value.name) for value in values]
+        if all(value.op == "placeholder" for value in values):
+            return False
+        if not all(tensor is not None and tensor.is_floating_point() for tensor in tensors):
+            return False
+        # The batch size does not cross, but has to be read off something that does.
+        return not with_batch_size or any(value.name in self._batched for value in values)
+
+    def _block(self, index: int, name: str, nodes: list[fx.Node], entering: list[fx.Node]) -> Block:
+        layers = dict.fromkeys(
+            str(n.target) if n.op == "call_module" else _own_name(n) for n in nodes
+        )
+        return Block(
+            index,
+            name,
+            tuple(n.name for n in nodes),
+            tuple(layers),
+            sum(weights_of(self.module, nodes).values()),
+            peak_bytes(nodes, entering, self._tensors),
+        )
+
     def _segment(self, start: SlicingPoint | None, end: SlicingPoint | None) -> fx.GraphModule:
-        """Everything from one border to the next as a module of one input and one output."""
+        """Everything from one border to the next as a module of its own."""
         source = self.module.graph
         first = 0 if start is None else start.index + 1
         last = len(self.blocks) - 1 if end is None else end.index
         wanted = {name for block in self.blocks[first : last + 1] for name in block.nodes}
-        by_name = {node.name: node for node in source.nodes}
-        entry = placeholders(source)[0] if start is None else by_name[start.node]
+        entries = placeholders(source)
+        if start is not None:
+            entries = [self._by_name[tensor.name] for tensor in start.crossing]
         graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {entry: graph.placeholder("x")}
+        copies = {entry: graph.placeholder(f"x{i}") for i, entry in enumerate(entries)}
+        # Any of them may tell the batch size whose first dimension it is.
+        telling = next((e for e in entries if e.name in self._batched), entries[0])
 
         def copied(node: fx.Node) -> fx.Node:
             if node not in copies and node in self._batch_sizes:
-                copies[node] = graph.call_method("size", (copies[entry], 0))
+                copies[node] = graph.call_method("size", (copies[telling], 0))
             elif node not in copies:
-                assert node in self._constant, f"{node} crosses the cut at {entry} unnoticed"
+                assert node in self._constant, f"{node} crosses the cut at {entries} unnoticed"
                 # Weights and what is computed of them alone are fetched again on either side.
                 copies[node] = graph.node_copy(node, copied)
             return copies[node]
@@ -225,70 +309,28 @@ class Graph:
                 copies[node] = graph.node_copy(node, copied)
         if end is None:
             (output,) = (node for node in source.nodes if node.op == "output")
-            # torch.export wraps the one output in a tuple; a slice answers the tensor itself.
-            graph.output(copied(output.all_input_nodes[0]))
+            answers = [copied(node) for node in flat(output.args[0])]
         else:
-            graph.output(copies[by_name[end.node]])
+            answers = [copies[self._by_name[tensor.name]] for tensor in end.crossing]
+        graph.output(answers[0] if len(answers) == 1 else tuple(answers))
         graph.lint()
         return fx.GraphModule(self.module, graph).eval()
 
 
-class _ValueRecorder(fx.Interpreter):
-    """Runs a graph and keeps every node's tensor as a shape without data, and every integer."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.integers: dict[str, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, torch.Tensor):
-            self.tensors[n.name] = value.to("meta")
-        elif isinstance(value, int) and not isinstance(value, bool):
-            self.integers[n.name] = value
-        return value
-
-
-def placeholders(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that stand for a graph's inputs."""
-    return [node for node in graph.nodes if node.op == "placeholder"]
-
-
-def _constant_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that do not depend on the input: weights, buffers and what is computed of them."""
-    constant: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op not in ("placeholder", "output") and all(
-            argument in constant for argument in node.all_input_nodes
-        ):
-            constant.add(node)
-    return constant
-
-
-def _batch_size_nodes(
-    module: fx.GraphModule, example: torch.Tensor, integers: Mapping[str, int]
-) -> tuple[set[fx.Node], set[str]]:
-    """Nodes that hold the batch size, and names of the tensors whose first dimension it is.
-
-    Many models begin with ``n = x.shape[0]`` and end with ``.view(n, -1)``: such a number need
-    not cross, since the edge slice reads it off the crossing tensor. Which nodes are meant shows
-    when the network runs on two other batch sizes.
-    """
-    if not integers:
-        return set(), set()
-    holding, batched = set(integers), None
-    for size in (2, 3):
-        recorder = _ValueRecorder(module)
-        try:
-            with torch.no_grad():
-                recorder.run(example[:1].expand(size, *example.shape[1:]))
-        except Exception:
-            return set(), set()
-        holding &= {name for name, value in recorder.integers.items() if value == size}
-        leading = {name for name, t in recorder.tensors.items() if t.ndim and t.shape[0] == size}
-        batched = leading if batched is None else batched & leading
-    return {node for node in module.graph.nodes if node.name in holding}, batched or set()
+def _live_between(
+    nodes: list[fx.Node], entries: list[fx.Node]
+) -> Iterator[tuple[int, list[fx.Node]]]:
+    """After each node but the last: its index, and what is still to be used, oldest first."""
+    position = {node: i for i, node in enumerate(nodes)}
+    last_use = {
+        # An output node has no position: what it uses lives to the end.
+        node: max((position.get(user, len(nodes)) for user in node.users), default=-1)
+        for node in [*entries, *nodes]
+    }
+    live = list(entries)
+    for i, node in enumerate(nodes[:-1]):
+        live = [n for n in (*live, node) if last_use[n] > i]
+        yield i, live
 
 
 def _module_path(node: fx.Node) -> list[str]:

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import operator
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
 
 from scissionlite.errors import CaptureError
-from scissionlite.graph import Graph, placeholders
+from scissionlite.graph import Graph, OutputKind
+from scissionlite.values import flat, placeholders
+
+Example: TypeAlias = torch.Tensor | Sequence[Any] | Mapping[str, Any]
+"""One tensor, a sequence of positional arguments, or keyword arguments by name."""
 
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
 
 
-def capture(model: nn.Module, example: torch.Tensor, *, name: str | None = None) -> Graph:
+def capture(
+    model: nn.Module, example: Example, *, name: str | None = None, max_tensors: int = 1
+) -> Graph:
     """Capture a model and find its blocks and slicing points.
 
     Tries symbolic tracing (torch.fx) first, which keeps the modules and so a network that trains
@@ -26,12 +35,17 @@ def capture(model: nn.Module, example: torch.Tensor, *, name: str | None = None)
     Parameters
     ----------
     model
-        Any module of one input tensor and one output tensor. It is copied, not changed; the copy
-        is captured as it behaves in evaluation mode.
+        Any module whose inputs and outputs are tensors, alone or in tuples, lists and dicts. It is
+        copied, not changed; the copy is captured as it behaves in evaluation mode.
     example
-        An input, batch first. Shapes and bytes in the graph are those of this input.
+        An input, batch first; for several inputs a tuple of arguments, or a dict of arguments by
+        name. Shapes and bytes in the graph are those of this input; height and width are fixed to
+        it.
     name
         What to call it; the class name unless given.
+    max_tensors
+        Most tensors that may cross at a slicing point. 1 gives the paper's slicing points; U-Net's
+        skips and a detector's neck need more.
 
     Raises
     ------
@@ -44,34 +58,44 @@ def capture(model: nn.Module, example: torch.Tensor, *, name: str | None = None)
             f"a {type(model).__name__} cannot be captured: give an ordinary torch.nn.Module "
             "(TorchScript modules no longer have the Python code that is traced)"
         )
-    if not isinstance(example, torch.Tensor) or example.dtype != torch.float32:
-        raise CaptureError("the example must be one float32 tensor, batch first")
     name = name or type(model).__name__
     own = copy.deepcopy(model).eval()
+    bound = _bind(own, example)
     for module in own.modules():
         # A slice must not write into the tensor it is given, which may be a socket's buffer.
         if isinstance(getattr(module, "inplace", None), bool):
             module.inplace = False  # type: ignore[assignment]  # nn.Module types attributes as Tensor
+    inputs = dict(named_leaves(bound.arguments))
     try:
         with torch.no_grad():
-            expected = own(example)
+            answer = own(*bound.args, **bound.kwargs)
     except Exception as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.values())
         raise CaptureError(
-            f"{name} does not run on the example of shape {tuple(example.shape)}; this version "
-            f"slices models of one input tensor.\n  {_first_line(error)}\n    at "
-            f"{_user_line(error)}"
+            f"{name} does not run on the example of shape {shapes}.\n  {_first_line(error)}\n    "
+            f"at {_user_line(error)}"
         ) from error
+    outputs, kind = _outputs(name, answer)
     failures: list[str] = []
     for how, trace in (("torch.fx", _trace_symbolically), ("torch.export", _trace_by_export)):
         try:
-            traced = trace(own, example)
-            graph = Graph(name, traced, example)
+            traced = trace(own, bound)
+            graph = Graph(
+                name,
+                traced,
+                tuple(inputs.values()),
+                input_names=tuple(inputs),
+                output_names=tuple(outputs),
+                output_kind=kind,
+                max_tensors=max_tensors,
+            )
+            with torch.no_grad():
+                answers = flat(graph.module(*graph.example))
         except Exception as error:
             failures.append(f"{how}: {_first_line(error)}\n    at {_user_line(error)}")
             continue
-        with torch.no_grad():
-            if torch.allclose(traced(example), expected, rtol=1e-4, atol=1e-5, equal_nan=True):
-                return graph
+        if _equal(answers, list(outputs.values())):
+            return graph
         failures.append(
             f"{how}: the captured graph answers something else than the model; does it draw "
             "random numbers, or keep state between calls?"
@@ -79,6 +103,82 @@ def capture(model: nn.Module, example: torch.Tensor, *, name: str | None = None)
     raise CaptureError(
         f"{name} cannot be captured.\n  " + "\n  ".join(failures) + "\n  Control flow must not "
         "depend on the values of tensors: move it out of forward(), or use torch.where"
+    )
+
+
+def named_leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in nested dicts, tuples and lists but None, each with its dotted path."""
+    parts: Iterable[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, (tuple, list)):
+        parts = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
+    else:
+        if value is not None:
+            yield name, value
+        return
+    for key, part in parts:
+        yield from named_leaves(part, f"{name}.{key}" if name else str(key))
+
+
+def _bind(model: nn.Module, example: Example) -> inspect.BoundArguments:
+    """The model's arguments by name, in the order of its signature."""
+    signature = inspect.signature(model.forward)
+    if isinstance(example, Mapping) and set(example) <= set(signature.parameters):
+        arguments, named = (), dict(example)
+    else:
+        # A dict of other names is one argument that is a dict.
+        arguments = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+        named = {}
+    try:
+        bound = signature.bind(*arguments, **named)
+    except TypeError as error:
+        raise CaptureError(
+            f"the example does not fit {type(model).__name__}.forward{signature}: {error}; give "
+            "one tensor, a tuple of arguments, or a dict of arguments by name"
+        ) from error
+    leaves = dict(named_leaves(bound.arguments))
+    for leaf, value in leaves.items():
+        if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float32, torch.int64):
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise CaptureError(
+                f"the example's {leaf} is {kind}: an example is made of float32 (or int64) "
+                "tensors, batch first"
+            )
+    if not leaves:
+        raise CaptureError("the example holds no tensor")
+    return bound
+
+
+def _outputs(name: str, answer: Any) -> tuple[dict[str, torch.Tensor], OutputKind]:
+    """The tensors of the model's answer by name, and how it holds them."""
+    if isinstance(answer, torch.Tensor):
+        found, kind = {"output": answer}, "tensor"
+    else:
+        found = dict(named_leaves(answer))
+        nested = any(isinstance(part, (Mapping, tuple, list)) for part in _parts(answer))
+        kind = "tuple" if isinstance(answer, (tuple, list)) and not nested else "dict"
+    for path, value in found.items():
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+            what = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise CaptureError(
+                f"{name} answers {what} in {path or 'its output'}: wrap the model so that it "
+                "returns float32 tensors, alone or in tuples, lists and dicts"
+            )
+    if not found:
+        raise CaptureError(f"{name} answers no tensor")
+    return found, kind  # type: ignore[return-value]  # one of the literals
+
+
+def _parts(answer: Any) -> Iterable[Any]:
+    return answer.values() if isinstance(answer, Mapping) else answer
+
+
+def _equal(answers: Sequence[Any], expected: Sequence[torch.Tensor]) -> bool:
+    return len(answers) == len(expected) and all(
+        ours.shape == theirs.shape
+        and torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
+        for ours, theirs in zip(answers, expected, strict=True)
     )
 
 
@@ -93,15 +193,10 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
 
-def _trace_symbolically(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
-    tracer = _Tracer()
-    graph = tracer.trace(model)
-    for extra in placeholders(graph)[1:]:
-        # Optional inputs (a mask, a flag) that are never looked at; with others torch.export,
-        # which takes their defaults for constants, is the way.
-        if extra.users:
-            raise CaptureError(f"the optional input {extra.target!r} is used")
-        graph.erase_node(extra)
+def _trace_symbolically(model: nn.Module, bound: inspect.BoundArguments) -> fx.GraphModule:
+    graph = _Tracer().trace(model)
+    for entry in placeholders(graph):
+        _flatten_input(graph, entry, bound.arguments.get(str(entry.target).lstrip("*")))
     for node in list(graph.nodes):
         if node.op == "call_function" and node.kwargs.get("inplace") is True:
             node.kwargs = {**node.kwargs, "inplace": False}
@@ -109,33 +204,93 @@ def _trace_symbolically(model: nn.Module, example: torch.Tensor) -> fx.GraphModu
             # The same tensor under a second name is no second slicing point.
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        if node.op == "output":
+            answers = [leaf for _, leaf in named_leaves(node.args[0])]
+            node.args = (answers[0] if len(answers) == 1 else tuple(answers),)
     module = fx.GraphModule(model, graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
 
 
-def _trace_by_export(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+def _flatten_input(graph: fx.Graph, entry: fx.Node, value: Any) -> None:
+    """Replace an input that is a dict or tuple by one input a tensor; drop one that is unused."""
+    if isinstance(value, torch.Tensor):
+        return
+    if value is None:
+        # Optional inputs (a mask, a flag) that are never looked at; with others torch.export,
+        # which takes their defaults for constants, is the way.
+        if entry.users:
+            raise CaptureError(f"the optional input {entry.target!r} is used")
+        graph.erase_node(entry)
+        return
+    parts = value if isinstance(value, Mapping) else dict(enumerate(value))
+    uses: dict[Any, list[fx.Node]] = {key: [] for key in parts}
+    for user in list(entry.users):
+        key = (
+            user.args[1] if user.target is operator.getitem and user.op == "call_function" else None
+        )
+        if user.args[:1] != (entry,) or key not in uses:
+            raise CaptureError(f"the input {entry.target!r} is used as a whole by {user}")
+        uses[key].append(user)
+    with graph.inserting_before(entry):
+        for key, part in parts.items():
+            if part is None:
+                raise CaptureError(f"the input {entry.target!r} holds None")
+            flattened = graph.placeholder(f"{entry.target}_{key}")
+            for user in uses[key]:
+                user.replace_all_uses_with(flattened)
+                graph.erase_node(user)
+            _flatten_input(graph, flattened, part)
+    graph.erase_node(entry)
+
+
+def _trace_by_export(model: nn.Module, bound: inspect.BoundArguments) -> fx.GraphModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # A batch of two, since export takes a size of one for a constant.
-        batch = example if len(example) > 1 else torch.cat([example, example])
-        dynamic = ({0: torch.export.Dim.AUTO},)
+        first = next(leaf for _, leaf in named_leaves(bound.arguments))
+        batch = len(first) if first.ndim else 0
+
+        def doubled(tensor: torch.Tensor) -> torch.Tensor:
+            # A batch of two, since export takes a size of one for a constant.
+            batched = tensor.ndim and len(tensor) == batch == 1
+            return torch.cat([tensor, tensor]) if batched else tensor
+
+        def dynamic(tensor: torch.Tensor) -> Any:
+            batched = tensor.ndim and len(tensor) == batch
+            return {0: torch.export.Dim.AUTO} if batched else None
+
         try:
-            program = torch.export.export(model, (batch,), dynamic_shapes=dynamic)
+            program = torch.export.export(
+                model,
+                _mapped(bound.args, doubled),
+                _mapped(bound.kwargs, doubled),
+                dynamic_shapes=_mapped(dict(bound.arguments), dynamic),
+            )
         except Exception:
-            program = torch.export.export(model, (example,))
+            program = torch.export.export(model, bound.args, bound.kwargs)
         traced = program.module(check_guards=False)
     return ordinary_module(traced)
+
+
+def _mapped(value: Any, function: Any) -> Any:
+    """The same nested dicts, tuples and lists with every tensor replaced."""
+    if isinstance(value, Mapping):
+        return {key: _mapped(part, function) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(part, function) for part in value)
+    return None if value is None else function(value)
 
 
 def ordinary_module(exported: nn.Module) -> fx.GraphModule:
     """An exported program's module as an ordinary one, which can be copied and has train().
 
+    It takes the program's input tensors one by one, and answers one tensor or a tuple of them.
+
     Raises
     ------
     CaptureError
-        If it takes or answers anything but one tensor.
+        If it answers no tensor.
     """
     assert isinstance(exported, fx.GraphModule)
     graph = fx.Graph()
@@ -143,15 +298,11 @@ def ordinary_module(exported: nn.Module) -> fx.GraphModule:
     for node in exported.graph.nodes:
         if node.op != "output":
             copies[node] = graph.node_copy(node, copies.__getitem__)
-        elif len(node.all_input_nodes) == 1 and len(placeholders(exported.graph)) == 1:
-            # Without the tuple that torch.export puts round it, and unpacks in generated code.
-            graph.output(copies[node.all_input_nodes[0]])
-        else:
-            raise CaptureError(
-                f"the exported program has {len(placeholders(exported.graph))} inputs and "
-                f"{len(node.all_input_nodes)} outputs: this version slices models with one output "
-                "tensor and one input tensor"
-            )
+            continue
+        answers = [copies[leaf] for _, leaf in named_leaves(node.args[0]) if leaf in copies]
+        if not answers:
+            raise CaptureError("the exported program answers no tensor")
+        graph.output(answers[0] if len(answers) == 1 else tuple(answers))
     module = fx.GraphModule(dict(_attributes(exported, graph)), graph)
     module.graph.eliminate_dead_code()
     module.recompile()

@@ -1,0 +1,209 @@
+"""What the nodes of a captured network hold: recorded values, batch sizes, constants, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+PROBE_BATCHES = (2, 3)
+"""Batch sizes on which a network is run to find out what depends on the batch size."""
+
+
+class ValueRecorder(fx.Interpreter):
+    """Runs a graph and keeps every node's value, tensors as shapes without data.
+
+    Attributes
+    ----------
+    tensors : dict of str to torch.Tensor
+        Node name to a tensor on the meta device.
+    numbers : dict of str to object
+        Node name to any other value.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.numbers: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        if n.op == "output":
+            return value
+        if isinstance(value, torch.Tensor):
+            self.tensors[n.name] = value.to("meta")
+        else:
+            self.numbers[n.name] = value
+        return value
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a network treats its batch dimension.
+
+    Attributes
+    ----------
+    dynamic : bool
+        Whether the network runs on other batch sizes than the example's.
+    sizes : set of torch.fx.Node
+        Nodes that hold the batch size.
+    batched : set of str
+        Names of the tensors whose first dimension it is.
+    """
+
+    dynamic: bool
+    sizes: set[fx.Node]
+    batched: set[str]
+
+
+def flat(answer: Any) -> list[Any]:
+    """One thing, or several in a tuple or list, as a list."""
+    return list(answer) if isinstance(answer, (tuple, list)) else [answer]
+
+
+def placeholders(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that stand for a graph's inputs."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that do not depend on the input: weights, buffers and what is computed of them."""
+    constant: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op not in ("placeholder", "output") and all(
+            argument in constant for argument in node.all_input_nodes
+        ):
+            constant.add(node)
+    return constant
+
+
+def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batching:
+    """Make literals of the numbers that a network reads off shapes, except for the batch size.
+
+    Many models begin with ``n, _, h, w = x.shape`` and end with ``.view(n, -1)`` or
+    ``interpolate(size=(h, w))``. Slices are made for one input size, so that height and width are
+    constants and need not cross; the batch size can be read off what crosses. Which nodes are
+    meant shows when the network runs on other batch sizes; one that cannot is fixed to the
+    example's.
+
+    The graph is changed in place.
+    """
+    runs = [_record(module, example)]
+    try:
+        runs += [_record(module, _batch_of(example, size)) for size in PROBE_BATCHES]
+        dynamic = True
+    except Exception:  # whatever a network raises on a batch that it was not made for
+        dynamic = False
+    sizes, batched = set(), set(runs[0].tensors)
+    # Two numbers tell: one alone may be the batch size by chance.
+    batches = (*PROBE_BATCHES,) if dynamic else ()
+    for node in list(module.graph.nodes):
+        if node.name not in runs[0].numbers:
+            continue
+        values = [run.numbers.get(node.name) for run in runs]
+        if all(_same(value, values[0]) for value in values):
+            literal = _literal(values[0])
+            if literal is not None:
+                _replace(node, literal)
+        elif all(
+            isinstance(value, int) and value == size
+            for value, size in zip(values[1:], batches, strict=True)
+        ):
+            sizes.add(node)
+    for run, size in zip(runs[1:], batches, strict=True):
+        batched &= {name for name, t in run.tensors.items() if t.ndim and t.shape[0] == size}
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    alive = set(module.graph.nodes)
+    return Batching(dynamic, sizes & alive, batched)
+
+
+def peak_bytes(
+    nodes: Sequence[fx.Node], entering: Iterable[fx.Node], tensors: Mapping[str, torch.Tensor]
+) -> int:
+    """Most bytes of tensors alive at once while some consecutive nodes of a network run.
+
+    Counts what enters until its last use, and every node's answer by its size, views too; not
+    what an operation needs inside, nor weights.
+    """
+    position = {node: i for i, node in enumerate(nodes)}
+    end = len(nodes)
+    last = {
+        node: max((position.get(user, end) for user in node.users), default=-1)
+        for node in (*entering, *nodes)
+    }
+    live = set(entering)
+    peak = sum(_nbytes(tensors, node) for node in live)
+    for i, node in enumerate(nodes):
+        live.add(node)
+        peak = max(peak, sum(_nbytes(tensors, each) for each in live))
+        live = {each for each in live if last[each] > i}
+    return peak
+
+
+def weights_of(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> dict[int, int]:
+    """Bytes of every weight and buffer that some nodes use, by the identity of the tensor."""
+    found: dict[int, int] = {}
+    for node in nodes:
+        for used in (node, *node.all_input_nodes):
+            if used.op == "call_module" and used is node:
+                owner = module.get_submodule(str(used.target))
+                tensors = [*owner.parameters(), *owner.buffers()]
+            elif used.op == "get_attr":
+                value: Any = module
+                for part in str(used.target).split("."):
+                    value = getattr(value, part)
+                tensors = [value] if isinstance(value, torch.Tensor) else []
+            else:
+                continue
+            found.update((id(t), t.numel() * t.element_size()) for t in tensors)
+    return found
+
+
+def _record(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> ValueRecorder:
+    recorder = ValueRecorder(module)
+    with torch.no_grad():
+        recorder.run(*inputs)
+    return recorder
+
+
+def _batch_of(example: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
+    """The example with another batch size: its first element, again and again."""
+    batch = example[0].shape[0] if example[0].ndim else 0
+    return [
+        t[:1].expand(size, *t.shape[1:]).clone() if t.ndim and t.shape[0] == batch else t
+        for t in example
+    ]
+
+
+def _same(value: Any, other: Any) -> bool:
+    try:
+        return type(value) is type(other) and bool(value == other)
+    except Exception:
+        return False
+
+
+def _literal(value: Any) -> Any:
+    """A value as it can stand in a graph's arguments, or None if it cannot."""
+    if isinstance(value, (bool, int, float, torch.dtype, torch.device)):
+        return value
+    if isinstance(value, (tuple, list)):
+        parts = [_literal(part) for part in value]
+        if all(part is not None for part in parts):
+            return tuple(parts)
+    return None
+
+
+def _replace(node: fx.Node, literal: Any) -> None:
+    for user in list(node.users):
+        user.args = fx.map_arg(user.args, lambda n: literal if n is node else n)
+        user.kwargs = fx.map_arg(user.kwargs, lambda n: literal if n is node else n)
+
+
+def _nbytes(tensors: Mapping[str, torch.Tensor], node: fx.Node) -> int:
+    tensor = tensors.get(node.name)
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()
