@@ -16,30 +16,49 @@ import msgspec
 import numpy as np
 
 from scissionlite.errors import BundleError
-from scissionlite.images import Preprocessing
+from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.transfer_layer import Quantization, TransferSpec
 from scissionlite.transfer_layer.fitted import check_quantization
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Kind = Literal["split", "image", "local"]
-"""What crosses the link: a packed feature map, a JPEG image, or nothing."""
+"""What crosses the link: packed feature maps, an image, or nothing."""
+
+OutputKind = Literal["tensor", "tuple", "dict"]
+"""How the network's answer holds its tensors."""
 
 Role = Literal["device", "edge", "network"]
 """Which slice: the first, the rest, or the uncut network (local, image, and the fallback)."""
 
 
-class TensorInfo(msgspec.Struct, frozen=True):
-    """Shape (batch first) and dtype name of a tensor at a slice's border."""
+MAX_BATCH = 1024
+"""Most inputs that one request may hold."""
 
+
+class TensorInfo(msgspec.Struct, frozen=True):
+    """Name, shape (batch first) and dtype name of a tensor at a slice's border."""
+
+    name: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: str = "float32"
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    def of_batch(self, batch: int) -> tuple[int, ...]:
+        """The shape with another batch size."""
+        return (batch, *self.shape[1:])
+
+
+class CrossingTensor(TensorInfo, frozen=True, kw_only=True):
+    """A tensor that crosses the link, with its own Transfer Layer."""
+
+    transfer: TransferSpec
+    quantization: Quantization | None = None
 
 
 class SliceFile(msgspec.Struct, frozen=True):
@@ -89,20 +108,24 @@ class Training(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a bundle but the weights; ``manifest.json`` is its JSON form.
 
-    ``crossing`` is None when nothing packed crosses (kinds "image" and "local").
+    ``transfer`` is the Transfer Layer that was asked for; each tensor of ``crossing`` has it as far
+    as it makes sense for its shape. Nothing packed crosses for the kinds "image" and "local". With
+    ``max_batch`` over 1 a request may hold any number of inputs up to it.
     """
 
     format: Literal["scissionlite-bundle"] = "scissionlite-bundle"
     version: int = FORMAT_VERSION
     kind: Kind
     model: str
-    input: TensorInfo
-    output: TensorInfo
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    output_kind: OutputKind = "tensor"
+    max_batch: int = 1
     slices: dict[Role, SliceFile]
     slicing_point: SlicingPointInfo | None = None
-    crossing: TensorInfo | None = None
+    crossing: tuple[CrossingTensor, ...] = ()
     transfer: TransferSpec | None = None
-    quantization: Quantization | None = None
+    image_format: ImageFormat | None = None
     jpeg_quality: int | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
@@ -114,18 +137,37 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         needed: dict[Kind, tuple[str, ...]] = {
             "split": ("slicing_point", "crossing", "transfer"),
-            "image": ("jpeg_quality", "preprocessing"),
+            "image": ("image_format", "preprocessing"),
             "local": (),
         }
-        missing = [field for field in needed[self.kind] if getattr(self, field) is None]
+        missing = [field for field in needed[self.kind] if getattr(self, field) in (None, ())]
         roles: tuple[Role, ...] = ("device", "edge") if self.kind == "split" else ("network",)
         missing += [f"slices.{role}" for role in roles if role not in self.slices]
+        missing += [field for field in ("inputs", "outputs") if not getattr(self, field)]
+        if self.image_format == "jpeg" and self.jpeg_quality is None:
+            missing.append("jpeg_quality")
         if missing:
             raise ValueError(f"a bundle of kind {self.kind!r} needs {', '.join(missing)}")
-        if self.kind == "split":
-            assert self.transfer is not None
-            assert self.crossing is not None
-            check_quantization(self.transfer, self.crossing.shape, self.quantization)
+        if not 1 <= self.max_batch <= MAX_BATCH:
+            raise ValueError(f"max_batch must be 1 to {MAX_BATCH}, got {self.max_batch}")
+        if self.output_kind == "tensor" and len(self.outputs) != 1:
+            raise ValueError(f"{len(self.outputs)} outputs, but the network answers one tensor")
+        for tensor in self.crossing:
+            check_quantization(tensor.transfer, tensor.shape, tensor.quantization)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Most bytes of payload that a request of the example's batch has; 0 for an image."""
+        return sum(t.transfer.packed_nbytes(t.shape) for t in self.crossing)
+
+    @property
+    def crossing_bytes(self) -> int:
+        """Bytes that would cross as they are, without a Transfer Layer."""
+        return sum(tensor.nbytes for tensor in self.crossing)
+
+    def takes_batch(self, batch: int) -> bool:
+        """Whether a request may hold so many inputs."""
+        return batch == self.inputs[0].shape[0] or 1 <= batch <= self.max_batch
 
 
 class Bundle:

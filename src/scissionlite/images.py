@@ -1,18 +1,24 @@
 """From an image file to the network's input, the same in training, on the device and at the edge.
 
 An image is *read* into a frame (uint8, what a camera behind this network's scaler would deliver),
-and a frame is normalized into a tensor. JPEG to the edge compresses frames. No torch here.
+and a frame is normalized into a tensor. Bundles of kind "image" send
+frames, compressed or not. No torch here.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+
+ImageFormat: TypeAlias = Literal["uint8", "png", "jpeg"]
+"""How a frame is sent to the edge: as it is, or compressed without or with loss."""
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Endings, in lower case, of the files that are taken for images."""
@@ -118,27 +124,43 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
         return planes[None]
 
 
-def jpeg_encode(frame: npt.NDArray[np.uint8], quality: int) -> bytes:
-    """Compress a frame: uint8 ``(height, width, channels)`` to JPEG bytes."""
+def image_encode(
+    frame: npt.NDArray[np.uint8], image_format: ImageFormat, quality: int | None = None
+) -> bytes:
+    """Turn a frame, uint8 ``(height, width, channels)``, into the bytes to be sent.
+
+    ``quality``, 1 to 95, is JPEG's.
+    """
+    if image_format == "uint8":
+        return frame.tobytes()
     image = Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame)
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=quality)
+    if image_format == "jpeg":
+        image.save(buffer, format="JPEG", quality=quality)
+    else:
+        # The fastest level: on photographs the others take many times as long for some percent.
+        image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
-def jpeg_decode(
-    data: bytes | memoryview, frame_shape: tuple[int, int, int]
+def image_decode(
+    data: bytes | memoryview, image_format: ImageFormat, frame_shape: tuple[int, int, int]
 ) -> npt.NDArray[np.uint8]:
-    """Decompress JPEG bytes into a frame of exactly ``frame_shape``.
+    """Turn bytes that were sent into a frame of exactly ``frame_shape``.
 
     Raises
     ------
     ValueError
-        If the bytes are no JPEG image, or one of another size: the size is read from the
+        If the bytes are no such image, or one of another size: the size is read from the
         header and checked before any pixel is decoded.
     """
+    if image_format == "uint8":
+        if len(data) != math.prod(frame_shape):
+            raise ValueError(f"{len(data)} bytes are no frame of shape {frame_shape}")
+        return np.frombuffer(data, np.uint8).reshape(frame_shape)
+    name = image_format.upper()
     try:
-        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        image = Image.open(io.BytesIO(data), formats=(name,))
         if image.size != (frame_shape[1], frame_shape[0]):
             raise ValueError(
                 f"image of {image.size[0]}x{image.size[1]} pixels, "
@@ -146,5 +168,5 @@ def jpeg_decode(
             )
         pixels = image.convert("RGB" if frame_shape[2] == 3 else "L")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a JPEG image that can be decoded: {error}") from error
+        raise ValueError(f"not a {name} image that can be decoded: {error}") from error
     return np.asarray(pixels, dtype=np.uint8).reshape(frame_shape)

@@ -9,6 +9,7 @@ import typer
 
 from scissionlite.bundle import Bundle
 from scissionlite.cli.output import JsonOption, kilobytes, print_json, print_table
+from scissionlite.transfer_layer import Quantization
 
 
 def inspect(
@@ -23,31 +24,27 @@ def inspect(
         print_json({"id": opened.id, "manifest": manifest})
         return
     rows = [["id", opened.id], ["model", manifest.model], ["kind", manifest.kind]]
-    if manifest.slicing_point and manifest.crossing and manifest.transfer:
-        cut, crossing = manifest.slicing_point, manifest.crossing
-        sent = manifest.transfer.packed_nbytes(crossing.shape)
-        rows += [
-            ["slicing point", f"after {cut.after}, before {cut.before}"],
-            ["crosses", f"{crossing.dtype} {'x'.join(map(str, crossing.shape))}"],
-            ["transfer layer", manifest.transfer.label],
+    if manifest.slicing_point and manifest.transfer:
+        cut, sent = manifest.slicing_point, manifest.sent_bytes
+        rows.append(["slicing point", f"after {cut.after}, before {cut.before}"])
+        for tensor in manifest.crossing:
+            shape = "x".join(map(str, tensor.shape))
+            rows.append(["crosses", f"{tensor.dtype} {shape}: {tensor.transfer.label}"])
+            if tensor.quantization is not None:
+                rows.append(["", _told(tensor.quantization)])
+        rows.append(
             [
                 "sent",
                 f"{'at most ' if manifest.transfer.entropy else ''}{kilobytes(sent)} kB, "
-                f"{crossing.nbytes / sent:.1f} times fewer bytes than the "
-                f"{kilobytes(crossing.nbytes)} kB in float32",
-            ],
-        ]
-    if manifest.quantization:
-        scales, zero_points = manifest.quantization.groups
-        told = f"scale {min(scales):.6g}, zero point {min(zero_points)}"
-        if manifest.quantization.channels is not None:
-            told = (
-                f"{len(scales)} channels, scales {min(scales):.6g} to {max(scales):.6g}, "
-                f"zero points {min(zero_points)} to {max(zero_points)}"
-            )
-        rows.append(["quantization", told])
-    if manifest.jpeg_quality:
-        rows.append(["jpeg quality", str(manifest.jpeg_quality)])
+                f"{manifest.crossing_bytes / sent:.1f} times fewer bytes than the "
+                f"{kilobytes(manifest.crossing_bytes)} kB in float32",
+            ]
+        )
+    if manifest.image_format:
+        quality = f", quality {manifest.jpeg_quality}" if manifest.jpeg_quality else ""
+        rows.append(["image", f"{manifest.image_format}{quality}"])
+    if manifest.max_batch > 1:
+        rows.append(["batch", f"1 to {manifest.max_batch}"])
     if manifest.accuracy:
         a = manifest.accuracy
         rows.append(
@@ -62,3 +59,13 @@ def inspect(
         rows.append(["classes", ", ".join(manifest.classes)])
     rows += [["created", manifest.created], *([k, v] for k, v in manifest.versions.items())]
     print_table(f"{bundle}: every slice matches its digest", ["", "value"], rows)
+
+
+def _told(quantization: Quantization) -> str:
+    scales, zero_points = quantization.groups
+    if quantization.channels is None:
+        return f"scale {min(scales):.6g}, zero point {min(zero_points)}"
+    return (
+        f"{len(scales)} channels, scales {min(scales):.6g} to {max(scales):.6g}, "
+        f"zero points {min(zero_points)} to {max(zero_points)}"
+    )

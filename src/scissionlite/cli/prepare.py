@@ -187,7 +187,7 @@ def _choose(
     if device_profile is not None or edge_profile is not None:
         raise typer.BadParameter("--device-profile and --edge-profile go together, without --at")
     if codec is Codec.JPEG:
-        return Plan(kind="image", jpeg_quality=JPEG_QUALITY)
+        return Plan(kind="image", image_format="jpeg", jpeg_quality=JPEG_QUALITY)
     if codec is Codec.LOCAL:
         return Plan(kind="local")
     if at is None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import typer
 from PIL import UnidentifiedImageError
 
-from scissionlite.bundle import Bundle
+from scissionlite.bundle import Bundle, Manifest
 from scissionlite.cli.output import (
     JsonOption,
     kilobytes,
@@ -26,12 +26,17 @@ from scissionlite.offloader.device import Answer, Device
 
 
 class ImageAnswer(msgspec.Struct):
-    """One row of the command's answer; ``latency`` and ``timings`` in seconds."""
+    """One row of the command's answer; ``latency`` and ``timings`` in seconds.
+
+    ``class_index`` and what follows from it are a classifier's; other networks' answers are told
+    by the shapes of their tensors.
+    """
 
     image: str
-    class_index: int
+    class_index: int | None
     class_name: str | None
-    confidence: float
+    confidence: float | None
+    shapes: dict[str, tuple[int, ...]]
     latency: float
     bytes_sent: int
     where: str
@@ -102,7 +107,7 @@ def run(
             frame = _frame(file, preprocessing)
             for _ in range(repeat):
                 answer = device.submit(frame).result()
-                answers.append(_row(file, answer, opened.manifest.classes))
+                answers.append(_row(file, answer, opened.manifest))
     latencies = [answer.latency for answer in answers]
     summary = Summary(
         answers=len(answers),
@@ -139,14 +144,20 @@ def _frame(file: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
         raise ScissionLiteError(f"{file} cannot be read as an image: {error}") from error
 
 
-def _row(file: Path, answer: Answer, classes: tuple[str, ...]) -> ImageAnswer:
-    logits = answer.output.reshape(-1).astype(np.float64)
-    index = int(logits.argmax())
+def _row(file: Path, answer: Answer, manifest: Manifest) -> ImageAnswer:
+    index = name = confidence = None
+    shapes = {tensor.name: tensor.shape for tensor in manifest.outputs}
+    if isinstance(answer.output, np.ndarray) and answer.output.ndim == 2:
+        logits = answer.output[0].astype(np.float64)
+        index = int(logits.argmax())
+        name = manifest.classes[index] if index < len(manifest.classes) else None
+        confidence = float(1 / np.exp(logits - logits[index]).sum())  # softmax of the largest
     return ImageAnswer(
         image=str(file),
         class_index=index,
-        class_name=classes[index] if index < len(classes) else None,
-        confidence=float(1 / np.exp(logits - logits[index]).sum()),  # softmax of the largest
+        class_name=name,
+        confidence=confidence,
+        shapes=shapes,
         latency=answer.latency,
         bytes_sent=answer.bytes_sent,
         where=answer.where,
@@ -158,8 +169,8 @@ def _print(answers: list[ImageAnswer], summary: Summary) -> None:
     rows = [
         [
             answer.image,
-            answer.class_name or str(answer.class_index),
-            f"{answer.confidence:.1%}",
+            answer.class_name or _told(answer),
+            "" if answer.confidence is None else f"{answer.confidence:.1%}",
             milliseconds(answer.latency),
             kilobytes(answer.bytes_sent),
             answer.where,
@@ -175,3 +186,9 @@ def _print(answers: list[ImageAnswer], summary: Summary) -> None:
         f"p95 {milliseconds(summary.latency_p95)} ms; "
         f"{summary.edge} by the edge, {summary.local} locally",
     )
+
+
+def _told(answer: ImageAnswer) -> str:
+    if answer.class_index is not None:
+        return str(answer.class_index)
+    return ", ".join(f"{name} {'x'.join(map(str, s))}" for name, s in answer.shapes.items())

@@ -126,7 +126,6 @@ def measure(
     accuracy = bundle.manifest.accuracy
     assert accuracy is not None  # the demo always validates
     summary = result["summary"]
-    crossing = bundle.manifest.crossing
     return Row(
         link=link,
         configuration=label,
@@ -135,7 +134,7 @@ def measure(
         median=summary["latency_median"],
         p95=summary["latency_p95"],
         sent_bytes=round(summary["bytes_sent"] / summary["answers"]),
-        float32_bytes=crossing.nbytes if crossing else None,
+        float32_bytes=bundle.manifest.crossing_bytes or None,
         accuracy=accuracy.after,
         images=summary["answers"],
     )

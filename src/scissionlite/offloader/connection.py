@@ -16,11 +16,11 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import zmq
 
 from scissionlite.bundle import Bundle
@@ -34,7 +34,7 @@ from scissionlite.errors import (
     WireError,
 )
 from scissionlite.offloader import control, wire
-from scissionlite.offloader.inference import result_tensor
+from scissionlite.offloader.contents import Outputs, request_batch, result_tensors
 from scissionlite.offloader.link import FIRST_RETRY, LAST_RETRY, DeviceLink
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,9 @@ _IDLE = 60.0  # the longest wait for anything; something wakes the thread up lon
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer of the edge: the output, and the edge's times in seconds."""
+    """An answer of the edge: the outputs, and the edge's times in seconds."""
 
-    output: npt.NDArray[np.float32]
+    outputs: Outputs
     queue: float
     decode: float
     run: float
@@ -55,8 +55,8 @@ class Reply:
 @dataclass(eq=False)
 class _Request:
     id: int
-    tensor: wire.TensorHeader
-    payload: wire.Buffer
+    tensors: tuple[wire.TensorHeader, ...]
+    payloads: Sequence[wire.Buffer]
     expires: float
     sent: bool = False
     reply: Future[Reply] = field(default_factory=Future)
@@ -178,9 +178,12 @@ class EdgeConnection:
             self._changed.notify_all()
 
     def send(
-        self, tensor: wire.TensorHeader, payload: wire.Buffer, expires: float
+        self,
+        tensors: tuple[wire.TensorHeader, ...],
+        payloads: Sequence[wire.Buffer],
+        expires: float,
     ) -> Future[Reply]:
-        """Send a request for which credit was reserved; the payload is not copied.
+        """Send a request for which credit was reserved; the payloads are not copied.
 
         Returns
         -------
@@ -189,7 +192,7 @@ class EdgeConnection:
             Its callbacks run in the connection's thread.
         """
         with self._changed:
-            request = _Request(self._next_id, tensor, payload, expires)
+            request = _Request(self._next_id, tensors, payloads, expires)
             request.reply.set_running_or_notify_cancel()
             self._next_id += 1
             closed = self._closed
@@ -312,7 +315,7 @@ class EdgeConnection:
                 self._failed(request, message)
                 return
             try:
-                reply = self._read_result(message, frames)
+                reply = self._read_result(request, message, frames)
             except WireError as error:
                 self._fail(request, EdgeExecutionError(f"the edge's answer is broken: {error}"))
             else:
@@ -345,24 +348,28 @@ class EdgeConnection:
         for request in list(self._pending.values()):
             self._fail(request, refusal)
 
-    def _read_result(self, message: control.Result, frames: list[memoryview]) -> Reply:
+    def _read_result(
+        self, request: _Request, message: control.Result, frames: list[memoryview]
+    ) -> Reply:
         header, payloads = wire.unpack(frames, wire.MessageKind.RESULT)
         manifest = self._bundle.manifest
+        tensors = result_tensors(manifest, request_batch(manifest, request.tensors))
         expected = wire.Header(
             wire.MessageKind.RESULT,
             self._device_id,
             message.request,
             0,
             self._bundle_prefix,
-            (result_tensor(manifest),),
+            tensors,
         )
         if header != expected:
             raise TensorMismatchError(f"got {header}, expected {expected}")
-        # A copy: the payload may lie anywhere in memory, and callers expect to own their answer.
-        flat = np.frombuffer(payloads[0], dtype=np.float32).copy()
-        return Reply(
-            flat.reshape(manifest.output.shape), message.queue, message.decode, message.run
+        # Copies: a payload may lie anywhere in memory, and callers expect to own their answer.
+        outputs = tuple(
+            np.frombuffer(payload, dtype=np.float32).copy().reshape(tensor.shape)
+            for payload, tensor in zip(payloads, tensors, strict=True)
         )
+        return Reply(outputs, message.queue, message.decode, message.run)
 
     def _failed(self, request: _Request, message: control.Failed) -> None:
         text = f"the edge daemon at {self._tensors} answers {message.code}: {message.message}"
@@ -390,10 +397,10 @@ class EdgeConnection:
                 request.id,
                 math.ceil(left * 1000),
                 self._bundle_prefix,
-                (request.tensor,),
+                request.tensors,
             )
             try:
-                request.sent = self._link.send(wire.pack(header, [request.payload]))
+                request.sent = self._link.send(wire.pack(header, request.payloads))
             except WireError as error:
                 self._fail(request, OffloadError(f"the request cannot be sent: {error}"))
                 continue

@@ -6,23 +6,24 @@ import math
 import socket
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import numpy.typing as npt
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import DeadlineExceededError, OffloadError
 from scissionlite.offloader import wire
 from scissionlite.offloader.connection import EdgeConnection, Reply
+from scissionlite.offloader.contents import Inputs, Output, Outputs, as_answered, check_inputs
 from scissionlite.offloader.control import control_endpoint
-from scissionlite.offloader.inference import DeviceSide, LocalSide, Stopwatch, check_input
+from scissionlite.offloader.inference import DeviceSide, LocalSide, Stopwatch
 
-Input = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+Input: TypeAlias = npt.NDArray[Any] | Sequence[npt.NDArray[Any]] | Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class Answer:
 
     Attributes
     ----------
-    output : numpy.ndarray
-        float32, of the network's output shape.
+    output : numpy.ndarray, tuple or dict of them
+        float32, as the network itself answers: one array, a tuple, or a dict by name (dotted
+        where it is nested).
     where : str
         ``"edge"`` or ``"local"``: who ran the network's end.
     latency : float
@@ -46,7 +48,7 @@ class Answer:
         and ``transfer``, which is the rest. Only what happened is there.
     """
 
-    output: npt.NDArray[np.float32]
+    output: Output
     where: Literal["edge", "local"]
     latency: float
     bytes_sent: int
@@ -60,7 +62,7 @@ class _Work:
     started: float
     expires: float
     watch: Stopwatch
-    x: Input
+    inputs: Inputs
     bytes_sent: int = 0
     future: Future[Answer] = field(default_factory=Future)
 
@@ -189,22 +191,23 @@ class Device:
         self._connection.release()
         self._tried = True
 
-    def infer(self, x: Input, deadline: float | None = None) -> npt.NDArray[np.float32]:
+    def infer(self, x: Input, deadline: float | None = None) -> Output:
         """Answer one input.
 
         Parameters
         ----------
         x
-            The network's input, float32 of ``manifest.input.shape``; or a frame, uint8
-            ``(height, width, channels)``, where the bundle has preprocessing. A bundle of kind
-            "image" takes frames only.
+            The network's input, float32 of ``manifest.inputs[0].shape``; several as a tuple, or
+            as a mapping by their names; where ``manifest.max_batch`` is over 1, of any batch up to
+            it. Or a frame, uint8 ``(height, width, channels)``, where the bundle has
+            preprocessing. A bundle of kind "image" takes frames only.
         deadline
             Seconds until an answer is due; by default the device's.
 
         Returns
         -------
-        numpy.ndarray
-            float32, of the network's output shape.
+        numpy.ndarray, or a tuple or dict of them
+            As :attr:`Answer.output`.
 
         Raises
         ------
@@ -242,7 +245,7 @@ class Device:
         """
         started = time.monotonic()
         expires = started + (self._deadline if deadline is None else _check_deadline(deadline))
-        checked = check_input(self._bundle.manifest, x)
+        checked = check_inputs(self._bundle.manifest, x)
         if self._closed:
             raise OffloadError("the device was closed")
         work = _Work(started, expires, Stopwatch(self._slowdown), checked)
@@ -258,8 +261,8 @@ class Device:
             self._answer_locally(work)
             return work.future
         if self._local is not None:
-            # The caller may overwrite its array once this returns.
-            work.x = checked.copy() if np.may_share_memory(checked, x) else checked
+            # The caller may overwrite its arrays once this returns.
+            work.inputs = tuple(array.copy() for array in checked)
         reply.add_done_callback(lambda done: self._settle(work, done))
         return work.future
 
@@ -271,7 +274,7 @@ class Device:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _send(self, work: _Work, connection: EdgeConnection, side: DeviceSide) -> Future[Reply]:
-        """Compute the payload and send it; the reply comes by the time that remains for it."""
+        """Compute the payloads and send them; the reply comes by the time that remains for it."""
         connect_by = expires = work.expires
         if self._local is not None:
             # The edge has until a local answer must begin, but half of the time in any case. It
@@ -289,14 +292,14 @@ class Device:
                 raise DeadlineExceededError("other inferences kept the device busy")
             work.watch.seconds["wait"] = time.monotonic() - start
             try:
-                tensor, payload = side(work.x, work.watch)
+                tensors, payloads = side(work.inputs, work.watch)
             finally:
                 self._compute.release()
         except BaseException:
             connection.release()
             raise
-        work.bytes_sent = tensor.nbytes
-        return connection.send(tensor, payload, expires)
+        work.bytes_sent = sum(tensor.nbytes for tensor in tensors)
+        return connection.send(tensors, payloads, expires)
 
     def _settle(self, work: _Work, done: Future[Reply]) -> None:
         """Pass on the edge's reply; runs in the connection's thread, so it must not compute."""
@@ -307,7 +310,7 @@ class Device:
             seconds["edge_queue"] = reply.queue
             seconds["edge_decode"] = reply.decode
             seconds["edge_run"] = reply.run
-            work.future.set_result(self._answer(work, reply.output, "edge", "transfer"))
+            work.future.set_result(self._answer(work, reply.outputs, "edge", "transfer"))
         elif self._local is None or self._closed:
             work.future.set_exception(error)
         else:
@@ -321,19 +324,20 @@ class Device:
     def _answer_locally(self, work: _Work) -> None:
         assert self._local is not None
         with self._compute:
-            output = self._local(work.x, work.watch)
-        work.future.set_result(self._answer(work, output, "local", "wait"))
+            outputs = self._local(work.inputs, work.watch)
+        work.future.set_result(self._answer(work, outputs, "local", "wait"))
 
     def _answer(
         self,
         work: _Work,
-        output: npt.NDArray[np.float32],
+        outputs: Outputs,
         where: Literal["edge", "local"],
         rest: str,
     ) -> Answer:
         latency = time.monotonic() - work.started
         timings = work.watch.seconds
         timings[rest] = timings.get(rest, 0.0) + max(latency - sum(timings.values()), 0.0)
+        output = as_answered(self._bundle.manifest, outputs)
         return Answer(output, where, latency, work.bytes_sent, timings)
 
 

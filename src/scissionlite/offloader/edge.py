@@ -199,15 +199,15 @@ class EdgeServer:
 
     def _answer(self, job: Job) -> Done:
         waited = time.monotonic() - job.arrived
-        watch, output, reason = Stopwatch(), None, ""
+        watch, outputs, reason = Stopwatch(), None, ""
         try:
-            output = self._side(job.tensor, job.payload, watch)
+            outputs = self._side(job.tensors, job.payloads, watch)
         except Exception as error:  # whatever a runtime may raise: the next request may be fine
             logger.warning("a request failed: %r", error)
             reason = f"{type(error).__name__}: {error}"[:1000]
         seconds = watch.seconds
         return Done(
-            job, output, reason, waited, seconds.get("decode", 0.0), seconds.get("run", 0.0)
+            job, outputs, reason, waited, seconds.get("decode", 0.0), seconds.get("run", 0.0)
         )
 
 

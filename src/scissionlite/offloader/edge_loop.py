@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import numpy as np
-import numpy.typing as npt
 import zmq
 
 from scissionlite.bundle import Bundle
@@ -26,6 +25,13 @@ from scissionlite.errors import (
     WireError,
 )
 from scissionlite.offloader import wire
+from scissionlite.offloader.contents import (
+    Outputs,
+    check_request,
+    max_payload,
+    request_batch,
+    result_tensors,
+)
 from scissionlite.offloader.control import (
     MAX_CONTROL_BYTES,
     MAX_CREDIT,
@@ -46,11 +52,6 @@ from scissionlite.offloader.control import (
     decode_at_edge,
     encode,
 )
-from scissionlite.offloader.inference import (
-    check_request,
-    max_payload,
-    result_tensor,
-)
 from scissionlite.offloader.schedule import Job, Schedule
 
 logger = logging.getLogger(__name__)
@@ -66,10 +67,10 @@ _SLACK_BYTES = 1 << 16  # over the largest valid frame, so that a near miss is n
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a job: an output, or the reason why there is none."""
+    """What became of a job: the outputs, or the reason why there are none."""
 
     job: Job
-    output: npt.NDArray[np.float32] | None
+    outputs: Outputs | None
     reason: str
     queue: float
     decode: float
@@ -256,7 +257,7 @@ class EdgeLoop:
             if not self._schedule.hear(device_id, now):
                 self._fail(device_id, request_id, "unknown-device", "say Hello first")
                 continue
-            job = Job(device_id, request_id, header.tensors[0], payloads[0], now, expires)
+            job = Job(device_id, request_id, header.tensors, payloads, now, expires)
             if not self._schedule.add(job):
                 self._counters["busy"] += 1
                 self._fail(device_id, request_id, "busy", "too many requests wait")
@@ -285,13 +286,17 @@ class EdgeLoop:
                     self._fail(done.job.device_id, done.job.request_id, "execution", str(error))
 
     def _send_result(self, done: Done) -> None:
-        expected = self._bundle.manifest.output.shape
-        if done.output is None:
+        if done.outputs is None:
             raise OffloadError(done.reason)
-        if done.output.shape != expected or done.output.dtype != np.float32:
+        manifest = self._bundle.manifest
+        tensors = result_tensors(manifest, request_batch(manifest, done.job.tensors))
+        answered = [(array.dtype.name, array.shape) for array in done.outputs]
+        if answered != [("float32", tensor.shape) for tensor in tensors]:
             raise OffloadError(
-                f"the slice answered {done.output.dtype} of shape {done.output.shape}, the "
-                f"manifest says float32 of shape {expected}"
+                "the slice answered "
+                + ", ".join(f"{dtype} of shape {shape}" for dtype, shape in answered)
+                + ", the manifest says float32 of shape "
+                + ", ".join(str(tensor.shape) for tensor in tensors)
             )
         header = wire.Header(
             wire.MessageKind.RESULT,
@@ -299,9 +304,9 @@ class EdgeLoop:
             done.job.request_id,
             0,
             self._bundle_prefix,
-            (result_tensor(self._bundle.manifest),),
+            tensors,
         )
-        frames = wire.pack(header, [np.ascontiguousarray(done.output).data])
+        frames = wire.pack(header, [np.ascontiguousarray(array).data for array in done.outputs])
         result = Result(done.job.request_id, done.queue, done.decode, done.run)
         self._counters["served"] += 1  # before the device can know
         self._send(done.job.device_id, result, frames)

@@ -10,12 +10,12 @@ from scissionlite.offloader.wire import TensorHeader
 
 @dataclass(eq=False)
 class Job:
-    """A checked request: whose it is, its payload, and when it came and ends (monotonic)."""
+    """A checked request: whose it is, its payloads, and when it came and ends (monotonic)."""
 
     device_id: bytes
     request_id: int
-    tensor: TensorHeader
-    payload: memoryview
+    tensors: tuple[TensorHeader, ...]
+    payloads: list[memoryview]
     arrived: float
     expires: float
 

@@ -80,9 +80,18 @@ class Encoding(enum.IntEnum):
     JPEG = 3
     FLOAT16 = 4
     INT4 = 5
+    PNG = 6
+    UINT8 = 7
 
 
-_BITS = {Encoding.FLOAT32: 32, Encoding.FLOAT16: 16, Encoding.INT8: 8, Encoding.INT4: 4}
+_BITS = {
+    Encoding.FLOAT32: 32,
+    Encoding.FLOAT16: 16,
+    Encoding.INT8: 8,
+    Encoding.INT4: 4,
+    Encoding.UINT8: 8,
+}
+_IMAGES = frozenset({Encoding.JPEG, Encoding.PNG, Encoding.UINT8})
 _ZERO_POINTS = {Encoding.INT8: (-128, 127), Encoding.INT4: (-8, 7)}
 
 
@@ -348,13 +357,16 @@ def _check_tensor(tensor: TensorHeader) -> None:
         raise DimensionLimitError(f"a dimension of shape {shape} is over {MAX_DIM}")
     if not 1 <= tensor.pool <= MAX_POOL:
         raise PoolError(f"pool {tensor.pool}, 1 to {MAX_POOL} allowed")
-    if tensor.pool > 1 and (tensor.encoding is Encoding.JPEG or len(shape) < 3):
+    if tensor.pool > 1 and (tensor.encoding in _IMAGES or len(shape) < 3):
         raise PoolError(f"a {tensor.encoding.name} tensor of shape {shape} cannot be pooled")
-    if tensor.encoding is Encoding.JPEG:
+    if tensor.encoding in _IMAGES:
+        name = tensor.encoding.name
         if len(shape) != 3 or shape[2] not in (1, 3):
-            raise DimensionError(f"a JPEG of shape {shape}: not height, width, 1 or 3 channels")
+            raise DimensionError(
+                f"an image ({name}) of shape {shape}: not height, width, 1 or 3 channels"
+            )
         if tensor.entropy_coded:
-            raise EntropyFlagError("a JPEG marked as entropy-coded")
+            raise EntropyFlagError(f"an image ({name}) marked as entropy-coded")
     _check_quantization(tensor)
 
 
@@ -383,9 +395,9 @@ def _check_quantization(tensor: TensorHeader) -> None:
 def _check_length(tensor: TensorHeader, length: int) -> None:
     if length != tensor.nbytes:
         raise PayloadLengthError(f"payload of {length} bytes, announced as {tensor.nbytes}")
-    if tensor.encoding is Encoding.JPEG:
+    if tensor.encoding not in _BITS:
         if length < 1:
-            raise PayloadLengthError("an empty JPEG")
+            raise PayloadLengthError(f"an empty {tensor.encoding.name}")
         return
     exact = payload_bytes(tensor.encoding, tensor.shape, tensor.pool)
     # What an entropy coder does not shrink is sent as it is.
@@ -398,7 +410,7 @@ def _check_length(tensor: TensorHeader, length: int) -> None:
 
 
 def payload_bytes(encoding: Encoding, shape: tuple[int, ...], pool: int) -> int:
-    """Exact bytes of a payload without entropy coding, not a JPEG; partial windows are whole."""
+    """Exact bytes of a payload that is not compressed; partial windows are whole."""
     pooled = shape if pool == 1 else (*shape[:-2], -(-shape[-2] // pool), -(-shape[-1] // pool))
     return -(-math.prod(pooled) * _BITS[encoding] // 8)
 

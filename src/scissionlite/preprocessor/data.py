@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,13 @@ from torch.utils.data import Dataset, Subset
 from scissionlite.errors import PrepareError
 from scissionlite.images import IMAGE_SUFFIXES, Preprocessing, image_files
 
-Sample = tuple[torch.Tensor, int]
+Sample: TypeAlias = tuple[torch.Tensor | tuple[torch.Tensor, ...], Any]
+"""The network's input, or a tuple of several, without batch dimension; and the label."""
+
+
+def as_inputs(x: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """A sample's or a batch's inputs, one or several, as the network's arguments."""
+    return (x,) if isinstance(x, torch.Tensor) else tuple(x)
 
 
 _CACHE_BYTES = 1 << 30

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from scissionlite import __version__
 from scissionlite.bundle import (
+    MAX_BATCH,
     Accuracy,
     Bundle,
+    CrossingTensor,
     Manifest,
     Role,
     SlicingPointInfo,
@@ -26,7 +28,7 @@ from scissionlite.errors import PrepareError
 from scissionlite.graph import Graph
 from scissionlite.images import Preprocessing
 from scissionlite.preprocessor import splitter, trainer
-from scissionlite.preprocessor.data import ImageFolder, Sample, class_names, open_data
+from scissionlite.preprocessor.data import ImageFolder, Sample, as_inputs, class_names, open_data
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert
 from scissionlite.runtimes import load_slice
 from scissionlite.scissiontl.planner import Plan
@@ -47,6 +49,7 @@ def prepare(
     seed: int = 0,
     train_device_slice: bool = False,
     local_fallback: bool = True,
+    max_batch: int = 1,
     progress: bool = False,
 ) -> Bundle:
     """Carry out a plan: insert the Transfer Layer, retrain, split, and write the bundle.
@@ -77,6 +80,8 @@ def prepare(
         points can share one device network.
     local_fallback
         Put the uncut network in the bundle too, so that a device can answer alone.
+    max_batch
+        Most inputs that one request may hold; 1 leaves it at the example's batch.
     progress
         Show progress bars.
 
@@ -97,11 +102,14 @@ def prepare(
     validation = None if validate is None else open_data(validate, preprocessing, augment=False)
     classes = class_names(train_data, validation)
     example = graph.example
+    _check_batch(graph, plan, max_batch)
     fields: dict[str, Any] = {
         "kind": plan.kind,
         "model": graph.name,
-        "input": TensorInfo(tuple(example.shape), "float32"),
-        "output": TensorInfo(graph.output_shape, "float32"),
+        "inputs": tuple(TensorInfo(t.name, t.shape, t.dtype) for t in graph.inputs),
+        "outputs": tuple(TensorInfo(t.name, t.shape, t.dtype) for t in graph.outputs),
+        "output_kind": graph.output_kind,
+        "max_batch": max_batch,
         "preprocessing": preprocessing,
         "classes": classes,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -114,7 +122,7 @@ def prepare(
     before = None if validation is None else trainer.evaluate(graph.module, validation)
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
         folder = Path(scratch)
-        modules: dict[Role, tuple[nn.Module, torch.Tensor]] = {}
+        modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {}
         if plan.kind != "split" or local_fallback:
             modules["network"] = (graph.module, example)
         if plan.kind == "split":
@@ -130,29 +138,36 @@ def prepare(
                 progress=progress,
             )
             with torch.inference_mode():
-                crossing = network.device_slice(example)
-                restored = network.transfer_layer(crossing)
+                restored = network.transfer(network.device_slice(*example))
             modules["device"] = (network.device_slice, example)
-            modules["edge"] = (network.edge_slice, restored.clone())
+            modules["edge"] = (network.edge_slice, tuple(x.clone() for x in restored))
             cut = graph.point(plan.slicing_point or "")
             fields |= {
                 "slicing_point": SlicingPointInfo(cut.index, cut.after, cut.before),
-                "crossing": TensorInfo(cut.shape, cut.dtype),
+                "crossing": tuple(
+                    CrossingTensor(
+                        t.name,
+                        t.shape,
+                        t.dtype,
+                        transfer=layer.device.spec,
+                        quantization=layer.device.quantization,
+                    )
+                    for t, layer in zip(cut.crossing, network.layers, strict=True)
+                ),
                 "transfer": plan.spec,
-                "quantization": network.transfer_layer.device.quantization,
                 "training": trained,
             }
-            slices = splitter.export_slices(modules, runtime, folder)
+            slices = splitter.export_slices(modules, runtime, folder, dynamic_batch=max_batch > 1)
             inference = splitter.joined(network, slices, folder)
             splitter.verify(network, inference, _real_input(validation or train_data, example))
         else:
-            fields["jpeg_quality"] = plan.jpeg_quality
-            slices = splitter.export_slices(modules, runtime, folder)
+            fields |= {"image_format": plan.image_format, "jpeg_quality": plan.jpeg_quality}
+            slices = splitter.export_slices(modules, runtime, folder, dynamic_batch=max_batch > 1)
             inference = load_slice(folder / slices["network"].file, runtime)
             splitter.verify(graph.module, inference, _real_input(validation or train_data, example))
         if validation is not None and before is not None:
             if plan.kind == "image":
-                after, samples = _jpeg_accuracy(inference, validation, plan)
+                after, samples = _image_accuracy(inference, validation, plan)
             else:
                 after, samples = splitter.accuracy(inference, validation)
             fields["accuracy"] = Accuracy(before, after, samples)
@@ -207,14 +222,34 @@ def _retrain(
     return network, trained
 
 
-def _real_input(data: Dataset[Sample] | None, example: torch.Tensor) -> torch.Tensor:
+def _real_input(
+    data: Dataset[Sample] | None, example: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
     """A real input to verify slices on, where there is data; otherwise the example."""
-    return example if data is None else data[0][0][None]
+    return example if data is None else tuple(x[None] for x in as_inputs(data[0][0]))
 
 
-def _jpeg_accuracy(
+def _check_batch(graph: Graph, plan: Plan, max_batch: int) -> None:
+    if not 1 <= max_batch <= MAX_BATCH:
+        raise PrepareError(f"max_batch must be 1 to {MAX_BATCH}, got {max_batch}")
+    if max_batch == 1:
+        return
+    tensors = [*graph.inputs, *graph.outputs]
+    if plan.slicing_point is not None:
+        tensors += graph.point(plan.slicing_point).crossing
+    batch = graph.inputs[0].shape[0]
+    if not graph.dynamic_batch or any(t.shape[:1] != (batch,) for t in tensors):
+        raise PrepareError(
+            f"max_batch={max_batch}, but {graph.name} does not run on other batch sizes than the "
+            "example's, or not all of its tensors have a batch dimension"
+        )
+
+
+def _image_accuracy(
     inference: splitter.Inference, data: Dataset[Sample], plan: Plan
 ) -> tuple[float, int]:
-    if not isinstance(data, ImageFolder) or plan.jpeg_quality is None:
-        raise PrepareError("accuracy through JPEG needs images: give validate= as an image folder")
-    return splitter.image_accuracy(inference, data, data.preprocessing, plan.jpeg_quality)
+    if not isinstance(data, ImageFolder) or plan.image_format is None:
+        raise PrepareError("accuracy of sent images needs images: give validate= as a folder")
+    return splitter.image_accuracy(
+        inference, data, data.preprocessing, plan.image_format, plan.jpeg_quality
+    )

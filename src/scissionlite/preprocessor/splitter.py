@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,28 +14,35 @@ from torch.utils.data import Dataset
 
 from scissionlite.bundle import Role, SliceFile, file_sha256
 from scissionlite.errors import PrepareError
-from scissionlite.images import Preprocessing, jpeg_decode, jpeg_encode
-from scissionlite.preprocessor.data import ImageFolder, Sample
+from scissionlite.images import ImageFormat, Preprocessing, image_decode, image_encode
+from scissionlite.preprocessor.data import ImageFolder, Sample, as_inputs
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.runtimes import load_slice, runtime_module
 from scissionlite.transfer_layer import decode, encode
+from scissionlite.values import flat
 
-Inference = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+Inference = Callable[..., tuple[npt.NDArray[np.float32], ...]]
 
 
 def export_slices(
-    modules: dict[Role, tuple[nn.Module, torch.Tensor]], runtime: str, folder: Path
+    modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]],
+    runtime: str,
+    folder: Path,
+    *,
+    dynamic_batch: bool = False,
 ) -> dict[Role, SliceFile]:
     """Export modules for a runtime into a folder.
 
     Parameters
     ----------
     modules
-        Role to the module and an example of its input.
+        Role to the module and an example of its inputs.
     runtime
         "torchscript" or "onnx".
     folder
         Where to write, each as ``ROLE`` with the runtime's suffix.
+    dynamic_batch
+        Whether the slices must run on other batch sizes than the example's.
 
     Raises
     ------
@@ -46,7 +53,7 @@ def export_slices(
     slices: dict[Role, SliceFile] = {}
     for role, (module, example) in modules.items():
         path = folder / f"{role}{exporter.SUFFIX}"
-        exporter.export(module, example, path)
+        exporter.export(module, example, path, dynamic_batch=dynamic_batch)
         slices[role] = SliceFile(path.name, runtime, file_sha256(path), path.stat().st_size)
     return slices
 
@@ -55,12 +62,16 @@ def joined(network: SlicedNetwork, slices: dict[Role, SliceFile], folder: Path) 
     """The exported slices with the real codec between them, in this process, without sockets."""
     device = load_slice(folder / slices["device"].file, slices["device"].runtime)
     edge = load_slice(folder / slices["edge"].file, slices["edge"].runtime)
-    spec = network.transfer_layer.device.spec
-    quantization = network.transfer_layer.device.quantization
-    return lambda x: edge(decode(encode(device(x), spec, quantization), layout="nchw"))
+    ends = [(layer.device.spec, layer.device.quantization) for layer in network.layers]
+
+    def inference(*inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+        packed = (encode(x, *end) for x, end in zip(device(*inputs), ends, strict=True))
+        return edge(*(decode(each, layout="nchw") for each in packed))
+
+    return inference
 
 
-def verify(network: nn.Module, exported: Inference, example: torch.Tensor) -> None:
+def verify(network: nn.Module, exported: Inference, example: tuple[torch.Tensor, ...]) -> None:
     """Check that exported slices answer what the trained network answers.
 
     Raises
@@ -69,37 +80,44 @@ def verify(network: nn.Module, exported: Inference, example: torch.Tensor) -> No
         If they do not: a runtime that computes something else must not be deployed.
     """
     with torch.inference_mode():
-        expected = network(example).numpy()
-    answer = exported(example.numpy())
+        expected = flat(network(*example))
+    answers = exported(*(x.numpy() for x in example))
     # Convolutions sum in another order once batch norms are folded into them; where that moves a
     # value over a rounding border of int8, a code differs by one, hence the tolerance.
-    tolerance = 0.05 * float(np.abs(expected).max()) + 1e-3
-    worst = float(np.abs(answer - expected).max())
-    if not worst <= tolerance:
-        raise PrepareError(
-            f"the exported slices do not answer what the network answers (off by {worst:.3g} "
-            f"where {tolerance:.3g} is tolerated): the runtime cannot run this network faithfully"
-        )
+    for answer, wanted in zip(answers, expected, strict=True):
+        tolerance = 0.05 * float(wanted.abs().max()) + 1e-3
+        worst = float(np.abs(answer - wanted.numpy()).max())
+        if not worst <= tolerance:
+            raise PrepareError(
+                f"the exported slices do not answer what the network answers (off by {worst:.3g} "
+                f"where {tolerance:.3g} is tolerated): the runtime cannot run this network "
+                "faithfully"
+            )
 
 
 def accuracy(inference: Inference, data: Dataset[Sample]) -> tuple[float, int]:
     """Share of right answers of exported slices, one sample at a time, and how many samples."""
     right = total = 0
     for x, label in _samples(data):
-        right += int(inference(x.numpy()[None]).argmax()) == int(label)
+        answer = inference(*(part.numpy()[None] for part in as_inputs(x)))[0]
+        right += int(answer.argmax()) == int(label)
         total += 1
     return _share(right, total)
 
 
 def image_accuracy(
-    inference: Inference, data: ImageFolder, preprocessing: Preprocessing, quality: int
+    inference: Inference,
+    data: ImageFolder,
+    preprocessing: Preprocessing,
+    image_format: ImageFormat,
+    quality: int | None,
 ) -> tuple[float, int]:
-    """Share of right answers on images that went through JPEG, and how many images."""
+    """Share of right answers on images sent in a format, and how many images."""
     right = 0
     for index, (_, label) in enumerate(data.files):
-        sent = jpeg_encode(data.frame(index), quality)
-        frame = jpeg_decode(sent, preprocessing.frame_shape)
-        right += int(inference(preprocessing.tensor(frame)).argmax()) == label
+        sent = image_encode(data.frame(index), image_format, quality)
+        frame = image_decode(sent, image_format, preprocessing.frame_shape)
+        right += int(inference(preprocessing.tensor(frame))[0].argmax()) == label
     return _share(right, len(data.files))
 
 

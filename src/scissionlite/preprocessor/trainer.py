@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scissionlite.bundle import Training
 from scissionlite.errors import PrepareError
-from scissionlite.preprocessor.data import Sample
+from scissionlite.preprocessor.data import Sample, as_inputs
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def train(
         for epoch in range(epochs):
             right = seen = 0
             for x, labels in loader:
-                logits = network(x)
+                logits = network(*as_inputs(x))
                 loss = F.cross_entropy(logits, labels, label_smoothing=0.05)
                 if not torch.isfinite(loss):
                     raise PrepareError(
@@ -132,7 +132,7 @@ def evaluate(network: nn.Module, data: Dataset[Sample], *, batch_size: int = 32)
     network.eval()
     with torch.inference_mode():
         for x, labels in DataLoader(data, batch_size):
-            right += int((network(x).argmax(1) == labels).sum())
+            right += int((network(*as_inputs(x)).argmax(1) == labels).sum())
             seen += len(labels)
     if not seen:
         raise PrepareError("the validation data set is empty")

@@ -1,8 +1,8 @@
 """What runs a slice: one file a runtime behind one small interface.
 
-A runtime's module has two functions, ``load(path, threads)`` and ``export(module, example,
-path)``, and a constant ``SUFFIX``; it is imported only when a slice needs it, so a device with
-ONNX slices never imports torch.
+A runtime's module has two functions, ``load(path, threads)`` and ``export(module, example, path,
+dynamic_batch=)``, and a constant ``SUFFIX``; it is imported only when a slice needs it, so a
+device with ONNX slices never imports torch.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +28,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class Slice(Protocol):
-    """A loaded slice: one float32 tensor in, one float32 tensor out."""
+    """A loaded slice: one or more tensors in, one or more float32 tensors out."""
 
-    def __call__(self, x: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]:
-        """Run the slice; the input is not modified, the output is C-contiguous."""
+    def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Run the slice; the inputs are not modified, the outputs are C-contiguous."""
         ...
 
 
@@ -88,7 +89,7 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
-def warm_up(loaded: Slice, shape: tuple[int, ...], runs: int = 3) -> None:
-    """Run a slice on zeros a few times: TorchScript optimises itself in its first two runs."""
+def warm_up(loaded: Slice, inputs: Sequence[tuple[tuple[int, ...], str]], runs: int = 3) -> None:
+    """Run a slice on zeros of some shapes and dtypes: TorchScript optimises itself in two runs."""
     for _ in range(runs):
-        loaded(np.zeros(shape, dtype=np.float32))
+        loaded(*(np.zeros(shape, dtype) for shape, dtype in inputs))

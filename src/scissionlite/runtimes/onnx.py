@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,13 @@ class OnnxSlice:
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
-        self._input = session.get_inputs()[0].name
+        # An input that is not used is not in the file: names tell which one is which.
+        self._inputs = [(node.name, int(node.name[1:])) for node in session.get_inputs()]
 
-    def __call__(self, x: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]:
-        """Run the slice on a float32 array."""
-        answer: npt.NDArray[np.float32] = self._session.run(None, {self._input: x})[0]
-        return answer
+    def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Run the slice on arrays."""
+        feed = {name: inputs[position] for name, position in self._inputs}
+        return tuple(self._session.run(None, feed))
 
 
 def load(path: Path, threads: int | None = None) -> OnnxSlice:
@@ -40,15 +41,29 @@ def load(path: Path, threads: int | None = None) -> OnnxSlice:
     )
 
 
-def export(module: torch.nn.Module, example: torch.Tensor, path: Path) -> None:
-    """Write a module as an ONNX file with its weights inside."""
+def export(
+    module: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    *,
+    dynamic_batch: bool = False,
+) -> None:
+    """Write a module as an ONNX file with its weights inside; inputs are named x0, x1, ..."""
     import onnxscript  # noqa: F401 - named first when missing, rather than torch's own message
     import torch
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's notes on its own internals
-        program = torch.onnx.export(module.eval(), (example,), dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            module.eval(),
+            # A batch of one would be taken for a constant.
+            tuple(torch.cat([x, x]) for x in example) if dynamic_batch else example,
+            dynamo=True,
+            verbose=False,
+            input_names=[f"x{i}" for i in range(len(example))],
+            dynamic_shapes=tuple({0: "batch"} for _ in example) if dynamic_batch else None,
+        )
     assert program is not None
     program.optimize()
     program.save(str(path), external_data=False)

@@ -6,10 +6,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from scissionlite.values import flat
 
 SUFFIX = ".pt"
 
@@ -20,12 +23,11 @@ class TorchScriptSlice:
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         self._module = module
 
-    def __call__(self, x: npt.NDArray[np.float32], /) -> npt.NDArray[np.float32]:
-        """Run the slice on a float32 array."""
+    def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Run the slice on arrays."""
         with torch.inference_mode():
-            y: torch.Tensor = self._module(torch.from_numpy(x))
-            answer: npt.NDArray[np.float32] = y.contiguous().numpy()
-            return answer
+            answer = self._module(*map(torch.from_numpy, inputs))
+            return tuple(tensor.contiguous().numpy() for tensor in flat(answer))
 
 
 def load(path: Path, threads: int | None = None) -> TorchScriptSlice:
@@ -36,7 +38,9 @@ def load(path: Path, threads: int | None = None) -> TorchScriptSlice:
         return TorchScriptSlice(torch.jit.load(str(path), map_location="cpu"))
 
 
-def compile_module(module: torch.nn.Module, example: torch.Tensor) -> torch.jit.ScriptModule:
+def compile_module(
+    module: torch.nn.Module, example: tuple[torch.Tensor, ...]
+) -> torch.jit.ScriptModule:
     """Trace and freeze a module: the very form that :func:`export` saves."""
     with _known_deprecation(), torch.no_grad():
         traced = torch.jit.trace(module.eval(), example, check_trace=False)
@@ -44,8 +48,18 @@ def compile_module(module: torch.nn.Module, example: torch.Tensor) -> torch.jit.
         return frozen
 
 
-def export(module: torch.nn.Module, example: torch.Tensor, path: Path) -> None:
-    """Write a module as a frozen TorchScript file (batch norms folded into convolutions)."""
+def export(
+    module: torch.nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    *,
+    dynamic_batch: bool = False,
+) -> None:
+    """Write a module as a frozen TorchScript file (batch norms folded into convolutions).
+
+    TorchScript keeps shapes open, so it runs on other batch sizes with or without
+    ``dynamic_batch``.
+    """
     compiled = compile_module(module, example)
     with _known_deprecation():
         torch.jit.save(compiled, str(path))

@@ -8,6 +8,7 @@ import msgspec
 
 from scissionlite.bundle import Kind
 from scissionlite.errors import PlanError, ProfileError
+from scissionlite.images import ImageFormat
 from scissionlite.scissiontl.network import Link
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
@@ -70,14 +71,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     slicing_point: str | None = None
     spec: TransferSpec | None = None
+    image_format: ImageFormat | None = None
     jpeg_quality: int | None = None
     prediction: Prediction | None = None
 
     def __post_init__(self) -> None:
         if (self.kind == "split") != (self.slicing_point is not None and self.spec is not None):
             raise PlanError("a 'split' plan has slicing_point and spec, others have neither")
-        if (self.kind == "image") != (self.jpeg_quality is not None):
-            raise PlanError("an 'image' plan has jpeg_quality, others have not")
+        if (self.kind == "image") != (self.image_format is not None):
+            raise PlanError("an 'image' plan has image_format, others have not")
 
     @property
     def predicted(self) -> Prediction:
@@ -187,6 +189,7 @@ def _candidates(device: Profile, edge: Profile, link: Link) -> Iterator[Plan]:
     if device.image is not None and edge.image is not None:
         yield Plan(
             kind="image",
+            image_format="jpeg",
             jpeg_quality=device.image.quality,
             prediction=Prediction(
                 device_time=0.0,

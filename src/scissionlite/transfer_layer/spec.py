@@ -195,7 +195,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         return len(checked) == 4 and checked[-2] >= 2 and checked[-1] >= 2
 
     def adapted_to(self, shape: Sequence[int]) -> TransferSpec:
-        """This TL where it is valid for a tensor of this shape, otherwise plain packing.
+        """Give this TL where it is valid for a tensor of this shape, otherwise plain packing.
 
         Where several tensors cross at once, each has its own TL: what has no height and width to
         pool is quantized and packed only, and what has no channels has one scale.
