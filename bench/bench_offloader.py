@@ -21,6 +21,7 @@ from torch import nn
 import scissionlite as sl
 from scissionlite import _core
 from scissionlite.bundle import (
+    CrossingTensor,
     Manifest,
     Role,
     SliceFile,
@@ -42,25 +43,28 @@ class Corner(nn.Module):
         return x[:, :, 0, 0].contiguous()
 
 
+def scale_of(spec: sl.TransferSpec) -> sl.Quantization | None:
+    return sl.Quantization(0.02, 0) if spec.dtype == "int8" else None
+
+
 def make_bundle(folder: Path, shape: tuple[int, ...], spec: sl.TransferSpec) -> sl.Bundle:
     slices: dict[Role, SliceFile] = {}
     files = {}
     modules: dict[Role, nn.Module] = {"device": nn.ReLU(), "edge": Corner()}
     for role, module in modules.items():
         file = folder / f"{role}.pt"
-        torchscript.export(module, torch.zeros(shape), file)
+        torchscript.export(module, (torch.zeros(shape),), file)
         slices[role] = SliceFile(file.name, "torchscript", file_sha256(file), file.stat().st_size)
         files[file.name] = file
     manifest = Manifest(
         kind="split",
         model="nothing",
-        input=TensorInfo(shape, "float32"),
-        output=TensorInfo(shape[:2], "float32"),
+        inputs=(TensorInfo("input", shape),),
+        outputs=(TensorInfo("output", shape[:2]),),
         slices=slices,
         slicing_point=SlicingPointInfo(0, "0", "1"),
-        crossing=TensorInfo(shape, "float32"),
+        crossing=(CrossingTensor("x", shape, transfer=spec, quantization=scale_of(spec)),),
         transfer=spec,
-        quantization=sl.Quantization(0.02, 0) if spec.dtype == "int8" else None,
     )
     return sl.Bundle.write(folder / "bundle", manifest, files)
 
@@ -90,7 +94,7 @@ def test_round_trip(
         sl.Device(bundle, edge.endpoint, control=edge.control_endpoint, threads=1) as device,
     ):
         features = np.maximum(x, 0)
-        decoded = sl.decode(sl.encode(features, spec, bundle.manifest.quantization))
+        decoded = sl.decode(sl.encode(features, spec, scale_of(spec)))
         np.testing.assert_array_equal(device.infer(x), decoded[:, :, 0, 0])
         nbytes = spec.packed_nbytes(shape)
         describe(record, spec.label, shape, nbytes, reference=False, over="loopback")
@@ -109,7 +113,7 @@ def test_round_trip_over_the_papers_network(
         with LinkEmulator([(0, "127.0.0.1", port) for port in ports]) as link:
             tensors, control = (f"tcp://127.0.0.1:{port}" for port in link.ports)
             with sl.Device(bundle, tensors, control=control, threads=1) as device:
-                decoded = sl.decode(sl.encode(np.maximum(x, 0), spec, bundle.manifest.quantization))
+                decoded = sl.decode(sl.encode(np.maximum(x, 0), spec, scale_of(spec)))
                 np.testing.assert_array_equal(device.infer(x), decoded[:, :, 0, 0])
                 plain = spec == sl.TransferSpec.float32_split()
                 nbytes = spec.packed_nbytes(shape)

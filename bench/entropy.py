@@ -64,7 +64,8 @@ def main(photographs: Path, weights: Path) -> None:
     network.load_state_dict(torch.load(weights, weights_only=True))
     graph = sl.capture(network.eval(), torch.zeros(1, 3, 128, 128))
     folder = ImageFolder(photographs, preprocessing)
-    inputs = [folder[i][0][None] for i in range(0, len(folder), len(folder) // PHOTOGRAPHS)]
+    chosen = range(0, len(folder), len(folder) // PHOTOGRAPHS)
+    inputs = [torch.from_numpy(preprocessing.tensor(folder.frame(i))) for i in chosen]
     names = {point.after for point in graph.slicing_points}
     print(f"{len(inputs)} photographs; kB and us a photograph; winner by Mbit/s")
     header = " ".join(f"{bandwidth / 1e6:>7g}" for bandwidth in LINKS)

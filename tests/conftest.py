@@ -20,6 +20,7 @@ from torch import nn
 
 from scissionlite.bundle import (
     Bundle,
+    CrossingTensor,
     Manifest,
     Role,
     SliceFile,
@@ -27,7 +28,7 @@ from scissionlite.bundle import (
     TensorInfo,
     file_sha256,
 )
-from scissionlite.images import Preprocessing
+from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.runtimes import torchscript
 from scissionlite.transfer_layer import Quantization, TransferSpec
 
@@ -150,7 +151,14 @@ def _quantization(spec: TransferSpec) -> Quantization | None:
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleFactory:
     """Make a bundle of a tiny network, of any kind; equal arguments give equal slices."""
 
-    def make(kind: str = "split", *, transfer: TransferSpec | None = None, seed: int = 1) -> Bundle:
+    def make(
+        kind: str = "split",
+        *,
+        transfer: TransferSpec | None = None,
+        seed: int = 1,
+        max_batch: int = 1,
+        image_format: ImageFormat = "jpeg",
+    ) -> Bundle:
         folder = tmp_path_factory.mktemp("bundle")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -165,24 +173,27 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleFactory:
         files: dict[str, Path] = {}
         for role, (module, shape) in roles.items():
             file = folder / f"{role}{torchscript.SUFFIX}"
-            torchscript.export(module.eval(), torch.zeros(shape), file)
+            torchscript.export(module.eval(), (torch.zeros(shape),), file)
             slices[role] = SliceFile(
                 file.name, "torchscript", file_sha256(file), file.stat().st_size
             )
             files[file.name] = file
         spec = transfer or TransferSpec()
         split = kind == "split"
+        quantization = _quantization(spec)
+        crossing = (CrossingTensor("x", CROSSING, transfer=spec, quantization=quantization),)
         manifest = Manifest(
             kind=kind,  # type: ignore[arg-type]  # the tests pass valid ones
             model=f"tiny-{seed}",
-            input=TensorInfo(INPUT, "float32"),
-            output=TensorInfo(OUTPUT, "float32"),
+            inputs=(TensorInfo("input", INPUT),),
+            outputs=(TensorInfo("output", OUTPUT),),
+            max_batch=max_batch,
             slices=slices,
             slicing_point=SlicingPointInfo(0, "0", "1") if split else None,
-            crossing=TensorInfo(CROSSING, "float32") if split else None,
+            crossing=crossing if split else (),
             transfer=spec if split else None,
-            quantization=_quantization(spec) if split else None,
-            jpeg_quality=90 if kind == "image" else None,
+            image_format=image_format if kind == "image" else None,
+            jpeg_quality=90 if image_format == "jpeg" else None,
             preprocessing=PREPROCESSING,
             classes=("ant", "bee", "cat", "dog", "eel"),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import zmq
 
 from scissionlite.bundle import Bundle
 from scissionlite.offloader import Device, EdgeServer, control, wire
-from scissionlite.offloader.inference import DeviceSide, EdgeSide, Stopwatch, result_tensor
+from scissionlite.offloader.contents import result_tensors
+from scissionlite.offloader.inference import DeviceSide, EdgeSide, Stopwatch
 
 Frames = list[npt.NDArray[np.uint8]]
 LOCAL = "tcp://127.0.0.1:*"
@@ -74,7 +75,7 @@ class HandmadeEdge:
             request.request_id,
             0,
             request.bundle_id,
-            (result_tensor(self._bundle.manifest),),
+            result_tensors(self._bundle.manifest),
         )
         return wire.pack(header, [output.data])
 
@@ -108,6 +109,16 @@ class HandmadeDevice:
     def request(
         self, number: int, tensor: wire.TensorHeader, payload: bytes, deadline_ms: int = 60_000
     ) -> list[wire.Buffer]:
+        """Make the frames of a request of one tensor."""
+        return self.request_of(number, (tensor,), [payload], deadline_ms)
+
+    def request_of(
+        self,
+        number: int,
+        tensors: tuple[wire.TensorHeader, ...],
+        payloads: Sequence[wire.Buffer],
+        deadline_ms: int = 60_000,
+    ) -> list[wire.Buffer]:
         """Make the frames of a request."""
         header = wire.Header(
             wire.MessageKind.REQUEST,
@@ -115,9 +126,9 @@ class HandmadeDevice:
             number,
             deadline_ms,
             wire.bundle_prefix(self._bundle.id),
-            (tensor,),
+            tensors,
         )
-        return wire.pack(header, [payload])
+        return wire.pack(header, payloads)
 
     def send(self, *frames: wire.Buffer) -> None:
         """Send frames to the tensor port as they are."""
@@ -138,8 +149,9 @@ class HandmadeDevice:
 
 def in_one_process(bundle: Bundle, x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """What device and edge must answer: the same slices and codec, without a wire."""
-    tensor, payload = DeviceSide(bundle)(x, Stopwatch())
-    return EdgeSide(bundle)(tensor, memoryview(payload), Stopwatch())
+    tensors, payloads = DeviceSide(bundle)((x,), Stopwatch())
+    (output,) = EdgeSide(bundle)(tensors, [memoryview(p) for p in payloads], Stopwatch())
+    return output
 
 
 def device_of(edge: EdgeServer | HandmadeEdge, bundle: Bundle, **options: Any) -> Device:
@@ -149,5 +161,5 @@ def device_of(edge: EdgeServer | HandmadeEdge, bundle: Bundle, **options: Any) -
 
 
 def payload_for(bundle: Bundle, x: npt.NDArray[np.uint8]) -> tuple[wire.TensorHeader, bytes]:
-    tensor, payload = DeviceSide(bundle)(x, Stopwatch())
+    (tensor,), (payload,) = DeviceSide(bundle)((x,), Stopwatch())
     return tensor, bytes(payload)

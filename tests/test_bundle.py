@@ -16,13 +16,13 @@ from scissionlite.errors import BundleError
 def write(folder: Path, content: bytes = b"weights") -> Bundle:
     source = folder.parent / f"{folder.name}.source"
     source.write_bytes(content)
-    info = TensorInfo((1, 3, 8, 8), "float32")
+    info = TensorInfo("input", (1, 3, 8, 8))
     slices = {"network": SliceFile("network.pt", "torchscript", file_sha256(source), len(content))}
     manifest = Manifest(
         kind="local",
         model="net",
-        input=info,
-        output=info,
+        inputs=(info,),
+        outputs=(info,),
         slices=slices,  # type: ignore[arg-type]  # the key is a Role
     )
     return Bundle.write(folder, manifest, {"network.pt": source})
@@ -69,7 +69,7 @@ def test_altered_or_missing_slices_are_refused(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"kind": "split"}, "needs slicing_point, crossing, transfer, slices.device, slices.edge"),
-        ({"kind": "image"}, "needs jpeg_quality, preprocessing"),
+        ({"kind": "image"}, "needs image_format, preprocessing"),
         ({"kind": "cloud"}, "Invalid enum value"),
         ({"format": "zip"}, "format"),
         ({"version": 99}, "bundle format 99"),
@@ -81,6 +81,9 @@ def test_altered_or_missing_slices_are_refused(tmp_path: Path) -> None:
         ),
         ({"preprocessing": {"size": [8, 8], "std": [0, 0, 0]}}, "std > 0"),
         ({"transfer": {"pool": 3}}, "pool=3"),
+        ({"inputs": []}, "needs inputs"),
+        ({"max_batch": 0}, "max_batch must be 1 to 1024"),
+        ({"outputs": [{"name": "a", "shape": [1]}] * 2}, "2 outputs, but the network answers one"),
     ],
 )
 def test_invalid_manifests_are_told(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -109,8 +112,9 @@ def test_scales_that_do_not_go_with_the_transfer_layer_are_told(
     make_bundle: BundleFactory, transfer: dict[str, Any], quantization: Any, said: str
 ) -> None:
     path = make_bundle().path / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"quantization": quantization}
-    manifest["transfer"] |= transfer
+    manifest = json.loads(path.read_text())
+    manifest["crossing"][0]["quantization"] = quantization
+    manifest["crossing"][0]["transfer"] |= transfer
     path.write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=said):
         Bundle.load(path.parent)

@@ -28,9 +28,7 @@ from scissionlite.errors import (
     EdgeExecutionError,
 )
 from scissionlite.offloader import EdgeServer, control, wire
-from scissionlite.offloader.inference import (
-    request_tensor,
-)
+from scissionlite.offloader.contents import request_tensors
 from scissionlite.offloader.schedule import Job, Schedule
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
@@ -204,7 +202,7 @@ def test_a_slice_that_does_not_keep_its_word_fails_the_request(
     make_bundle: BundleFactory, frames: Frames, fallback: str | None
 ) -> None:
     right = make_bundle()
-    manifest = msgspec.structs.replace(right.manifest, output=TensorInfo((1, 7), "float32"))
+    manifest = msgspec.structs.replace(right.manifest, outputs=(TensorInfo("output", (1, 7)),))
     bundle = Bundle(right.path, manifest, right.id)
     with EdgeServer(bundle, LOCAL) as edge, device_of(edge, bundle, fallback=fallback) as device:
         if fallback is None:
@@ -223,7 +221,8 @@ def test_bytes_that_are_no_jpeg_fail_the_request_only(
         device = HandmadeDevice(sockets, bundle, edge.endpoint, edge.control_endpoint)
         device.hello()
         junk = b"\xff\xd8\xff" + bytes(50)
-        device.send(*device.request(1, request_tensor(bundle.manifest, len(junk)), junk))
+        (tensor,) = request_tensors(bundle.manifest, [len(junk)])
+        device.send(*device.request(1, tensor, junk))
         failed, _ = device.receive()
         assert isinstance(failed, control.Failed)
         assert failed.code == "execution"
@@ -236,7 +235,7 @@ def test_turns_are_taken_by_device_and_a_request_is_held_once() -> None:
 
     def job(device_id: bytes, number: int) -> Job:
         tensor = wire.TensorHeader(wire.Encoding.FLOAT32, (1,), 4)
-        return Job(device_id, number, tensor, memoryview(bytes(4)), 0.0, 1.0)
+        return Job(device_id, number, (tensor,), [memoryview(bytes(4))], 0.0, 1.0)
 
     schedule.greet(a, "a", 0.0)
     schedule.greet(b, "b", 5.0)

@@ -63,10 +63,7 @@ def bundle(graph: sl.Graph, steel: Path, tmp_path_factory: pytest.TempPathFactor
 def test_accuracy_survives_sixteen_times_fewer_bytes(bundle: sl.Bundle) -> None:
     manifest = bundle.manifest
     assert manifest.accuracy is not None
-    assert manifest.crossing is not None
-    assert manifest.transfer is not None
-    sent = manifest.transfer.packed_nbytes(manifest.crossing.shape)
-    assert sent * 16 == manifest.crossing.nbytes
+    assert manifest.sent_bytes * 16 == manifest.crossing_bytes
     assert manifest.accuracy.samples == 89
     assert manifest.accuracy.before >= 0.95  # chance is 0.17
     assert manifest.accuracy.after >= manifest.accuracy.before - 0.035  # three photographs of 89
@@ -128,11 +125,11 @@ def _answer_in_two_processes_and_in_one(
     torch.set_num_threads(1)  # as both processes: another number may sum in another order
     device_slice = load_slice(bundle.slice_path("device"), "torchscript")
     edge_slice = load_slice(bundle.slice_path("edge"), "torchscript")
-    spec, quantization = bundle.manifest.transfer, bundle.manifest.quantization
-    assert spec is not None
+    (tensor,) = bundle.manifest.crossing
     for i, (frame, answer) in enumerate(zip(frames, answers, strict=True)):
-        packed = sl.encode(device_slice(PREPROCESSING.tensor(frame)), spec, quantization)
-        expected = edge_slice(sl.decode(packed, layout="nchw"))
+        (features,) = device_slice(PREPROCESSING.tensor(frame))
+        packed = sl.encode(features, tensor.transfer, tensor.quantization)
+        (expected,) = edge_slice(sl.decode(packed, layout="nchw"))
         assert answer.where == "edge"
         np.testing.assert_array_equal(answer.output, expected)
         row = told["answers"][i]
@@ -154,7 +151,8 @@ def test_the_local_fallback_answers_when_there_is_no_edge(
     network = load_slice(bundle.slice_path("network"), "torchscript")
     for file, row in zip(files, told["answers"], strict=True):
         assert (
-            row["class_index"] == network(PREPROCESSING.tensor(PREPROCESSING.frame(file))).argmax()
+            row["class_index"]
+            == network(PREPROCESSING.tensor(PREPROCESSING.frame(file)))[0].argmax()
         )
         assert row["bytes_sent"] == 0
 

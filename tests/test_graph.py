@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from networks import Detector, UNet
 from torch import nn
 
 import scissionlite as sl
 from scissionlite.errors import CaptureError
+from scissionlite.graph import NamedTensor
 from scissionlite.models import load_model
+from scissionlite.values import flat
 
 # name -> input size, how many slicing points at the least, some that a person would look for.
 NETWORKS: dict[str, tuple[int, int, tuple[str, ...]]] = {
@@ -46,7 +50,7 @@ def test_cutting_a_known_network_anywhere_leaves_its_answer_unchanged(name: str)
         for point in points:
             head, tail = graph.split(point)
             crossing = head(x)
-            assert tuple(crossing.shape[1:]) == point.shape[1:], point
+            assert tuple(crossing.shape[1:]) == point.crossing[0].shape[1:], point
             torch.testing.assert_close(tail(crossing), y, rtol=1e-4, atol=1e-4, msg=str(point))
 
 
@@ -81,7 +85,123 @@ def test_no_slicing_point_inside_branches() -> None:
     assert [point.name for point in graph.slicing_points] == ["stem", "cat"]
     point = graph.point("stem")
     assert (point.after, point.before) == ("stem", "left")
-    assert (point.shape, point.dtype, point.nbytes) == ((1, 4, 6, 6), "float32", 576)
+    assert point.crossing == (NamedTensor("stem", (1, 4, 6, 6), "float32"),)
+    assert point.nbytes == 576
+
+
+def _segmentation() -> nn.Module:
+    return load_model("torchvision:deeplabv3_mobilenet_v3_large", num_classes=5)
+
+
+def _backbone_with_neck() -> nn.Module:
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+    backbone: nn.Module = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    return backbone.eval()
+
+
+@pytest.mark.parametrize(
+    ("build", "example", "most"),
+    [
+        (UNet, (torch.randn(1, 3, 13, 18),), 5),
+        (Detector, ({"image": torch.randn(1, 3, 24, 24), "vector": torch.randn(1, 5)},), 4),
+        (_segmentation, (torch.randn(1, 3, 64, 64),), 2),
+        (_backbone_with_neck, (torch.randn(1, 3, 64, 64),), 5),
+    ],
+    ids=["unet", "detector", "deeplabv3", "fpn"],
+)
+def test_cutting_where_several_tensors_cross_leaves_the_answer_unchanged(
+    build: Callable[[], nn.Module], example: tuple[Any, ...], most: int
+) -> None:
+    torch.manual_seed(3)
+    load_model("torchvision:resnet18")  # so that torchvision can be imported
+    model = build().eval()
+    _randomize_statistics(model)
+    graph = sl.capture(model, example, max_tensors=most)
+    assert graph.dynamic_batch
+    assert max(len(point.crossing) for point in graph.slicing_points) == most
+    assert len({point.name for point in graph.slicing_points}) == len(graph.slicing_points)
+    x = [torch.randn(2, *t.shape[1:]) for t in graph.example]
+    with torch.inference_mode():
+        expected = flat(graph.module(*x))
+        for point in graph.slicing_points:
+            head, tail = graph.split(point)
+            crossing = flat(head(*x))
+            assert [tuple(t.shape[1:]) for t in crossing] == [t.shape[1:] for t in point.crossing]
+            for ours, theirs in zip(flat(tail(*crossing)), expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=str(point))
+        for block in graph.block_modules():
+            x = flat(block(*x))
+        for ours, theirs in zip(x, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_and_outputs_keep_their_names_and_form() -> None:
+    example = {"image": torch.randn(1, 3, 24, 24), "vector": torch.randn(1, 5)}
+    graph = sl.capture(Detector(), example, max_tensors=3)
+    assert [tensor.name for tensor in graph.inputs] == ["inputs.image", "inputs.vector"]
+    assert graph.output_kind == "tuple"
+    assert [tensor.name for tensor in graph.outputs] == ["0", "1", "2"]
+    unet = sl.capture(UNet(), torch.randn(1, 3, 12, 12), max_tensors=3)
+    assert unet.output_kind == "dict"
+    assert [(t.name, t.shape) for t in unet.outputs] == [
+        ("mask", (1, 4, 12, 12)),
+        ("coarse", (1, 8)),
+    ]
+
+
+def test_arguments_may_be_given_by_name() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return (x.relu() + 1) * scale
+
+    example = {"scale": torch.tensor([[2.0]]), "x": torch.randn(1, 3)}
+    graph = sl.capture(Two(), example, max_tensors=2)
+    assert [tensor.name for tensor in graph.inputs] == ["x", "scale"]
+    x, scale = graph.example
+    torch.testing.assert_close(graph.module(x, scale), (x.relu() + 1) * scale)
+    # The second input crosses with what was computed of the first.
+    assert [tensor.name for tensor in graph.point("relu").crossing] == ["scale", "relu"]
+
+
+def test_no_more_tensors_cross_than_asked_for() -> None:
+    few = sl.capture(UNet(), torch.randn(1, 3, 12, 12))
+    assert not few.slicing_points  # the input is used at the end
+    with pytest.raises(CaptureError, match="max_tensors must be 1 to 16"):
+        sl.capture(UNet(), torch.randn(1, 3, 12, 12), max_tensors=17)
+
+
+def test_between_two_slicing_points_is_what_is_left_between_the_slices() -> None:
+    model = load_model("torchvision:resnet18")
+    graph = sl.capture(model, torch.randn(1, 3, 64, 64))
+    x = torch.randn(1, 3, 64, 64)
+    head, _ = graph.split("layer1")
+    _, tail = graph.split("layer3")
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            tail(graph.between("layer1", "layer3")(head(x))), model(x), rtol=1e-4, atol=1e-4
+        )
+    with pytest.raises(CaptureError, match="layer1 does not come after layer3"):
+        graph.between("layer3", "layer1")
+
+
+def test_a_network_made_for_one_batch_size_is_known_as_such() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.relu().view(1, -1) * 2
+
+    assert not sl.capture(Fixed(), torch.randn(1, 4)).dynamic_batch
+    assert sl.capture(nn.Linear(4, 2), torch.randn(1, 4)).dynamic_batch
+
+
+def test_blocks_tell_their_layers_and_memory() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.ReLU(), nn.Flatten())
+    graph = sl.capture(network, torch.randn(1, 1, 6, 6))
+    first, second, third = graph.blocks
+    assert [block.layers for block in graph.blocks] == [("0",), ("1",), ("2",)]
+    assert (first.weight_bytes, second.weight_bytes) == (2 * 9 * 4, 0)
+    assert first.peak_bytes == 36 * 4 + 32 * 4  # what goes in and what comes out
+    assert second.peak_bytes == third.peak_bytes == 2 * 32 * 4
 
 
 class _ShapeDependent(nn.Module):
@@ -177,9 +297,9 @@ class _TwoInputs(nn.Module):
         return x + y
 
 
-class _TwoOutputs(nn.Module):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x + 1, x - 1
+class _IntegerOutput(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"mask": x.argmax(1)}
 
 
 @pytest.mark.parametrize(
@@ -187,8 +307,8 @@ class _TwoOutputs(nn.Module):
     [
         (_ValueDependent, r"test_graph\.py:\d+, in forward: if x\.sum\(\) > 0"),
         (_Random, "random"),
-        (_TwoInputs, "one input"),
-        (_TwoOutputs, "one output"),
+        (_TwoInputs, "does not fit _TwoInputs.forward"),
+        (_IntegerOutput, "answers torch.int64 in mask"),
         (lambda: torch.jit.script(nn.ReLU()), "ordinary torch.nn.Module"),
         (lambda: "resnet", "str cannot be captured"),
     ],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from scissionlite.images import Preprocessing, image_files, jpeg_decode, jpeg_encode
+from scissionlite.images import ImageFormat, Preprocessing, image_decode, image_encode, image_files
 
 
 @given(
@@ -34,20 +34,37 @@ def test_any_image_becomes_a_frame_of_the_right_size(
     assert x.flags.c_contiguous
     expected = (frame / 255 - np.array(statistics)) / np.array(statistics)
     np.testing.assert_allclose(x[0], expected.transpose(2, 0, 1), atol=1e-5)
-    again = jpeg_decode(jpeg_encode(frame, 95), preprocessing.frame_shape)
+    again = image_decode(image_encode(frame, "jpeg", 95), "jpeg", preprocessing.frame_shape)
     assert np.abs(again.astype(int) - frame).max() <= 6  # flat colour survives JPEG
+
+
+@given(
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 3])),
+    image_format=st.sampled_from(["uint8", "png"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_without_loss_every_pixel_comes_back(
+    shape: tuple[int, int, int], image_format: ImageFormat, seed: int
+) -> None:
+    frame = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    sent = image_encode(frame, image_format)
+    np.testing.assert_array_equal(image_decode(sent, image_format, shape), frame)
+    if image_format == "uint8":
+        assert len(sent) == frame.nbytes
+        with pytest.raises(ValueError, match="bytes are no frame of shape"):
+            image_decode(sent + b"x", image_format, shape)
 
 
 def test_frames_and_jpegs_of_another_size_are_refused() -> None:
     preprocessing = Preprocessing(size=(8, 8))
     with pytest.raises(ValueError, match=r"uint8 of shape \(8, 8, 3\)"):
         preprocessing.tensor(np.zeros((8, 9, 3), np.uint8))
-    sent = jpeg_encode(np.zeros((8, 16, 3), np.uint8), 75)
+    sent = image_encode(np.zeros((8, 16, 3), np.uint8), "jpeg", 75)
     with pytest.raises(ValueError, match="image of 16x8 pixels, expected 8x8"):
-        jpeg_decode(sent, (8, 8, 3))
+        image_decode(sent, "jpeg", (8, 8, 3))
     for broken in (b"", b"\xff\xd8\xff", sent[: len(sent) // 2]):
         with pytest.raises(ValueError, match="not a JPEG image"):
-            jpeg_decode(broken, (8, 16, 3))
+            image_decode(broken, "jpeg", (8, 16, 3))
 
 
 def test_image_files_are_found_at_any_depth_and_sorted(tmp_path: Path) -> None:

@@ -107,10 +107,10 @@ def test_what_is_no_input_is_a_value_error(
     make_bundle: BundleFactory, kind: str, x: object
 ) -> None:
     with Device(make_bundle(kind), NOWHERE) as device:
-        with pytest.raises(ValueError, match="takes a NumPy array"):
+        with pytest.raises(ValueError, match="takes NumPy arrays"):
             device.infer(x)  # type: ignore[arg-type]  # on purpose
         if kind == "image":
-            with pytest.raises(ValueError, match="takes a NumPy array, uint8 of shape"):
+            with pytest.raises(ValueError, match="takes NumPy arrays: uint8 of shape"):
                 device.infer(np.zeros(INPUT, np.float32))
 
 
@@ -160,7 +160,8 @@ def test_a_local_bundle_is_answered_here_and_refused_by_the_edge(
     assert answer.where == "local"
     assert answer.bytes_sent == 0
     assert set(answer.timings) == {"preprocess", "local_run", "wait"}
-    np.testing.assert_array_equal(answer.output, LocalSide(bundle)(frames[0], Stopwatch()))
+    (expected,) = LocalSide(bundle)((frames[0],), Stopwatch())
+    np.testing.assert_array_equal(answer.output, expected)
     with pytest.raises(OffloadError, match="sends nothing to an edge"):
         EdgeServer(bundle)
 

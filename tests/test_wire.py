@@ -28,6 +28,8 @@ MANY = (2**17, 1, 1)  # more channels than a header has room for
 CODED = replace(INT8, nbytes=23, entropy_coded=True)
 FLOAT32 = TensorHeader(Encoding.FLOAT32, (3, 2), 24)
 JPEG = TensorHeader(Encoding.JPEG, (4, 4, 3), 9)
+PNG = TensorHeader(Encoding.PNG, (4, 5, 1), 33)
+UINT8 = TensorHeader(Encoding.UINT8, (4, 5, 3), 60)
 
 
 def request(*tensors: TensorHeader) -> Header:
@@ -72,10 +74,11 @@ GROUPS, NBYTES, SCALE, ZERO_POINT = DIMS + 16, DIMS + 20, DIMS + 28, DIMS + 32
         (CODED,),
         (FLOAT32,),
         (JPEG,),
+        (PNG, UINT8),
         (INT8, FLOAT32, JPEG, INT4, CODED),
         (FLOAT32,) * wire.MAX_TENSORS,
     ],
-    ids=["int8", "int4", "float16", "coded", "float32", "jpeg", "five", "most"],
+    ids=["int8", "int4", "float16", "coded", "float32", "jpeg", "images", "five", "most"],
 )
 def test_what_is_packed_is_unpacked(tensors: tuple[TensorHeader, ...]) -> None:
     header = request(*tensors)
@@ -159,10 +162,13 @@ def test_payloads_are_not_copied() -> None:
         (errors.TensorCountError, altered(COUNT, "<H", 0)),
         (errors.TensorCountError, altered(COUNT, "<H", wire.MAX_TENSORS + 1)),
         (errors.EncodingError, altered(ENCODING, "<B", 0)),
-        (errors.EncodingError, altered(ENCODING, "<B", 6)),
+        (errors.EncodingError, altered(ENCODING, "<B", 8)),
         (errors.PoolError, altered(POOL, "<B", 0)),
         (errors.PoolError, altered(POOL, "<B", wire.MAX_POOL + 1)),
         (errors.PoolError, altered(POOL, "<B", 2, JPEG)),
+        (errors.PoolError, altered(POOL, "<B", 2, UINT8)),
+        (errors.DimensionError, altered(DIMS + 8, "<I", 4, PNG)),
+        (errors.PayloadLengthError, altered(DIMS + 8, "<I", 1, UINT8)),
         (errors.PoolError, altered(POOL, "<B", 2, FLOAT32)),
         (errors.RankError, altered(NDIM, "<B", 0)),
         (errors.RankError, altered(NDIM, "<B", wire.MAX_NDIM + 1)),

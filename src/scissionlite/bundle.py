@@ -170,6 +170,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return batch == self.inputs[0].shape[0] or 1 <= batch <= self.max_batch
 
 
+class _Versioned(msgspec.Struct):
+    """What a manifest of any version has."""
+
+    format: Literal["scissionlite-bundle"]
+    version: int
+
+
 class Bundle:
     """A bundle folder, opened.
 
@@ -209,14 +216,15 @@ class Bundle:
                 "`scissionlite prepare` makes one"
             ) from error
         try:
+            version = msgspec.json.decode(raw, type=_Versioned).version
+            if version != FORMAT_VERSION:
+                raise BundleError(
+                    f"{folder} has bundle format {version}, this build reads {FORMAT_VERSION}: "
+                    "prepare it again with this version"
+                )
             manifest = msgspec.json.decode(raw, type=Manifest)
         except msgspec.MsgspecError as error:
             raise BundleError(f"{folder / MANIFEST_NAME} is not valid: {error}") from error
-        if manifest.version != FORMAT_VERSION:
-            raise BundleError(
-                f"{folder} has bundle format {manifest.version}, this build reads "
-                f"{FORMAT_VERSION}: prepare it again with this version"
-            )
         return cls(folder, manifest, hashlib.sha256(raw).hexdigest())
 
     @classmethod

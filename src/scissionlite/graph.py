@@ -168,10 +168,10 @@ class Graph:
         self._batch_sizes, self._batched = batching.sizes, batching.batched
         values = ValueRecorder(module)
         with torch.no_grad():
-            answers = flat(values.run(*self.example))
+            values.run(*self.example)
         self._tensors = values.tensors
         self.inputs = tuple(map(NamedTensor.of, input_names, self.example))
-        self.outputs = tuple(map(NamedTensor.of, output_names, answers))
+        self.outputs = tuple(map(NamedTensor.of, output_names, values.answers))
         self.output_kind = output_kind
         self._constant = constant_nodes(module.graph)
         self._by_name = {node.name: node for node in module.graph.nodes}

@@ -14,6 +14,7 @@ unpickled may run code.
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,8 +101,13 @@ def _resolve(name: str, options: dict[str, Any]) -> nn.Module:
             raise ModelError(f"{name} is a file: its number of classes is what it is")
         return _load_exported(Path(name))
     if scheme == "torchvision":
-        factory = _import_torchvision().models.get_model
-        return _build(name, factory, rest, weights=None, **options)
+        models = _import_torchvision().models
+        if rest in models.list_models():
+            parameters = inspect.signature(models.get_model_builder(rest)).parameters
+            if "weights_backbone" in parameters:
+                # Segmentation networks would download those, though their own weights are random.
+                options["weights_backbone"] = None
+        return _build(name, models.get_model, rest, weights=None, **options)
     if scheme == "timm":
         return _build(name, _import("timm", name).create_model, rest, **options)
     factory = getattr(_import(scheme, name), rest, None)

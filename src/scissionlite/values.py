@@ -22,17 +22,21 @@ class ValueRecorder(fx.Interpreter):
         Node name to a tensor on the meta device.
     numbers : dict of str to object
         Node name to any other value.
+    answers : list of torch.Tensor
+        What the graph answered.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.tensors: dict[str, torch.Tensor] = {}
         self.numbers: dict[str, Any] = {}
+        self.answers: list[torch.Tensor] = []
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
         value = super().run_node(n)
         if n.op == "output":
+            self.answers = flat(value)
             return value
         if isinstance(value, torch.Tensor):
             self.tensors[n.name] = value.to("meta")
@@ -95,12 +99,17 @@ def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batc
     runs = [_record(module, example)]
     try:
         runs += [_record(module, _batch_of(example, size)) for size in PROBE_BATCHES]
-        dynamic = True
+        dynamic = all(
+            tensor.ndim and tensor.shape[0] == size
+            for run, size in zip(runs[1:], PROBE_BATCHES, strict=True)
+            for tensor in run.answers
+        )
     except Exception:  # whatever a network raises on a batch that it was not made for
         dynamic = False
     sizes, batched = set(), set(runs[0].tensors)
-    # Two numbers tell: one alone may be the batch size by chance.
-    batches = (*PROBE_BATCHES,) if dynamic else ()
+    if not dynamic:
+        del runs[1:]
+    batches = PROBE_BATCHES[: len(runs) - 1]
     for node in list(module.graph.nodes):
         if node.name not in runs[0].numbers:
             continue
@@ -109,7 +118,7 @@ def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batc
             literal = _literal(values[0])
             if literal is not None:
                 _replace(node, literal)
-        elif all(
+        elif all(  # two numbers tell: one alone may be the batch size by chance
             isinstance(value, int) and value == size
             for value, size in zip(values[1:], batches, strict=True)
         ):

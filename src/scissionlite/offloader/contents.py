@@ -21,8 +21,9 @@ Inputs: TypeAlias = tuple[npt.NDArray[Any], ...]
 Outputs: TypeAlias = tuple[Array, ...]
 """The network's outputs in order."""
 
-Output: TypeAlias = Array | tuple[Array, ...] | dict[str, Array]
-"""An answer as the model itself would give it; a nested one is a dict of dotted names."""
+Output: TypeAlias = Any
+"""An answer as the model itself would give it: an array, a tuple of arrays, or a dict of them by
+name, dotted where it is nested. Any, so that who knows his network need not narrow a union."""
 
 _ENCODINGS = {
     "float32": Encoding.FLOAT32,
@@ -176,7 +177,7 @@ def check_inputs(manifest: Manifest, x: object) -> Inputs:
         if manifest.preprocessing is not None:
             accepted.append(f"uint8 of shape {manifest.preprocessing.frame_shape}")
         raise ValueError(
-            f"this bundle takes NumPy arrays, {' or '.join(accepted)}; got {told or 'nothing'}"
+            f"this bundle takes NumPy arrays: {' or '.join(accepted)}; got {told or 'nothing'}"
         )
     # torch warns of arrays that it could not write to, though no slice writes to its input.
     return tuple(np.require(array, requirements=["C", "W"]) for array in given)

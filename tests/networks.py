@@ -1,0 +1,54 @@
+"""Networks of the tests in which several tensors cross, go in or come out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class UNet(nn.Module):
+    """Two skips, odd sizes that are interpolated to shapes read off, and the input at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([_conv(3, 6), _conv(6, 8), _conv(8, 10)])
+        self.up = nn.ModuleList([_conv(18, 8), _conv(14, 6)])
+        self.head = nn.Conv2d(9, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        first = self.down[0](x)
+        second = self.down[1](nn.functional.max_pool2d(first, 2))
+        coarse = second.mean((2, 3))
+        y = self.down[2](nn.functional.max_pool2d(second, 2))
+        for skip, up in zip((second, first), self.up, strict=True):
+            n, _, h, w = skip.shape
+            y = nn.functional.interpolate(y, size=(h, w))
+            y = up(torch.cat([y, skip], 1).view(n, -1, h, w))
+        return {"mask": self.head(torch.cat([y, x], 1)), "coarse": coarse}
+
+
+def _conv(channels: int, out: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU())
+
+
+class Detector(nn.Module):
+    """An image and a vector in, a tuple of pyramid levels out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleList([_conv(3, 8), _conv(8, 8), _conv(8, 8)])
+        self.lateral = nn.ModuleList([nn.Conv2d(8, 4, 1) for _ in range(3)])
+        self.scale = nn.Linear(5, 4)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        x, levels = inputs["image"], []
+        for stage in self.body:
+            x = nn.functional.max_pool2d(stage(x), 2)
+            levels.append(x)
+        gain = self.scale(inputs["vector"])[:, :, None, None]
+        top = self.lateral[2](levels[2])
+        answers = [top * gain]
+        for level, lateral in zip(levels[1::-1], list(self.lateral)[1::-1], strict=True):
+            top = lateral(level) + nn.functional.interpolate(top, size=level.shape[-2:])
+            answers.append(top * gain)
+        return tuple(answers)
