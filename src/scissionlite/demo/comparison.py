@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import select
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import msgspec
 
 from scissionlite.bundle import Bundle
+from scissionlite.demo.processes import daemon, emulated, run_device
 from scissionlite.errors import OffloadError, PlanError
 from scissionlite.scissiontl.network import Link
 from scissionlite.scissiontl.planner import Plan
 from scissionlite.transfer_layer import TransferSpec
-
-START_TIMEOUT = 120.0
-"""Seconds a daemon may take to load its slices and say that it is ready."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,14 +102,14 @@ def measure(
         *("--slowdown", str(slowdown), "--warm-up", str(warm_up), "--deadline", "30"),
     ]
     if plan.kind == "local":
-        result = _run(device)
+        result = run_device(device)
     else:
         serve = ["serve", str(bundle.path), "--bind", "tcp://127.0.0.1:*", "--threads", "1"]
         with (
-            _daemon(["-m", "scissionlite", *serve, "--json"]) as edge,
-            _emulated(link, edge) as (tensors, control),
+            daemon(["-m", "scissionlite", *serve, "--json"]) as edge,
+            emulated(link, edge) as (tensors, control),
         ):
-            result = _run([*device, "--connect", tensors, "--control", control])
+            result = run_device([*device, "--connect", tensors, "--control", control])
     expected = "local" if plan.kind == "local" else "edge"
     strays = [a["image"] for a in result["answers"] if a["where"] != expected]
     if strays:
@@ -157,50 +148,3 @@ def verdict(rows: Sequence[Row]) -> list[str]:
             f"{ours.float32_bytes / ours.sent_bytes:.1f} times as many bytes."
         )
     return told
-
-
-@contextmanager
-def _emulated(link: Link, edge: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Addresses of the edge's two ports behind the emulated link."""
-    ports = [edge[key].rpartition(":")[2] for key in ("endpoint", "control_endpoint")]
-    forwards = [option for port in ports for option in ("--forward", f"0:127.0.0.1:{port}")]
-    command = ["-m", "scissionlite.offloader.link_emulator", *forwards]
-    command += ["--rtt", str(link.rtt), "--bandwidth", str(link.bandwidth)]
-    with _daemon(command) as emulator:
-        tensors, control = (f"tcp://127.0.0.1:{port}" for port in emulator["ports"])
-        yield tensors, control
-
-
-@contextmanager
-def _daemon(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """A Python process that tells on its first line, in JSON, that it is ready and where."""
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-        assert process.stdout is not None
-        try:
-            readable, _, _ = select.select([process.stdout], [], [], START_TIMEOUT)
-            line = process.stdout.readline() if readable else ""
-            if not line:
-                process.kill()
-                process.wait()
-                errors.seek(0)
-                raise OffloadError(f"`{' '.join(arguments)}` did not start: {errors.read()}")
-            yield cast("dict[str, Any]", json.loads(line))
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            process.stdout.close()
-
-
-def _run(arguments: Sequence[str]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "scissionlite", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise OffloadError(f"the device process failed: {done.stderr.strip()}")
-    return cast("dict[str, Any]", json.loads(done.stdout))

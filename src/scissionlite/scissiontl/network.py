@@ -33,6 +33,7 @@ class Link(msgspec.Struct, frozen=True):
 
     rtt: float
     bandwidth: float
+    download: float | None = None
 
     def __post_init__(self) -> None:
         if not (0 <= self.rtt < float("inf")) or not (0 < self.bandwidth < float("inf")):
@@ -55,9 +56,13 @@ class Link(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return f"{self.bandwidth / 1e6:g} Mbit/s, {self.rtt * 1e3:g} ms"
 
-    def transfer_time(self, nbytes: int) -> float:
+    def transfer_time(self, nbytes: int, answer_bytes: int = 0) -> float:
         """Seconds from sending ``nbytes`` to having the (small) answer back.
 
         ScissionTL's cost model: one round trip, plus the bytes at the link's rate.
         """
-        return self.rtt + nbytes * 8 / self.bandwidth
+        return (
+            self.rtt
+            + nbytes * 8 / self.bandwidth
+            + answer_bytes * 8 / (self.download or self.bandwidth)
+        )

@@ -1,54 +1,53 @@
-"""ScissionTL's prediction: every way to run a network over a link, by latency. No torch."""
+"""ScissionTL's prediction: every way to run a network over a link, ranked. No torch.
+
+:mod:`.cost` has the cost model, :mod:`.constraints` what a plan must keep to, :mod:`.tiers` the
+third tier.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
+import numpy as np
 
 from scissionlite.bundle import Kind
 from scissionlite.errors import PlanError, ProfileError
 from scissionlite.images import ImageFormat
+from scissionlite.scissiontl.constraints import Constraints
+from scissionlite.scissiontl.cost import Machine, Prediction, offload_time
 from scissionlite.scissiontl.network import Link
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 
+if TYPE_CHECKING:
+    from scissionlite.bundle import Bundle
+
 JPEG_QUALITY = 75
 """Pillow's and libjpeg's default: what JPEG to the edge means unless told otherwise."""
 
+Links: TypeAlias = Link | Mapping[tuple[str, str], Link]
+"""One link between all machines, or links by the names of source and destination."""
 
-class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan is predicted to cost, in seconds and bytes.
+Objective = Literal["latency", "throughput", "bytes", "device_time", "energy", "leakage"]
 
-    Attributes
-    ----------
-    device_time, encode_time, transfer_time, decode_time, edge_time
-        Seconds: the device's slice (with preprocessing), packing, the link, unpacking, the edge's
-        slice.
-    sent_bytes
-        Payload of a request.
-    device_blocks
-        How many blocks run on the device.
-    """
+_OBJECTIVES: dict[str, Callable[[Prediction], float | None]] = {
+    "latency": lambda p: p.latency,
+    "throughput": lambda p: p.bottleneck,
+    "bytes": lambda p: p.sent_bytes,
+    "device_time": lambda p: p.device_stage,
+    "energy": lambda p: p.energy,
+    "leakage": lambda p: p.leakage,
+}
 
-    device_time: float
-    encode_time: float = 0.0
-    transfer_time: float = 0.0
-    decode_time: float = 0.0
-    edge_time: float = 0.0
-    sent_bytes: int = 0
-    device_blocks: int
 
-    @property
-    def latency(self) -> float:
-        """Seconds from frame to answer: the sum of the five parts."""
-        return (
-            self.device_time
-            + self.encode_time
-            + self.transfer_time
-            + self.decode_time
-            + self.edge_time
-        )
+class SecondCut(msgspec.Struct, frozen=True):
+    """Where the edge's slice ends and the cloud's begins, and what crosses there."""
+
+    slicing_point: str
+    spec: TransferSpec
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,13 +56,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     kind
-        "split", "image" (JPEG to the edge) or "local".
+        "split", "image" (the input to the edge, as an image) or "local".
     slicing_point
         Name of the slicing point of a split.
     spec
-        The Transfer Layer of a split.
-    jpeg_quality
-        Of an image plan, 1 to 95.
+        The Transfer Layer of a split; each tensor that crosses has it as far as it makes sense.
+    image_format, jpeg_quality
+        Of an image plan: "uint8", "png" or "jpeg", and for this its quality, 1 to 95.
+    second
+        With a third tier: the cut between edge and cloud.
+    device, edge, cloud
+        Names of the machines; empty where there is none.
+    accuracy
+        Share of right answers (0 to 1), where somebody measured it.
     prediction
         What it is predicted to cost; None in a plan written by hand.
     """
@@ -73,6 +78,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     spec: TransferSpec | None = None
     image_format: ImageFormat | None = None
     jpeg_quality: int | None = None
+    second: SecondCut | None = None
+    device: str = ""
+    edge: str = ""
+    cloud: str = ""
+    accuracy: float | None = None
     prediction: Prediction | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +90,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             raise PlanError("a 'split' plan has slicing_point and spec, others have neither")
         if (self.kind == "image") != (self.image_format is not None):
             raise PlanError("an 'image' plan has image_format, others have not")
+        if (self.image_format == "jpeg") != (self.jpeg_quality is not None):
+            raise PlanError("jpeg_quality goes with the image format 'jpeg', and only with it")
 
     @property
     def predicted(self) -> Prediction:
@@ -98,141 +110,339 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def label(self) -> str:
         """What crosses, in a few words."""
         if self.spec is not None:
-            return self.spec.label
-        return "nothing (local)" if self.kind == "local" else f"JPEG-{self.jpeg_quality} image"
+            first = self.spec.label
+        elif self.kind == "local":
+            return "nothing (local)"
+        elif self.image_format == "jpeg":
+            first = f"JPEG-{self.jpeg_quality} image"
+        else:
+            first = f"{'PNG' if self.image_format == 'png' else 'raw'} image"
+        return first if self.second is None else f"{first}, then {self.second.spec.label}"
+
+    @property
+    def place(self) -> str:
+        """Where the network is cut, in a few words."""
+        cuts = [self.slicing_point, self.second and self.second.slicing_point]
+        return " | ".join(filter(None, cuts)) or "-"
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """Names of the machines that take part."""
+        return tuple(filter(None, (self.device, self.edge, self.cloud)))
 
 
-class Constraints(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan must keep to; None leaves a limit out.
+class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """An accuracy (0 to 1) that was measured, and of what: the fields are a plan's."""
 
-    Parameters
-    ----------
-    max_latency
-        Seconds from frame to answer.
-    max_device_time
-        Seconds of work on the device, packing included.
-    max_upload
-        Bytes of a request.
-    min_device_blocks
-        Blocks that must run on the device, so that no image and no early feature map leaves it.
-    """
+    kind: Kind
+    slicing_point: str | None = None
+    spec: TransferSpec | None = None
+    image_format: ImageFormat | None = None
+    jpeg_quality: int | None = None
+    accuracy: float
 
-    max_latency: float | None = None
-    max_device_time: float | None = None
-    max_upload: int | None = None
-    min_device_blocks: int | None = None
+    @classmethod
+    def of(cls, bundle: Bundle, profile: Profile) -> list[MeasuredAccuracy]:
+        """What a bundle's manifest tells: of the bundle itself, and of the uncut network.
 
-    def excluded_by(self, plan: Plan) -> list[str]:
-        """Names of the constraints that a plan does not keep."""
-        cost = plan.predicted
-        checks: tuple[tuple[str, float | None, Callable[[float], bool]], ...] = (
-            ("max_latency", self.max_latency, lambda limit: cost.latency > limit),
-            (
-                "max_device_time",
-                self.max_device_time,
-                lambda limit: cost.device_time + cost.encode_time > limit,
+        Raises
+        ------
+        PlanError
+            If the bundle is not of the profile's network, or nobody measured its accuracy.
+        """
+        manifest = bundle.manifest
+        if manifest.accuracy is None:
+            raise PlanError(f"{bundle.path} tells no accuracy: prepare it with validate=")
+        name = None
+        if manifest.slicing_point is not None:
+            index = manifest.slicing_point.index
+            crossing = profile.blocks[index].crossing if index < len(profile.blocks) else ()
+            if [t.shape for t in crossing] != [t.shape for t in manifest.crossing]:
+                raise PlanError(
+                    f"{bundle.path} was cut after {manifest.slicing_point.after}, but something "
+                    f"else crosses there in the profile of {profile.name}: they are not of the "
+                    "same network"
+                )
+            name = profile.blocks[index].name
+        return [
+            cls(kind="local", accuracy=manifest.accuracy.before),
+            cls(
+                kind=manifest.kind,
+                slicing_point=name,
+                spec=manifest.transfer if name is not None else None,
+                image_format=manifest.image_format,
+                jpeg_quality=manifest.jpeg_quality,
+                accuracy=manifest.accuracy.after,
             ),
-            ("max_upload", self.max_upload, lambda limit: cost.sent_bytes > limit),
-            ("min_device_blocks", self.min_device_blocks, lambda n: cost.device_blocks < n),
-        )
-        return [name for name, limit, breaks in checks if limit is not None and breaks(limit)]
+        ]
 
 
 def plan(
-    device: Profile, edge: Profile, link: Link, *, constraints: Constraints | None = None
+    device: Profile | Sequence[Profile],
+    edge: Profile | Sequence[Profile],
+    link: Links,
+    *,
+    constraints: Constraints | None = None,
+    objective: Objective = "latency",
+    accuracies: Iterable[MeasuredAccuracy] = (),
+    power: float | None = None,
+    cloud: Profile | Sequence[Profile] = (),
 ) -> list[Plan]:
-    """Rank every slicing point and Transfer Layer, with running locally and JPEG to the edge.
+    """Rank every slicing point and Transfer Layer, with running locally and images to the edge.
 
-    The prediction is ScissionTL's sum: device blocks, packing, one round trip and the bytes at
-    the link's rate, unpacking, edge blocks (arXiv 2105.02019). Block times are scaled so that
-    together they take as long as the uncut network did.
+    Parameters
+    ----------
+    device, edge
+        Profiles of the same network, of one machine or of several to choose from.
+    link
+        One for all, or by ``(source, destination)``, names of profiles; machines without a link
+        between them are not joined.
+    constraints
+        What a plan must keep to.
+    objective
+        What to rank by: "latency"; "throughput", of a pipeline of requests; "bytes" sent;
+        "device_time"; "energy" of the device; "leakage" of the input.
+    accuracies
+        What was measured, such as :meth:`MeasuredAccuracy.of` bundles.
+    power
+        Watts of the device at work, for its energy.
+    cloud
+        Profiles of a third tier: the edge's slice may end before the network does, and a machine
+        of the cloud runs the rest. A device may use the cloud directly, too.
 
     Returns
     -------
     list of Plan
-        Fastest first.
+        Best first; among equals, the fastest.
 
     Raises
     ------
     ProfileError
-        If the two profiles are not of the same network.
+        If the profiles are not of the same network.
     PlanError
-        If the constraints exclude everything; the message says which excludes how much.
+        If the constraints exclude everything (the message says which excludes how much), a link is
+        missing, or the energy is to be ranked without the power.
     """
-    _check_same_network(device, edge)
-    constraints = constraints or Constraints()
-    candidates = sorted(_candidates(device, edge, link), key=lambda p: p.predicted.latency)
-    excluded = [(p, constraints.excluded_by(p)) for p in candidates]
-    plans = [p for p, broken in excluded if not broken]
-    if not plans:
-        counts = {
-            name: sum(name in broken for _, broken in excluded)
-            for name in Constraints.__struct_fields__
-        }
-        told = "; ".join(
-            f"{name}={getattr(constraints, name)} excludes {count} of {len(candidates)}"
-            for name, count in counts.items()
-            if count
-        )
-        raise PlanError(f"no plan satisfies the constraints: {told}. Relax one of them")
-    return plans
+    from scissionlite.scissiontl.tiers import three_tiers
+
+    tiers = [_machines(each) for each in (device, edge, cloud)]
+    devices, edges, clouds = tiers
+    everyone = [machine for tier in tiers for machine in tier]
+    _check_same_network([machine.profile for machine in everyone])
+    if objective not in _OBJECTIVES:
+        raise PlanError(f"no objective {objective!r}: there are {', '.join(_OBJECTIVES)}")
+    if objective == "energy" and power is None:
+        raise PlanError("ranking by energy needs the device's power, in watts")
+    if power is not None and not 0 < power < math.inf:
+        raise PlanError(f"a power of {power} W cannot be")
+    joined = _Joined(link, [machine.profile for machine in everyone])
+    found: list[Plan] = []
+    for source in devices:
+        found.append(_local(source, power))
+        for target in [*edges, *clouds]:
+            if (between := joined(source, target)) is not None:
+                found += _images(source, target, between, power)
+                found += _splits(source, target, between, power)
+        for middle in edges:
+            for last in clouds:
+                first_link, second_link = joined(source, middle), joined(middle, last)
+                if first_link is not None and second_link is not None:
+                    found += three_tiers(
+                        (source, middle, last), (first_link, second_link), constraints, power
+                    )
+    found = _with_accuracies(found, accuracies)
+    kept = (constraints or Constraints()).select(found, [m.profile for m in everyone])
+    value = _OBJECTIVES[objective]
+
+    def key(each: Plan) -> tuple[float, float]:
+        worth = value(each.predicted)
+        return (math.inf if worth is None else worth, each.predicted.latency)
+
+    return sorted(kept, key=key)
 
 
-def _candidates(device: Profile, edge: Profile, link: Link) -> Iterator[Plan]:
-    blocks = len(device.blocks)
-    yield Plan(
+def pareto(
+    plans: Sequence[Plan], objectives: Sequence[Objective] = ("latency", "bytes")
+) -> list[Plan]:
+    """Plans that no other is at least as good as in every objective and better in one.
+
+    What was not measured counts as worst.
+
+    Raises
+    ------
+    PlanError
+        If an objective is unknown.
+    """
+    for objective in objectives:
+        if objective not in _OBJECTIVES:
+            raise PlanError(f"no objective {objective!r}: there are {', '.join(_OBJECTIVES)}")
+    values = np.array(
+        [
+            [
+                math.inf if v is None else v
+                for v in (_OBJECTIVES[o](p.predicted) for o in objectives)
+            ]
+            for p in plans
+        ]
+    ).reshape(len(plans), len(objectives))
+    front = []
+    for each, own in zip(plans, values, strict=True):
+        beaten = (values <= own).all(axis=1) & (values < own).any(axis=1)
+        if not beaten.any():
+            front.append(each)
+    return front
+
+
+def first_leg(
+    source: Machine, cut: int, sent_bytes: int, between: Link
+) -> dict[str, float | int | None]:
+    """What a prediction says of the device and the first link for a cut before block ``cut``."""
+    profile = source.profile
+    leakage = profile.blocks[cut - 1].leakage if cut else 1.0
+    return {
+        "serial_time": sent_bytes * 8 / between.bandwidth,
+        "sent_bytes": sent_bytes,
+        "device_blocks": cut,
+        "device_layers": source.layers[cut - 1] if cut else 0,
+        "device_memory": source.memory[cut - 1] if cut else 0,
+        "leakage": leakage,
+    }
+
+
+def _local(source: Machine, power: float | None) -> Plan:
+    profile = source.profile
+    seconds = profile.preprocess + profile.network_latency
+    return Plan(
         kind="local",
+        device=profile.name,
         prediction=Prediction(
-            device_time=device.preprocess + device.network_latency, device_blocks=blocks
+            device_time=seconds,
+            device_blocks=len(profile.blocks),
+            device_layers=source.layers[-1],
+            device_memory=source.memory[-1],
+            leakage=0.0,
+            energy=None if power is None else power * seconds,
         ),
     )
-    if device.image is not None and edge.image is not None:
+
+
+def _images(source: Machine, target: Machine, between: Link, power: float | None) -> Iterator[Plan]:
+    device, edge = source.profile, target.profile
+    for image in device.images:
+        received = target.images.get((image.format, image.quality))
+        if received is None:
+            continue
         yield Plan(
             kind="image",
-            image_format="jpeg",
-            jpeg_quality=device.image.quality,
+            image_format=image.format,
+            jpeg_quality=image.quality,
+            device=device.name,
+            edge=edge.name,
             prediction=Prediction(
                 device_time=0.0,
-                encode_time=device.image.encode,
-                transfer_time=link.transfer_time(device.image.nbytes),
-                decode_time=edge.image.decode + edge.preprocess,
+                encode_time=image.encode,
+                transfer_time=between.transfer_time(image.nbytes, device.answer_bytes),
+                decode_time=received.decode + edge.preprocess,
                 edge_time=edge.network_latency,
-                sent_bytes=device.image.nbytes,
-                device_blocks=0,
+                offload_time=offload_time(device, edge, image.nbytes),
+                edge_blocks=len(device.blocks),
+                energy=None if power is None else power * image.encode,
+                **first_leg(source, 0, image.nbytes, between),  # type: ignore[arg-type]
             ),
         )
-    on_device = [b.latency * device.fusion for b in device.blocks]
-    on_edge = [b.latency * edge.fusion for b in edge.blocks]
-    decode_times = {(t.block, t.spec): t.decode for t in edge.transfers}
+
+
+def _splits(source: Machine, target: Machine, between: Link, power: float | None) -> Iterator[Plan]:
+    device, edge = source.profile, target.profile
+    blocks, answer = len(device.blocks), device.answer_bytes
     for transfer in device.transfers:
-        decode_time = decode_times.get((transfer.block, transfer.spec))
-        if decode_time is None:
+        received = target.transfers.get((transfer.block, transfer.spec))
+        if received is None:
             continue
+        device_time = device.preprocess + source.device_slice[transfer.block]
         cut = transfer.block + 1
         yield Plan(
             kind="split",
             slicing_point=device.blocks[transfer.block].name,
             spec=transfer.spec,
+            device=device.name,
+            edge=edge.name,
             prediction=Prediction(
-                device_time=device.preprocess + sum(on_device[:cut]),
+                device_time=device_time,
                 encode_time=transfer.encode,
-                transfer_time=link.transfer_time(transfer.nbytes),
-                decode_time=decode_time,
-                edge_time=sum(on_edge[cut:]),
-                sent_bytes=transfer.nbytes,
-                device_blocks=cut,
+                transfer_time=between.transfer_time(transfer.nbytes, answer),
+                decode_time=received.decode,
+                edge_time=target.edge_slice[transfer.block],
+                offload_time=offload_time(device, edge, transfer.nbytes),
+                edge_blocks=blocks - cut,
+                energy=None if power is None else power * (device_time + transfer.encode),
+                **first_leg(source, cut, transfer.nbytes, between),  # type: ignore[arg-type]
             ),
         )
 
 
-def _check_same_network(device: Profile, edge: Profile) -> None:
-    for what, ours, theirs in (
-        ("model", device.model, edge.model),
-        ("input shape", device.input_shape, edge.input_shape),
-        ("blocks", [b.name for b in device.blocks], [b.name for b in edge.blocks]),
-    ):
-        if ours != theirs:
-            raise ProfileError(
-                f"the profiles are not of the same network: {what} of {device.name} is {ours}, "
-                f"of {edge.name} {theirs}; profile both machines with the same version and model"
-            )
+def _with_accuracies(plans: list[Plan], accuracies: Iterable[MeasuredAccuracy]) -> list[Plan]:
+    known = {
+        (a.kind, a.slicing_point, a.spec, a.image_format, a.jpeg_quality): a.accuracy
+        for a in accuracies
+    }
+    if not known:
+        return plans
+    uncut = known.get(("local", None, None, None, None))
+
+    def measured(each: Plan) -> float | None:
+        if each.second is not None:
+            return None
+        what = (each.kind, each.slicing_point, each.spec, each.image_format, each.jpeg_quality)
+        if what in known:
+            return known[what]
+        # What loses nothing answers as the uncut network.
+        lossless = each.image_format in ("uint8", "png") or (
+            each.spec is not None and each.spec.pool == 1 and each.spec.dtype == "float32"
+        )
+        return uncut if lossless else None
+
+    return [msgspec.structs.replace(each, accuracy=measured(each)) for each in plans]
+
+
+class _Joined:
+    """The link between two machines, if there is one."""
+
+    def __init__(self, link: Links, profiles: Sequence[Profile]) -> None:
+        self._link = link
+        if isinstance(link, Mapping):
+            names = {profile.name for profile in profiles}
+            if not any({*pair} <= names for pair in link):
+                told = ", ".join(f"{a} to {b}" for a, b in link) or "none"
+                raise PlanError(
+                    f"no link joins the machines {', '.join(sorted(names))}; there are: {told}. "
+                    "The names are those of the profiles (`scissionlite profile --name`)"
+                )
+
+    def __call__(self, source: Machine, target: Machine) -> Link | None:
+        if isinstance(self._link, Link):
+            return self._link
+        return self._link.get((source.profile.name, target.profile.name))
+
+
+def _machines(profiles: Profile | Sequence[Profile]) -> list[Machine]:
+    every = [profiles] if isinstance(profiles, Profile) else list(profiles)
+    return [Machine(profile) for profile in every]
+
+
+def _check_same_network(profiles: Sequence[Profile]) -> None:
+    if not profiles:
+        raise PlanError("there is no profile to plan with")
+    first = profiles[0]
+    for other in profiles[1:]:
+        for what, ours, theirs in (
+            ("model", first.model, other.model),
+            ("inputs", [t.shape for t in first.inputs], [t.shape for t in other.inputs]),
+            ("blocks", [b.name for b in first.blocks], [b.name for b in other.blocks]),
+        ):
+            if ours != theirs:
+                raise ProfileError(
+                    f"the profiles are not of the same network: {what} of {first.name} is {ours}, "
+                    f"of {other.name} {theirs}; profile both machines with the same version and "
+                    "model"
+                )

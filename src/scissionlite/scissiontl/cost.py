@@ -1,0 +1,168 @@
+"""ScissionTL's cost model: what slices, codecs and the link cost, from profiles. No torch.
+
+The latency of a split is the device's blocks, packing, one round trip and the bytes at the link's
+rate, unpacking, and the edge's blocks (arXiv 2105.02019, ScissionTL). To that sum ours adds the
+answer's bytes and what the Offloader itself takes, and it prefers measured slices to sums of
+blocks, since a runtime fuses across their borders.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from scissionlite.scissiontl.network import Link
+from scissionlite.scissiontl.profile import Profile, TransferProfile
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan is predicted to cost, in seconds and bytes.
+
+    Attributes
+    ----------
+    device_time, encode_time, transfer_time, decode_time, edge_time
+        Seconds: the device's slice (with preprocessing), packing, the link with its round trip,
+        unpacking, the edge's slice.
+    offload_time
+        Seconds that the Offloader takes on both sides together.
+    serial_time
+        Part of ``transfer_time`` in which the link is busy with the request's bytes: the link's
+        stage when requests are pipelined.
+    relay_time, relay_serial_time, cloud_time
+        With a third tier: seconds of the second hop (packing, link, unpacking), the part in which
+        its link is busy, and the cloud's slice.
+    sent_bytes, relayed_bytes
+        Payload of a request, over the first and the second link.
+    device_blocks, edge_blocks
+        How many blocks run on the device and on the edge; the rest runs on the cloud.
+    device_layers
+        How many layers run on the device.
+    device_memory
+        Bytes on the device: weights of its blocks, and the most feature maps alive at once.
+    leakage
+        Distance correlation between the input and what leaves the device (0 to 1): 0 where
+        nothing does, 1 for an image, None where it was not measured.
+    energy
+        Joules on the device, where its power is known.
+    """
+
+    device_time: float
+    encode_time: float = 0.0
+    transfer_time: float = 0.0
+    decode_time: float = 0.0
+    edge_time: float = 0.0
+    offload_time: float = 0.0
+    serial_time: float = 0.0
+    relay_time: float = 0.0
+    relay_serial_time: float = 0.0
+    cloud_time: float = 0.0
+    sent_bytes: int = 0
+    relayed_bytes: int = 0
+    device_blocks: int
+    edge_blocks: int = 0
+    device_layers: int = 0
+    device_memory: int = 0
+    leakage: float | None = None
+    energy: float | None = None
+
+    @property
+    def latency(self) -> float:
+        """Seconds from frame to answer: the sum of all parts."""
+        return (
+            self.device_time
+            + self.encode_time
+            + self.transfer_time
+            + self.decode_time
+            + self.edge_time
+            + self.offload_time
+            + self.relay_time
+            + self.cloud_time
+        )
+
+    @property
+    def device_stage(self) -> float:
+        """Seconds that the device works on a request."""
+        return self.device_time + self.encode_time
+
+    @property
+    def bottleneck(self) -> float:
+        """Seconds of the slowest stage, which bounds the rate of a pipeline of requests."""
+        return max(
+            self.device_stage,
+            self.serial_time,
+            self.decode_time + self.edge_time,
+            self.relay_serial_time,
+            self.cloud_time,
+        )
+
+    @property
+    def throughput(self) -> float:
+        """Requests a second when they are pipelined."""
+        return 1 / self.bottleneck if self.bottleneck else float("inf")
+
+
+class Machine:
+    """A profile, made ready for predicting: slice times and sums by cut.
+
+    Attributes
+    ----------
+    profile : Profile
+    device_slice, edge_slice : list of float
+        Seconds of the slice before and after a cut behind each block but the last.
+    layers : list of int
+        Layers up to and including each block.
+    memory : list of int
+        Bytes for running up to and including each block.
+    transfers : dict
+        ``(block, spec)`` to the codec's profile.
+    images : dict
+        ``(format, quality)`` to the image's profile.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.device_slice, self.edge_slice = slice_times(profile)
+        counts = [len(block.layers) for block in profile.blocks]
+        self.layers: list[int] = np.cumsum(counts, dtype=int).tolist()
+        weights = np.cumsum([block.weight_bytes for block in profile.blocks], dtype=np.int64)
+        peaks = np.maximum.accumulate([block.peak_bytes for block in profile.blocks])
+        self.memory: list[int] = (weights + peaks).tolist()
+        self.transfers = {(t.block, t.spec): t for t in profile.transfers}
+        self.images = {(i.format, i.quality): i for i in profile.images}
+
+    def between(self, first: int, last: int) -> float:
+        """Seconds of the blocks from ``first`` to ``last``, both included."""
+        total = sum(block.latency for block in self.profile.blocks[first : last + 1])
+        return total * self.profile.fusion
+
+
+def slice_times(profile: Profile) -> tuple[list[float], list[float]]:
+    """Seconds of the device slice and of the edge slice for a cut behind each block but the last.
+
+    A slice that was measured has its own time. For the others the sum of the blocks is scaled by
+    what a measured slice takes of the sum of its own blocks, interpolated between the neighbours
+    that were measured; the uncut network is the last device slice and the first edge slice.
+    """
+    latencies = np.array([block.latency for block in profile.blocks])
+    cuts = np.arange(len(latencies) - 1)
+    before = np.cumsum(latencies)[:-1]
+    after = latencies.sum() - before
+    measured = sorted(profile.slices, key=lambda s: s.block)
+    places = [s.block for s in measured]
+
+    device = [s.device / before[s.block] for s in measured]
+    edge = [s.edge / after[s.block] for s in measured]
+    whole = profile.fusion
+    device_times = before * np.interp(cuts, [*places, len(latencies) - 1], [*device, whole])
+    edge_times = after * np.interp(cuts, [-1, *places], [whole, *edge])
+    return device_times.tolist(), edge_times.tolist()
+
+
+def hop(sender: TransferProfile, receiver: TransferProfile, link: Link, answer_bytes: int) -> float:
+    """Seconds to pack on one machine, send, and unpack on the next."""
+    return sender.encode + link.transfer_time(sender.nbytes, answer_bytes) + receiver.decode
+
+
+def offload_time(sender: Profile, receiver: Profile, nbytes: int) -> float:
+    """Seconds that the Offloader takes of a request, its two sides together."""
+    return sum(p.offload.request + p.offload.byte * nbytes for p in (sender, receiver))
