@@ -61,8 +61,5 @@ class Link(msgspec.Struct, frozen=True):
 
         ScissionTL's cost model: one round trip, plus the bytes at the link's rate.
         """
-        return (
-            self.rtt
-            + nbytes * 8 / self.bandwidth
-            + answer_bytes * 8 / (self.download or self.bandwidth)
-        )
+        back = answer_bytes * 8 / (self.download or self.bandwidth)
+        return self.rtt + nbytes * 8 / self.bandwidth + back

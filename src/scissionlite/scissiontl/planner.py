@@ -122,8 +122,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def place(self) -> str:
         """Where the network is cut, in a few words."""
-        cuts = [self.slicing_point, self.second and self.second.slicing_point]
-        return " | ".join(filter(None, cuts)) or "-"
+        if self.second is not None:
+            return f"{self.slicing_point} | {self.second.slicing_point}"
+        return self.slicing_point or "-"
 
     @property
     def machines(self) -> tuple[str, ...]:
@@ -276,15 +277,10 @@ def pareto(
     for objective in objectives:
         if objective not in _OBJECTIVES:
             raise PlanError(f"no objective {objective!r}: there are {', '.join(_OBJECTIVES)}")
-    values = np.array(
-        [
-            [
-                math.inf if v is None else v
-                for v in (_OBJECTIVES[o](p.predicted) for o in objectives)
-            ]
-            for p in plans
-        ]
-    ).reshape(len(plans), len(objectives))
+    worth = [[_OBJECTIVES[o](p.predicted) for o in objectives] for p in plans]
+    # A None becomes NaN in an array of floats.
+    values = np.nan_to_num(np.array(worth, dtype=np.float64), nan=math.inf, posinf=math.inf)
+    values = values.reshape(len(plans), len(objectives))
     front = []
     for each, own in zip(plans, values, strict=True):
         beaten = (values <= own).all(axis=1) & (values < own).any(axis=1)
