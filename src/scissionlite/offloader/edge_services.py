@@ -277,4 +277,4 @@ def profile_command(request: ProfileRequest, out: Path) -> list[str]:
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     # After "--" nothing is an option, whatever a model is called.
-    return [sys.executable, "-m", "scissionlite", "profile", *given, "--", request.model]
+    return [sys.executable, "-m", "scissionlite", "profile", "--json", *given, "--", request.model]

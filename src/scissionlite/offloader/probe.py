@@ -36,8 +36,9 @@ FASTEST = 1e12
 _SPACING = 0.005  # seconds between two probes at the least: others use the daemon, too
 _FIRST_BYTES = 1 << 12
 _ROUNDS = 40  # the largest probe takes this part of the time, beyond the round trip
+_ROUND_TRIPS = 12  # those of a round take one of so many parts of it
+_MOST_ROUND_TRIPS = 8
 _LEAST_ROUNDS = 3
-_MOST_ROUND_TRIPS = 8  # a round
 _RESAMPLES = 2000
 
 Times = npt.NDArray[np.float64]
@@ -131,7 +132,7 @@ def probe(
         prober.upload(1)  # the tensor port's connection is made meanwhile
         base = min(prober.upload(1) for _ in range(3))
         largest = _largest(prober, base, seconds / _ROUNDS)
-        round_trips = max(1, min(_MOST_ROUND_TRIPS, int(seconds / (_ROUNDS * base))))
+        round_trips = max(1, min(_MOST_ROUND_TRIPS, int(seconds / (_ROUND_TRIPS * base))))
         sizes = (max(1, largest // 4), largest)
         trips: list[float] = []
         up: list[list[float]] = [[], []]
