@@ -74,4 +74,4 @@ def _row(estimate: Estimate, unit: Callable[[float], str]) -> list[str]:
 
 
 def _megabits(rate: float) -> str:
-    return f"{rate / 1e6:.4g}"
+    return f"{rate / 1e6:.4g}" if rate < 1e9 else f"{rate / 1e6:.0f}"

@@ -222,14 +222,17 @@ def write_links(path: str | Path, links: Links) -> None:
     Raises
     ------
     PlanError
-        If a name is empty or has spaces around it, or the file cannot be written.
+        If a name is not one that a line can hold, or the file cannot be written.
     """
     with_download = any(link.download is not None for link in links.values())
     rows = [[*_COLUMNS, *([_DOWNLOAD] if with_download else [])]]
     for (source, destination), link in links.items():
         for name in (source, destination):
-            if not name or name != name.strip():
-                raise PlanError(f"{name!r} cannot name a machine: empty, or spaces around it")
+            if not name or name != name.strip() or not name.isprintable():
+                raise PlanError(
+                    f"{name!r} cannot name a machine: it is empty, has spaces around it, or "
+                    "characters that are not printed"
+                )
         row = [source, destination, _written(link.rtt, 3), _written(link.bandwidth, -6)]
         if with_download:
             row.append("" if link.download is None else _written(link.download, -6))
