@@ -303,6 +303,9 @@ TO_EDGE: list[control.ToEdge] = [
     control.Ping(7),
     control.Goodbye(),
     control.Stats(),
+    control.Visit("camera 3"),
+    control.ProbeDownload(8, control.MAX_PROBE_BYTES),
+    control.ProfileRequest(9, "torchvision:resnet50", 224, None, "onnx", 4, 20, 4),
 ]
 TO_DEVICE: list[control.ToDevice] = [
     control.Welcome(2**63, 8, "edge", 1.0),
@@ -312,6 +315,9 @@ TO_DEVICE: list[control.ToDevice] = [
     control.Failed(3, "busy", "later"),
     control.Goodbye(),
     control.StatsReply(1, 2, 3, 4, {"BadMagicError": 1}, 2, 0.5),
+    control.VisitReady("edge"),
+    control.ProbeReply(8, 0),
+    control.ProfileReply(9, control.MAX_PROFILE_BYTES),
 ]
 
 

@@ -44,10 +44,6 @@ def profile(
     json: JsonOption = False,
 ) -> None:
     """Measure every block, codec and image step of a network on this machine."""
-    from scissionlite.preprocessor.data import sample_frames
-    from scissionlite.preprocessor.trainer import progress_bar
-    from scissionlite.scissiontl.profiler import profile as measure
-
     if remote is not None:
         measured = profile_there(
             remote,
@@ -62,6 +58,10 @@ def profile(
             max_tensors=max_tensors,
         )
     else:
+        from scissionlite.preprocessor.data import sample_frames
+        from scissionlite.preprocessor.trainer import progress_bar
+        from scissionlite.scissiontl.profiler import profile as measure
+
         graph = capture_model(model, size=size, num_classes=num_classes, weights=weights)
         frames = sample_frames(images, preprocessing_for(size), count=32) if images else []
         with progress_bar(not json) as bar:
