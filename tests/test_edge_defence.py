@@ -156,14 +156,14 @@ def test_malformed_probes_are_counted_and_harm_nobody(
             assert name in failed.message
             assert failed.request == 1
             np.testing.assert_array_equal(good.infer(frames[0]), expected)
-        # Twice the most that a device may ask for; more fields, and fewer.
-        for message in (
+        # Over what may be asked for, under it, a field too many, and what only an edge says.
+        for fields in (
             {"type": "probe-download", "request": 1, "nbytes": 2 * control.MAX_PROBE_BYTES},
             {"type": "probe-download", "request": 1, "nbytes": -1},
             {"type": "visit", "name": "bad", "more": 1},
             {"type": "probe-reply", "request": 1, "nbytes": 1},
         ):
-            bad.send_control_raw(msgspec.msgpack.encode(message))
+            bad.send_control_raw(msgspec.msgpack.encode(fields))
         nameless = sockets(zmq.DEALER)
         nameless.connect(edge.control_endpoint)
         nameless.send(control.encode(control.Visit("nameless")))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,7 +26,7 @@ import scissionlite as sl
 from scissionlite.bundle import Bundle
 from scissionlite.errors import BundleMismatchError, EdgeUnavailableError, OffloadError
 from scissionlite.offloader import EdgeServer, control, wire
-from scissionlite.offloader.edge_services import probe_header
+from scissionlite.offloader.edge_services import EdgeServices, probe_header
 from scissionlite.offloader.link_emulator import LinkEmulator
 from scissionlite.offloader.probe import FASTEST, probe, quantile, rate
 from scissionlite.offloader.visitor import Visitor
@@ -180,6 +181,21 @@ def test_probes_and_downloads_take_a_visit(sockets: Sockets, tiny_bundle: Bundle
         device.send_control(control.ProbeDownload(3, 10))
         assert device.receive()[0] == stranger
         assert edge.stats().devices == 0  # a visitor is none
+
+
+def test_a_silent_visitor_is_forgotten() -> None:
+    sent: list[control.ToDevice] = []
+    services = EdgeServices("box", lambda _, message, __: sent.append(message), (), 1.0, 0.01)
+    services.take(b"v" * 16, control.Visit("silent"))
+    assert services.hear(b"v" * 16)
+    time.sleep(0.02)
+    services.step()
+    assert not services.hear(b"v" * 16)
+    services.take(b"v" * 16, control.ProbeDownload(1, 1))
+    assert sent == [
+        control.VisitReady("box"),
+        control.Failed(1, "unknown-device", "say Visit first"),
+    ]
 
 
 def test_an_edge_without_a_bundle_refuses_devices(

@@ -47,7 +47,9 @@ Send = Callable[[bytes, ToDevice, Sequence[wire.Buffer]], None]
 PROFILE_SECONDS = 1800.0
 """The longest time that a profile may take, unless told otherwise."""
 
-_SILENCE = 30.0  # seconds after which a visitor is forgotten
+SILENCE = 30.0
+"""Seconds after which a silent visitor is forgotten, unless told otherwise."""
+
 _MAX_VISITORS = 64  # at once; the one longest silent makes room
 _TOLD = 800  # characters of a failed profiler's last words
 
@@ -109,15 +111,23 @@ class EdgeServices:
         Globs of the model names that may be profiled; none allows none.
     profile_seconds
         The longest time that a profile may take.
+    silence
+        How long a visitor may be silent before it is forgotten.
     """
 
     def __init__(
-        self, name: str, send: Send, profile_models: Sequence[str], profile_seconds: float
+        self,
+        name: str,
+        send: Send,
+        profile_models: Sequence[str],
+        profile_seconds: float,
+        silence: float = SILENCE,
     ) -> None:
         self._name = name
         self._send = send
         self._profile_models = tuple(profile_models)
         self._profile_seconds = profile_seconds
+        self._silence = silence
         self._visitors: dict[bytes, float] = {}  # when each was heard last, the latest at the end
         self._noise = b""
         self._profiling: _Profiling | None = None
@@ -168,7 +178,7 @@ class EdgeServices:
         """Answer a profile that is done; forget who is silent."""
         now = time.monotonic()
         for visitor, heard in list(self._visitors.items()):
-            if now - heard > _SILENCE:
+            if now - heard > self._silence:
                 self.forget(visitor)
         if (work := self._profiling) is None:
             return

@@ -4,7 +4,8 @@ Three sizes of probes take turns, so that whatever changes meanwhile changes all
 as nothing, a quarter, and the whole of a size that takes the link a noticeable time. The smallest
 ones are the round trip. A rate is the slope of time against size: what every probe takes whatever
 its size (the round trip, waking up threads, ZeroMQ) cancels, what a byte takes is left, digest and
-copies into and out of the kernel included, as for a request's bytes.
+copies into and out of the kernel included, as for a request's bytes. The connection is warm:
+what TCP's slow start costs the first request after a pause, on a long and fat link, is not in it.
 
 Intervals of 95%: of the round trip's median and p95 by order statistics, which presume no
 distribution (Hahn and Meeker, *Statistical Intervals*, 1991, section 5.2); of a rate by the
