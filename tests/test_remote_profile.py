@@ -216,6 +216,20 @@ def test_an_answer_that_is_no_profile_is_refused(
         asked.result(LONG)
 
 
+def test_a_daemon_that_falls_silent_is_not_waited_for(
+    sockets: Sockets, tiny_bundle: Bundle, background: Background
+) -> None:
+    edge = HandmadeEdge(sockets, tiny_bundle)
+    asked = background(
+        remote_profile, edge.endpoint, "torchvision:resnet18", control=edge.control, timeout=1.5
+    )
+    visitor = edge.wait_for(control.Visit)
+    edge.send(visitor, control.VisitReady("handmade"))
+    edge.wait_for(control.Ping)  # and no Pong
+    with pytest.raises(EdgeUnavailableError, match=r"it was silent for 1\.5 s"):
+        asked.result(LONG)
+
+
 def test_what_stays_here_cannot_go_with_remote(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scissionlite", "profile", "m", "--remote", NOWHERE]
     done = subprocess.run(
