@@ -47,7 +47,7 @@ def fuzz_tensor_message(data: atheris.FuzzedDataProvider) -> None:
     ]
     digest = xxhash.xxh3_64(body + b"".join(payloads)).intdigest()
     frames = [body + struct.pack("<Q", digest), *payloads]
-    kind = wire.MessageKind.REQUEST if data.ConsumeBool() else wire.MessageKind.RESULT
+    kind = data.PickValueInList(list(wire.MessageKind))
     try:
         header, views = wire.unpack(frames, kind)
     except WireError:

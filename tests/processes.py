@@ -28,6 +28,13 @@ class Process:
         parsed: dict[str, Any] = json.loads(line)
         return parsed
 
+    def read_all(self) -> str:
+        """Read what else it prints, until it ends; an AssertionError if it failed."""
+        assert self._popen.stdout is not None
+        output = self._popen.stdout.read()
+        assert self._popen.wait(timeout=60) == 0
+        return output
+
     def terminate(self, number: int = signal.SIGTERM) -> int:
         """Send SIGTERM, or another signal, and wait; return the exit code."""
         self._popen.send_signal(number)

@@ -6,6 +6,7 @@ Time-outs here only guard against hangs; no outcome depends on how fast the mach
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -29,6 +30,7 @@ from scissionlite.errors import (
 )
 from scissionlite.offloader import EdgeServer, control, wire
 from scissionlite.offloader.contents import request_tensors
+from scissionlite.offloader.edge_services import probe_header
 from scissionlite.offloader.schedule import Job, Schedule
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
@@ -105,6 +107,88 @@ def test_what_is_far_too_large_ends_the_connection_only(
         for _ in range(20):
             good.infer(frames[0])
         assert edge.stats().rejected == {}
+
+
+def test_malformed_probes_are_counted_and_harm_nobody(
+    tiny_bundle: Bundle, frames: Frames, sockets: Sockets
+) -> None:
+    expected = in_one_process(tiny_bundle, frames[0])
+    with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
+        bad = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+        bad.send_control(control.Visit("bad"))
+        assert isinstance(bad.receive()[0], control.VisitReady)
+        right = probe_header(bad.id, 1, 100)
+        header, payload = (bytes(frame) for frame in wire.pack(right, [bytes(100)]))
+        (tensor,) = right.tensors
+        many = control.MAX_PROBE_BYTES + 1
+        large = replace(tensor, shape=(1 << 17,), nbytes=1 << 17)
+        answered: list[tuple[str, list[wire.Buffer]]] = [
+            ("TruncatedMessageError", [header[:60], payload]),
+            ("TrailingBytesError", [header + b"\0", payload]),
+            ("FrameCountError", [header]),
+            ("FrameCountError", [header, payload, payload]),
+            ("PayloadLengthError", [header, payload[:-1]]),
+            ("DigestMismatchError", [header, b"\1" * 100]),
+            ("MessageKindError", [header[:6] + b"\4\0" + header[8:], payload]),
+            ("MessageKindError", [header[:6] + b"\2\0" + header[8:], payload]),
+            ("ProbeSizeError", wire.pack(probe_header(bad.id, 1, many), [bytes(many)])),
+            (
+                "ProbeSizeError",
+                wire.pack(replace(right, tensors=(large,) * 16), [bytes(large.nbytes)] * 16),
+            ),
+            (
+                "TensorMismatchError",
+                wire.pack(replace(right, tensors=(tensor,) * 2), [payload] * 2),
+            ),
+            ("TensorMismatchError", wire.pack(replace(right, deadline_ms=1), [payload])),
+            ("TensorMismatchError", wire.pack(replace(right, bundle_id=b"1" * 16), [payload])),
+            (
+                "TensorMismatchError",
+                wire.pack(replace(right, tensors=(replace(tensor, shape=(10, 10)),)), [payload]),
+            ),
+        ]
+        for name, message in answered:
+            bad.send(*message)
+            failed, _ = bad.receive()
+            assert isinstance(failed, control.Failed)
+            assert name in failed.message
+            assert failed.request == 1
+            np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        # Over what may be asked for, under it, a field too many, and what only an edge says.
+        for fields in (
+            {"type": "probe-download", "request": 1, "nbytes": 2 * control.MAX_PROBE_BYTES},
+            {"type": "probe-download", "request": 1, "nbytes": -1},
+            {"type": "visit", "name": "bad", "more": 1},
+            {"type": "probe-reply", "request": 1, "nbytes": 1},
+        ):
+            bad.send_control_raw(msgspec.msgpack.encode(fields))
+        nameless = sockets(zmq.DEALER)
+        nameless.connect(edge.control_endpoint)
+        nameless.send(control.encode(control.Visit("nameless")))
+        refused = control.decode_at_device(nameless.recv())
+        assert isinstance(refused, control.Refused)
+        assert refused.code == "identity"
+        bad.send(*wire.pack(probe_header(bad.id, 2, 100), [payload]))
+        assert bad.receive()[0] == control.ProbeReply(2, 100)
+        rejected = bad.stats().rejected
+        assert rejected.pop("ControlMessageError") == 4
+        assert sum(rejected.values()) == len(answered)
+
+
+def test_more_visitors_than_there_is_room_for_push_out_the_silent(
+    tiny_bundle: Bundle, sockets: Sockets
+) -> None:
+    with EdgeServer(bind=LOCAL) as edge:
+        visitors = []
+        for _ in range(65):
+            visitor = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+            visitor.send_control(control.Visit("one of many"))
+            assert isinstance(visitor.receive()[0], control.VisitReady)
+            visitors.append(visitor)
+        for visitor, known in ((visitors[0], False), (visitors[1], True), (visitors[64], True)):
+            visitor.send_control(control.ProbeDownload(1, 1))
+            expected = control.ProbeReply if known else control.Failed
+            assert isinstance(visitor.receive()[0], expected)
 
 
 def test_a_stranger_is_told_to_say_hello(

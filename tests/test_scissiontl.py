@@ -182,31 +182,6 @@ def test_profiles_of_different_networks_are_refused() -> None:
         sl.plan(written(), written("edge", (0.1, 0.1)), sl.Link(0.01, 1e6))
 
 
-@pytest.mark.parametrize(
-    ("text", "rtt", "bandwidth"),
-    [
-        ("58.8Mbit/27.4ms", 0.0274, 58.8e6),
-        ("4 Mbit/s / 60 ms", 0.060, 4e6),
-        ("1Gbit, 0.5ms", 0.0005, 1e9),
-        ("250kbit/300ms", 0.3, 250e3),
-    ],
-)
-def test_links_are_read_as_written(text: str, rtt: float, bandwidth: float) -> None:
-    link = sl.Link.parse(text)
-    assert link.rtt == pytest.approx(rtt)
-    assert link.bandwidth == pytest.approx(bandwidth)
-    assert sl.Link.parse(str(link).replace("Mbit/s,", "Mbit/")) == link
-
-
-def test_links_that_cannot_be() -> None:
-    for text in ("fast", "4Mbyte/60ms", "4Mbit", "-4Mbit/60ms"):
-        with pytest.raises(PlanError, match="is no link"):
-            sl.Link.parse(text)
-    for rtt, bandwidth in ((-1, 1e6), (0.01, 0), (float("nan"), 1e6), (0.1, float("inf"))):
-        with pytest.raises(PlanError, match="a link needs"):
-            sl.Link(rtt, bandwidth)
-
-
 def test_a_plan_written_by_hand_is_checked_and_has_no_prediction() -> None:
     by_hand = sl.Plan(kind="split", slicing_point="b0", spec=sl.TransferSpec())
     with pytest.raises(PlanError, match="written by hand"):

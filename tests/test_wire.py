@@ -17,6 +17,7 @@ from specs import SEEDS, SHAPES, feature_map, quantization_for, specs
 
 from scissionlite import errors
 from scissionlite.offloader import control, wire
+from scissionlite.offloader.edge_services import check_probe, probe_header
 from scissionlite.offloader.wire import Encoding, Header, MessageKind, TensorHeader
 from scissionlite.transfer_layer import Packed, TransferSpec, decode, encode
 
@@ -124,6 +125,22 @@ def test_any_transfer_layer_crosses(spec: TransferSpec, shape: tuple[int, ...], 
     assert read == tensor
     received = Packed(view, spec, read.shape, packed_map.quantization, read.entropy_coded)
     assert decode(received).tobytes() == decode(packed_map).tobytes()
+
+
+def test_a_probe_is_taken_only_by_who_takes_probes() -> None:
+    header = probe_header(DEVICE, 7, 100)
+    frames = wire.pack(header, [bytes(100)])
+    read, (payload,) = wire.unpack(frames, MessageKind.REQUEST, MessageKind.PROBE)
+    assert (read, payload.nbytes, check_probe(read)) == (header, 100, 100)
+    for kind in (MessageKind.REQUEST, MessageKind.RESULT):
+        with pytest.raises(errors.MessageKindError, match=f"a PROBE where a {kind.name} was"):
+            wire.unpack(frames, kind)
+    with pytest.raises(errors.MessageKindError, match="a RESULT where a REQUEST or PROBE was"):
+        wire.unpack(altered(KIND, "<H", 2), MessageKind.REQUEST, MessageKind.PROBE)
+    with pytest.raises(errors.ProbeSizeError):
+        check_probe(probe_header(DEVICE, 7, control.MAX_PROBE_BYTES + 1))
+    with pytest.raises(errors.TensorMismatchError):
+        check_probe(request())
 
 
 def test_payloads_are_not_copied() -> None:
@@ -309,6 +326,9 @@ TO_EDGE: list[control.ToEdge] = [
     control.Ping(7),
     control.Goodbye(),
     control.Stats(),
+    control.Visit("camera 3"),
+    control.ProbeDownload(8, control.MAX_PROBE_BYTES),
+    control.ProfileRequest(9, "torchvision:resnet50", 224, None, "onnx", 4, 20, 4),
 ]
 TO_DEVICE: list[control.ToDevice] = [
     control.Welcome(2**63, 8, "edge", 1.0),
@@ -318,6 +338,9 @@ TO_DEVICE: list[control.ToDevice] = [
     control.Failed(3, "busy", "later"),
     control.Goodbye(),
     control.StatsReply(1, 2, 3, 4, {"BadMagicError": 1}, 2, 0.5),
+    control.VisitReady("edge"),
+    control.ProbeReply(8, 0),
+    control.ProfileReply(9, control.MAX_PROFILE_BYTES),
 ]
 
 
@@ -330,6 +353,9 @@ def test_control_messages_are_read_as_they_were_sent() -> None:
 
 def pack(**fields: object) -> bytes:
     return msgspec.msgpack.encode(fields)
+
+
+PROFILE = msgspec.to_builtins(TO_EDGE[-1])
 
 
 @pytest.mark.parametrize(
@@ -350,6 +376,26 @@ def pack(**fields: object) -> bytes:
         pack(type="hello", protocol=1, bundle="AB" * 32, name="n", runtime={}),
         pack(type="hello", protocol=1, bundle="ab" * 32, name="n" * 257, runtime={}),
         pack(type="hello", protocol=1, bundle="ab" * 32, name="n", runtime={"a": 1}),
+        pack(type="visit", name="n" * 257),
+        pack(type="probe-download", request=1, nbytes=control.MAX_PROBE_BYTES + 1),
+        *(
+            pack(**{**PROFILE, field: value})
+            for field, value in (
+                ("model", ""),
+                ("model", "a b"),
+                ("model", "a\0b"),
+                ("model", "a\n"),
+                ("model", "a" * 257),
+                ("size", 7),
+                ("size", 4097),
+                ("num_classes", 1),
+                ("runtime", "shell"),
+                ("threads", 0),
+                ("repetitions", 0),
+                ("repetitions", 1001),
+                ("max_tensors", 17),
+            )
+        ),
         b"\x82\xa4type\xa4ping\xa8sequence\xa2\xff\xfe",
         b"\x82\xa4type\xa5hello\xa4name\xa2\xff\xfe",
     ],
@@ -367,6 +413,9 @@ def test_control_messages_out_of_range_are_refused_by_the_device() -> None:
         pack(type="welcome", session=1, credit=8, name="e", heartbeat=math.nan),
         pack(type="result", request=1, queue=math.nan, decode=0.0, run=0.0),
         pack(type="failed", request=1, code="whatever", message=""),
+        pack(type="probe-reply", request=1, nbytes=control.MAX_PROBE_BYTES + 1),
+        pack(type="profile-reply", request=1, nbytes=control.MAX_PROFILE_BYTES + 1),
+        pack(type="profile-reply", request=1, nbytes=0),
     ):
         with pytest.raises(errors.ControlMessageError):
             control.decode_at_device(frame)

@@ -75,7 +75,7 @@ class BadFieldError(WireError):
 
 
 class MessageKindError(BadFieldError):
-    """The message is neither a request nor a result, or it is the other of the two."""
+    """The message is of an unknown kind, or of one that the receiver does not take."""
 
 
 class DeviceIdError(BadFieldError):
@@ -144,6 +144,10 @@ class DimensionLimitError(LimitExceededError):
 
 class TensorSizeError(LimitExceededError):
     """The tensors of a message, packed or unpacked, are larger than the format allows."""
+
+
+class ProbeSizeError(LimitExceededError):
+    """A probe's payload is larger than the protocol allows."""
 
 
 class ControlSizeError(LimitExceededError):

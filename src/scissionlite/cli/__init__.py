@@ -15,6 +15,7 @@ from scissionlite.cli.inspect import inspect
 from scissionlite.cli.output import error_console
 from scissionlite.cli.plan import plan
 from scissionlite.cli.prepare import prepare
+from scissionlite.cli.probe import probe
 from scissionlite.cli.profile import profile
 from scissionlite.cli.run import run
 from scissionlite.cli.serve import serve
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (profile, plan, prepare, inspect, serve, run, demo, doctor):
+for command in (profile, probe, plan, prepare, inspect, serve, run, demo, doctor):
     app.command()(command)
 
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from scissionlite.cli.network import SizeOption, WeightsOption, preprocessing_for
+from scissionlite.cli.network import (
+    PAPER_NETWORK,
+    SizeOption,
+    WeightsOption,
+    parse_link,
+    preprocessing_for,
+)
 from scissionlite.cli.output import (
     JsonOption,
     error_console,
@@ -17,7 +23,6 @@ from scissionlite.cli.output import (
     print_json,
     print_table,
 )
-from scissionlite.cli.plan import PAPER_NETWORK, parse_link
 from scissionlite.errors import PrepareError
 
 if TYPE_CHECKING:

@@ -7,28 +7,12 @@ from typing import Annotated
 
 import typer
 
+from scissionlite.cli.network import PAPER_NETWORK, LinkOption, parse_link
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
-from scissionlite.errors import PlanError
-from scissionlite.scissiontl.network import Link
 from scissionlite.scissiontl.planner import Constraints
 from scissionlite.scissiontl.planner import plan as rank
 from scissionlite.scissiontl.profile import Profile
 
-
-def parse_link(text: str) -> Link:
-    """Read a ``--link`` option; what is wrong with it is wrong usage."""
-    try:
-        return Link.parse(text)
-    except PlanError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-PAPER_NETWORK = "58.8Mbit/27.4ms"
-"""The network of the paper's measurements (ScissionTL's published benchmark data)."""
-
-LinkOption = Annotated[
-    str, typer.Option(metavar="RATE/RTT", help="The network link, such as 4Mbit/60ms.")
-]
 SlowdownOption = Annotated[
     float, typer.Option(help="Imagine the device this many times slower than measured.", min=1.0)
 ]

@@ -11,15 +11,18 @@ import typer
 
 from scissionlite.cli.inspect import inspect
 from scissionlite.cli.network import (
+    PAPER_NETWORK,
     ClassesOption,
+    LinkOption,
     ModelArgument,
     SizeOption,
     WeightsOption,
     capture_model,
+    parse_link,
     preprocessing_for,
 )
 from scissionlite.cli.output import JsonOption
-from scissionlite.cli.plan import PAPER_NETWORK, LinkOption, SlowdownOption, parse_link
+from scissionlite.cli.plan import SlowdownOption
 from scissionlite.errors import CodecError
 from scissionlite.scissiontl.planner import JPEG_QUALITY, Plan
 from scissionlite.scissiontl.planner import plan as rank

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from scissionlite.cli.network import (
     preprocessing_for,
 )
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
+from scissionlite.cli.remote import RemoteControlOption, RemoteOption, profile_there
 
 
 def profile(
@@ -31,25 +32,48 @@ def profile(
         typer.Option(help="Photographs to measure JPEG on.", exists=True, file_okay=False),
     ] = None,
     repetitions: Annotated[int, typer.Option(help="Measurements of each block.", min=1)] = 20,
+    runtime: Annotated[
+        Literal["torchscript", "onnx"], typer.Option(help="What runs the blocks.")
+    ] = "torchscript",
+    max_tensors: Annotated[
+        int, typer.Option(help="Most tensors that may cross.", min=1, max=16)
+    ] = 4,
+    remote: RemoteOption = None,
+    control: RemoteControlOption = None,
     out: Annotated[Path | None, typer.Option(help="Write the profile to this JSON file.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure every block, codec and image step of a network on this machine."""
-    from scissionlite.preprocessor.data import sample_frames
-    from scissionlite.preprocessor.trainer import progress_bar
-    from scissionlite.scissiontl.profiler import profile as measure
-
-    graph = capture_model(model, size=size, num_classes=num_classes, weights=weights)
-    frames = sample_frames(images, preprocessing_for(size), count=32) if images else []
-    with progress_bar(not json) as bar:
-        measured = measure(
-            graph,
-            name=name,
+    if remote is not None:
+        measured = profile_there(
+            remote,
+            control,
+            model,
+            local={"--weights": weights, "--images": images, "--name": name},
+            size=size,
+            num_classes=num_classes,
+            runtime=runtime,
             threads=threads,
-            images=frames,
             repetitions=repetitions,
-            progress=bar,
+            max_tensors=max_tensors,
         )
+    else:
+        from scissionlite.preprocessor.data import sample_frames
+        from scissionlite.preprocessor.trainer import progress_bar
+        from scissionlite.scissiontl.profiler import profile as measure
+
+        graph = capture_model(model, size=size, num_classes=num_classes, weights=weights)
+        frames = sample_frames(images, preprocessing_for(size), count=32) if images else []
+        with progress_bar(not json) as bar:
+            measured = measure(
+                graph,
+                name=name,
+                runtime=runtime,
+                threads=threads,
+                images=frames,
+                repetitions=repetitions,
+                progress=bar,
+            )
     if out is not None:
         measured.save(out)
     if json:

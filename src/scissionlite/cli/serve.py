@@ -13,10 +13,17 @@ import typer
 from scissionlite.bundle import Bundle
 from scissionlite.cli.output import JsonOption, error_console, print_table
 from scissionlite.offloader.edge import EdgeServer
+from scissionlite.offloader.edge_services import PROFILE_SECONDS
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            help="The bundle's folder. Without it, only probes and profiles are answered.",
+            show_default=False,
+        ),
+    ] = None,
     bind: Annotated[
         str, typer.Option(help="Tensor endpoint to listen on; port * is any free one.")
     ] = "tcp://0.0.0.0:5555",
@@ -28,13 +35,33 @@ def serve(
     credit: Annotated[
         int, typer.Option(help="Requests that a device may have unanswered.", min=1, max=1024)
     ] = 8,
+    profile_models: Annotated[
+        list[str],
+        typer.Option(
+            metavar="GLOB",
+            help="Let devices ask for profiles of models with such names, as 'torchvision:*'. "
+            "What a name imports is run, and inference is slower meanwhile. May be repeated.",
+            show_default="none",
+        ),
+    ] = [],  # noqa: B006 - typer reads it and never changes it
+    profile_seconds: Annotated[
+        float, typer.Option(help="The longest time that such a profile may take.", min=1)
+    ] = PROFILE_SECONDS,
     json: JsonOption = False,
 ) -> None:
     """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C)."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    opened = Bundle.load(bundle)
+    opened = None if bundle is None else Bundle.load(bundle)
     try:
-        server = EdgeServer(opened, bind, control=control, threads=threads, credit=credit)
+        server = EdgeServer(
+            opened,
+            bind,
+            control=control,
+            threads=threads,
+            credit=credit,
+            profile_models=profile_models,
+            profile_seconds=profile_seconds,
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     server.start()
@@ -58,23 +85,25 @@ def serve(
         print_table(f"Served for {stats.uptime:.0f} s", ["requests", "count"], rows)
 
 
-def _print_ready(server: EdgeServer, opened: Bundle, json: bool) -> None:
-    manifest = opened.manifest
+def _print_ready(server: EdgeServer, opened: Bundle | None, json: bool) -> None:
     if json:
         ready = {
             "event": "ready",
             "endpoint": server.endpoint,
             "control_endpoint": server.control_endpoint,
-            "bundle": opened.id,
-            "model": manifest.model,
-            "kind": manifest.kind,
+            "bundle": opened and opened.id,
+            "model": opened and opened.manifest.model,
+            "kind": opened and opened.manifest.kind,
         }
         typer.echo(msgspec.json.encode(ready).decode())
         return
-    transfer = f", {manifest.transfer.label}" if manifest.transfer is not None else ""
+    served = "probes and profiles, no bundle,"
+    if opened is not None:
+        manifest = opened.manifest
+        transfer = f", {manifest.transfer.label}" if manifest.transfer is not None else ""
+        served = f"{manifest.model} ({manifest.kind}{transfer}, bundle {opened.id[:12]})"
     error_console.print(
-        f"Serving {manifest.model} ({manifest.kind}{transfer}, bundle {opened.id[:12]}) on "
-        f"{server.endpoint}, control {server.control_endpoint}. Ctrl-C stops.",
+        f"Serving {served} on {server.endpoint}, control {server.control_endpoint}. Ctrl-C stops.",
         markup=False,
         highlight=False,
     )

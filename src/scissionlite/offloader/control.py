@@ -89,7 +89,7 @@ class Result(msgspec.Struct, tag="result", frozen=True, forbid_unknown_fields=Tr
 
 
 FailureCode = Literal[
-    "malformed", "unknown-device", "bundle-mismatch", "expired", "busy", "execution"
+    "malformed", "unknown-device", "bundle-mismatch", "expired", "busy", "execution", "forbidden"
 ]
 
 
@@ -139,8 +139,78 @@ class StatsReply(msgspec.Struct, tag="stats-reply", frozen=True, forbid_unknown_
     uptime: Seconds
 
 
-ToEdge = Hello | Ping | Goodbye | Stats
-ToDevice = Welcome | Refused | Pong | Result | Failed | Goodbye | StatsReply
+MAX_PROBE_BYTES = 1 << 20
+"""Most bytes of a probe's payload, and of what a probe may ask for."""
+
+MAX_PROFILE_BYTES = 1 << 24
+"""Most bytes of a profile's JSON."""
+
+
+class Visit(msgspec.Struct, tag="visit", frozen=True, forbid_unknown_fields=True):
+    """Anybody to edge, before a probe or a profile: who asks. Needs no bundle and no Hello."""
+
+    name: Name
+
+
+class VisitReady(msgspec.Struct, tag="visit-ready", frozen=True, forbid_unknown_fields=True):
+    """Edge to visitor: probes and profiles may be asked for; ``name`` is the edge's."""
+
+    name: Name
+
+
+class ProbeDownload(msgspec.Struct, tag="probe-download", frozen=True, forbid_unknown_fields=True):
+    """Visitor to edge: asks for ``nbytes`` bytes, to measure the way back."""
+
+    request: RequestId
+    nbytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_PROBE_BYTES)]
+
+
+class ProbeReply(msgspec.Struct, tag="probe-reply", frozen=True, forbid_unknown_fields=True):
+    """Edge to visitor: a probe came with a payload of ``nbytes``, or that many bytes follow."""
+
+    request: RequestId
+    nbytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_PROBE_BYTES)]
+
+
+ModelName = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[A-Za-z0-9_.:/+-]+\Z")]
+
+
+class ProfileRequest(msgspec.Struct, tag="profile", frozen=True, forbid_unknown_fields=True):
+    """Visitor to edge: asks for a profile of a network on the edge machine.
+
+    The fields are the options of ``scissionlite profile``; None leaves its default.
+    """
+
+    request: RequestId
+    model: ModelName
+    size: Annotated[int, msgspec.Meta(ge=8, le=4096)]
+    num_classes: Annotated[int, msgspec.Meta(ge=2, le=1 << 20)] | None
+    runtime: Literal["torchscript", "onnx"]
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None
+    repetitions: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    max_tensors: Annotated[int, msgspec.Meta(ge=1, le=16)]
+
+
+class ProfileReply(msgspec.Struct, tag="profile-reply", frozen=True, forbid_unknown_fields=True):
+    """Edge to visitor: the profile follows, one zstd frame of ``nbytes`` bytes of JSON."""
+
+    request: RequestId
+    nbytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_PROFILE_BYTES)]
+
+
+ToEdge = Hello | Ping | Goodbye | Stats | Visit | ProbeDownload | ProfileRequest
+ToDevice = (
+    Welcome
+    | Refused
+    | Pong
+    | Result
+    | Failed
+    | Goodbye
+    | StatsReply
+    | VisitReady
+    | ProbeReply
+    | ProfileReply
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_edge: msgspec.msgpack.Decoder[ToEdge] = msgspec.msgpack.Decoder(ToEdge)

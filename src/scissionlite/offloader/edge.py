@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -18,6 +19,7 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
 from scissionlite.offloader.control import MAX_CREDIT, StatsReply, Welcome, control_endpoint
 from scissionlite.offloader.edge_loop import WAKE, Done, EdgeLoop
+from scissionlite.offloader.edge_services import PROFILE_SECONDS
 from scissionlite.offloader.inference import EdgeSide, Stopwatch
 from scissionlite.offloader.schedule import Job
 
@@ -30,7 +32,8 @@ class EdgeServer:
     Parameters
     ----------
     bundle
-        The bundle, or the path of its folder; of kind "split" or "image".
+        The bundle, or the path of its folder; of kind "split" or "image". Without one, the
+        daemon answers probes and requests for profiles, and refuses devices.
     bind
         Tensor endpoint to listen on: ``tcp://address:port`` or ``ipc://path``. Port ``*`` or 0
         is any free one; :attr:`endpoint` then tells which.
@@ -47,6 +50,11 @@ class EdgeServer:
     heartbeat
         Interval in seconds at which devices send heartbeats. Either side takes the other for
         dead after three without a sign of life.
+    profile_models
+        Globs of the model names, such as ``torchvision:*``, that visitors may have profiled here;
+        none unless given. What a name imports is run, so allow only names that you trust.
+    profile_seconds
+        The longest time that a profile may take.
 
     Raises
     ------
@@ -60,7 +68,7 @@ class EdgeServer:
 
     def __init__(
         self,
-        bundle: Bundle | str | Path,
+        bundle: Bundle | str | Path | None = None,
         bind: str = "tcp://0.0.0.0:5555",
         *,
         control: str | None = None,
@@ -69,21 +77,25 @@ class EdgeServer:
         queue: int = 64,
         name: str | None = None,
         heartbeat: float = 1.0,
+        profile_models: Sequence[str] = (),
+        profile_seconds: float = PROFILE_SECONDS,
     ) -> None:
         if not 1 <= credit <= MAX_CREDIT or queue < 1 or not 0 < heartbeat <= 3600:
             raise ValueError(
                 f"credit must be 1 to {MAX_CREDIT}, queue at least 1, heartbeat above 0 and at "
                 f"most 3600 seconds; got {credit}, {queue}, {heartbeat}"
             )
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        opened = Bundle.load(bundle) if isinstance(bundle, str | Path) else bundle
         self._binds = (bind, control_endpoint(bind) if control is None else control)
-        self._side = EdgeSide(opened, threads)
+        self._side = None if opened is None else EdgeSide(opened, threads)
         welcome = Welcome(
             secrets.randbits(63), credit, (name or socket.gethostname())[:256], heartbeat
         )
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._done: SimpleQueue[Done] = SimpleQueue()
-        self._loop = EdgeLoop(opened, welcome, queue, self._jobs, self._done)
+        self._loop = EdgeLoop(
+            opened, welcome, queue, self._jobs, self._done, profile_models, profile_seconds
+        )
         self._endpoints = ("", "")
         self._threads: list[threading.Thread] = []
         self._stop = False
@@ -200,6 +212,7 @@ class EdgeServer:
     def _answer(self, job: Job) -> Done:
         waited = time.monotonic() - job.arrived
         watch, outputs, reason = Stopwatch(), None, ""
+        assert self._side is not None  # or there were no job
         try:
             outputs = self._side(job.tensors, job.payloads, watch)
         except Exception as error:  # whatever a runtime may raise: the next request may be fine

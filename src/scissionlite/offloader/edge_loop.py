@@ -35,6 +35,7 @@ from scissionlite.offloader.contents import (
 from scissionlite.offloader.control import (
     MAX_CONTROL_BYTES,
     MAX_CREDIT,
+    MAX_PROBE_BYTES,
     MISSED_HEARTBEATS,
     PROTOCOL_VERSION,
     Failed,
@@ -52,6 +53,7 @@ from scissionlite.offloader.control import (
     decode_at_edge,
     encode,
 )
+from scissionlite.offloader.edge_services import PROFILE_SECONDS, EdgeServices
 from scissionlite.offloader.schedule import Job, Schedule
 
 logger = logging.getLogger(__name__)
@@ -83,25 +85,30 @@ class EdgeLoop:
     Parameters
     ----------
     bundle
-        The bundle served.
+        The bundle served; None serves visitors only.
     welcome
         What devices are told: session, credit, name and heartbeat.
     capacity
         Requests of all devices together that may wait.
     jobs, done
         To the worker and from it; None is never put here.
+    profile_models, profile_seconds
+        For :class:`.edge_services.EdgeServices`.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Bundle | None,
         welcome: Welcome,
         capacity: int,
         jobs: SimpleQueue[Job | None],
         done: SimpleQueue[Done],
+        profile_models: Sequence[str] = (),
+        profile_seconds: float = PROFILE_SECONDS,
     ) -> None:
         self._bundle = bundle
-        self._bundle_prefix = wire.bundle_prefix(bundle.id)
+        self._bundle_prefix = b"" if bundle is None else wire.bundle_prefix(bundle.id)
+        self._services = EdgeServices(welcome.name, self._send, profile_models, profile_seconds)
         self._welcome = welcome
         self._schedule = Schedule(welcome.credit, capacity, MISSED_HEARTBEATS * welcome.heartbeat)
         self._jobs = jobs
@@ -124,9 +131,8 @@ class EdgeLoop:
         self._router = context.socket(zmq.ROUTER)
         self._wake = context.socket(zmq.PAIR)
         self._pull.rcvhwm = 2 * self._welcome.credit
-        self._pull.maxmsgsize = _SLACK_BYTES + max(
-            max_payload(self._bundle.manifest), wire.MAX_HEADER_BYTES
-        )
+        largest = 0 if self._bundle is None else max_payload(self._bundle.manifest)
+        self._pull.maxmsgsize = _SLACK_BYTES + max(largest, wire.MAX_HEADER_BYTES, MAX_PROBE_BYTES)
         self._router.sndhwm = self._router.rcvhwm = MAX_CREDIT
         self._router.maxmsgsize = _SLACK_BYTES + MAX_CONTROL_BYTES
         # Sending to a device that is gone is an error, and one that is back takes its place.
@@ -166,6 +172,7 @@ class EdgeLoop:
         self._read_requests()
         self._finish()
         self._dispatch()
+        self._services.step()
         for name in self._schedule.forget_silent(time.monotonic()):
             logger.info("device %r is silent", name)
 
@@ -174,6 +181,7 @@ class EdgeLoop:
         self._finish()
         for device_id in self._schedule.devices:
             self._send(device_id, Goodbye())
+        self._services.close()
 
     def close(self) -> None:
         """Close the sockets."""
@@ -205,12 +213,15 @@ class EdgeLoop:
             if isinstance(message, Hello):
                 self._greet(device_id, message)
             elif isinstance(message, Ping):
-                if self._schedule.hear(device_id, now):
+                if self._schedule.hear(device_id, now) or self._services.hear(device_id):
                     self._send(device_id, Pong(message.sequence))
             elif isinstance(message, Stats):
                 self._send(device_id, self.stats())
-            else:
+            elif isinstance(message, Goodbye):
                 self._schedule.forget(device_id)
+                self._services.forget(device_id)
+            else:
+                self._services.take(device_id, message)
 
     def _greet(self, device_id: bytes, hello: Hello) -> None:
         refused = None
@@ -220,6 +231,8 @@ class EdgeLoop:
             refused = Refused(
                 "protocol", f"it speaks protocol {PROTOCOL_VERSION}, the device {hello.protocol}"
             )
+        elif self._bundle is None:
+            refused = Refused("bundle-mismatch", "it serves no bundle, only probes and profiles")
         elif hello.bundle != self._bundle.id:
             refused = Refused(
                 "bundle-mismatch",
@@ -239,8 +252,13 @@ class EdgeLoop:
             if not (frames := _receive(self._pull)):
                 return
             try:
-                header, payloads = wire.unpack(frames, wire.MessageKind.REQUEST)
-                if header.bundle_id != self._bundle_prefix:
+                header, payloads = wire.unpack(
+                    frames, wire.MessageKind.REQUEST, wire.MessageKind.PROBE
+                )
+                if header.kind is wire.MessageKind.PROBE:
+                    self._services.take_probe(header)
+                    continue
+                if self._bundle is None or header.bundle_id != self._bundle_prefix:
                     raise BundleMismatchError("the request is for another bundle")
                 check_request(self._bundle.manifest, header.tensors)
             except (WireError, BundleMismatchError) as error:
@@ -286,6 +304,7 @@ class EdgeLoop:
                     self._fail(done.job.device_id, done.job.request_id, "execution", str(error))
 
     def _send_result(self, done: Done) -> None:
+        assert self._bundle is not None  # or there were no request
         if done.outputs is None:
             raise OffloadError(done.reason)
         manifest = self._bundle.manifest

@@ -171,6 +171,8 @@ class LinkEmulator:
         with contextlib.suppress(OSError):  # gone again
             connection, _ = listener.accept()
             connection.setblocking(False)
+            # asyncio does so only for sockets that it makes: answers would wait for late ACKs.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = self._loop.create_task(self._relay(index, connection))
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)

@@ -70,6 +70,7 @@ class MessageKind(enum.IntEnum):
 
     REQUEST = 1
     RESULT = 2
+    PROBE = 3
 
 
 class Encoding(enum.IntEnum):
@@ -132,7 +133,7 @@ class Header:
     Attributes
     ----------
     kind : MessageKind
-        Request (device to edge) or result (edge to device).
+        Request or probe (device to edge), or result (edge to device).
     device_id : bytes
         16 bytes, the first not zero: also the device's identity on the control socket.
     request_id : int
@@ -199,15 +200,15 @@ def pack(header: Header, payloads: Sequence[Buffer]) -> list[Buffer]:
     return [body + _DIGEST.pack(_digest(body, payloads)), *payloads]
 
 
-def unpack(frames: Sequence[Buffer], kind: MessageKind) -> tuple[Header, list[memoryview]]:
+def unpack(frames: Sequence[Buffer], *kinds: MessageKind) -> tuple[Header, list[memoryview]]:
     """Check a message and take it apart.
 
     Parameters
     ----------
     frames
         The frames received, the header first.
-    kind
-        What the receiver takes: an edge requests, a device results.
+    kinds
+        What the receiver takes: an edge requests and probes, a device results.
 
     Returns
     -------
@@ -225,8 +226,9 @@ def unpack(frames: Sequence[Buffer], kind: MessageKind) -> tuple[Header, list[me
         raise FrameCountError("a message without frames")
     raw = memoryview(frames[0])
     header, end = _read_header(raw)
-    if header.kind != kind:
-        raise MessageKindError(f"a {header.kind.name} where a {kind.name} was expected")
+    if header.kind not in kinds:
+        expected = " or ".join(kind.name for kind in kinds)
+        raise MessageKindError(f"a {header.kind.name} where a {expected} was expected")
     if len(raw) < end + _DIGEST.size:
         raise TruncatedMessageError(f"header of {len(raw)} bytes ends before its digest")
     if len(raw) > end + _DIGEST.size:

@@ -26,6 +26,7 @@ from scissionlite.scissiontl.profile import (
     Host,
     ImageProfile,
     Profile,
+    TensorProfile,
     TransferProfile,
 )
 from scissionlite.transfer_layer import Quantization, TransferSpec, decode, encode
@@ -108,15 +109,22 @@ def profile(
             threads=torch.get_num_threads(),
             versions={"python": platform.python_version(), "torch": str(torch.__version__)},
         ),
-        input_shape=tuple(graph.example.shape),
+        inputs=(TensorProfile("input", tuple(graph.example.shape)),),
+        outputs=(TensorProfile("output", graph.output_shape),),
         blocks=tuple(
-            BlockProfile(block_name, after, before, latency, shape, nbytes)
+            BlockProfile(
+                name=block_name,
+                after=after,
+                before=before,
+                latency=latency,
+                crossing=(TensorProfile(after, shape),) if nbytes else (),
+            )
             for (block_name, after, before, shape, nbytes), latency in zip(
                 borders, latencies, strict=True
             )
         ),
         transfers=tuple(transfers),
-        image=image,
+        images=() if image is None else (image,),
         preprocess=preprocess,
         network_latency=network_latency,
     )

@@ -1,0 +1,60 @@
+"""What ``scissionlite profile --remote`` does: has an edge daemon profile its own machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from scissionlite.errors import ScissionLiteError
+from scissionlite.offloader.remote_profile import remote_profile
+from scissionlite.scissiontl.profile import Profile
+
+RemoteOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Have the edge daemon at this tensor endpoint (tcp://edge:5555) profile its machine "
+        "instead; it must be served with --profile-models."
+    ),
+]
+RemoteControlOption = Annotated[
+    str | None,
+    typer.Option("--control", help="Its control endpoint.", show_default="the next port"),
+]
+
+
+def profile_there(
+    remote: str,
+    control: str | None,
+    model: str,
+    *,
+    local: dict[str, object],
+    size: int,
+    num_classes: int | None,
+    runtime: Literal["torchscript", "onnx"],
+    threads: int | None,
+    repetitions: int,
+    max_tensors: int,
+) -> Profile:
+    """Ask the daemon; wrong usage where an option of ``local`` is given, which stays here."""
+    for option, value in local.items():
+        if value is not None:
+            raise typer.BadParameter(
+                f"{option} cannot go with --remote: files and names of this machine stay here"
+            )
+    try:
+        return remote_profile(
+            remote,
+            model,
+            control=control,
+            size=size,
+            num_classes=num_classes,
+            runtime=runtime,
+            threads=threads,
+            repetitions=repetitions,
+            max_tensors=max_tensors,
+        )
+    except ScissionLiteError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

@@ -1,0 +1,84 @@
+"""Asks a running edge daemon to profile a network on its machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from scissionlite.errors import CodecError, ProfileError
+from scissionlite.offloader.control import ProfileReply, ProfileRequest
+from scissionlite.offloader.visitor import Visitor
+from scissionlite.scissiontl.profile import Profile
+from scissionlite.transfer_layer.entropy import decompress
+
+
+def remote_profile(
+    connect: str,
+    model: str,
+    *,
+    control: str | None = None,
+    size: int = 224,
+    num_classes: int | None = None,
+    runtime: Literal["torchscript", "onnx"] = "torchscript",
+    threads: int | None = None,
+    repetitions: int = 20,
+    max_tensors: int = 4,
+    seconds: float = 3600.0,
+    timeout: float = 10.0,
+) -> Profile:
+    """Have a network profiled on the edge machine, which must allow it (``--profile-models``).
+
+    Parameters
+    ----------
+    connect
+        Tensor endpoint of the daemon.
+    model
+        A model name that means the same there: the daemon's machine loads it.
+    control
+        The daemon's control endpoint; by default the next port.
+    size, num_classes, runtime, threads, repetitions, max_tensors
+        As for ``scissionlite profile``.
+    seconds
+        The longest wait for the profile.
+    timeout
+        Seconds of silence after which the daemon is taken for dead.
+
+    Raises
+    ------
+    ValueError
+        If an endpoint or an option is out of range.
+    EdgeUnavailableError
+        If no daemon answers there, it falls silent, or the profile is not done in time.
+    EdgeExecutionError
+        If profiling failed there; the message is the edge's.
+    OffloadError
+        If the daemon does not allow this model, profiles for somebody else, or is too old.
+    ProfileError
+        If what it sends is not a profile of this network.
+    """
+    request = _checked(
+        ProfileRequest(1, model, size, num_classes, runtime, threads, repetitions, max_tensors)
+    )
+    with Visitor(connect, control, timeout) as visitor:
+        visitor.tell(request)
+        reply, frames = visitor.wait_for(ProfileReply, request.request, seconds=seconds)
+        if len(frames) != 1:
+            raise ProfileError(f"the edge daemon at {connect} sent no profile")
+        try:
+            raw = decompress(np.frombuffer(frames[0], np.uint8), "zstd", reply.nbytes)
+        except CodecError as error:
+            raise ProfileError(f"the edge daemon at {connect} sent no profile: {error}") from error
+    profile = Profile.parse(raw.tobytes(), f"what the edge daemon at {connect} sent")
+    if profile.model != model:
+        raise ProfileError(f"the edge daemon at {connect} profiled {profile.model}, not {model}")
+    return profile
+
+
+def _checked(request: ProfileRequest) -> ProfileRequest:
+    """Return the request as the edge will read it; a ValueError if it would reject it."""
+    try:
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=ProfileRequest)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"nothing that a profile can be asked for: {error}") from error
