@@ -147,31 +147,30 @@ def network_rows(name: str, model: str, photographs: Path, out: Path) -> list[di
             )
             for link, figures in measure(bundle, files).items():
                 each = predicted[link][identity]
-                rows.append(
-                    {
-                        "network": name,
-                        "link": link,
-                        "what": each.label,
-                        "slicing_point": each.slicing_point,
-                        "kind": each.kind,
-                        "predicted": each.predicted.latency,
-                        "chosen": key(ranked[link][0]) == identity,
-                        "parts": {
-                            "device": each.predicted.device_time,
-                            "encode": each.predicted.encode_time,
-                            "transfer": each.predicted.transfer_time,
-                            "decode": each.predicted.decode_time,
-                            "edge": each.predicted.edge_time,
-                            "offload": each.predicted.offload_time,
-                        },
-                        **figures,
-                    }
-                )
-                error = rows[-1]["predicted"] / rows[-1]["measured"] - 1
+                prediction = each.predicted
+                row: dict[str, Any] = {
+                    "network": name,
+                    "link": link,
+                    "what": each.label,
+                    "slicing_point": each.slicing_point,
+                    "kind": each.kind,
+                    "predicted": prediction.latency,
+                    "chosen": key(ranked[link][0]) == identity,
+                    "parts": {
+                        "device": prediction.device_time,
+                        "encode": prediction.encode_time,
+                        "transfer": prediction.transfer_time,
+                        "decode": prediction.decode_time,
+                        "edge": prediction.edge_time,
+                        "offload": prediction.offload_time,
+                    },
+                    **figures,
+                }
+                rows.append(row)
                 print(
-                    f"{name}, {link}, {each.label} {each.slicing_point or ''}: predicted "
-                    f"{each.predicted.latency * 1e3:.1f}, measured "
-                    f"{figures['measured'] * 1e3:.1f} ms, {error:+.1%}",
+                    f"{name}, {link}, {_name(row)}: predicted {row['predicted'] * 1e3:.1f}, "
+                    f"measured {row['measured'] * 1e3:.1f} ms, "
+                    f"{row['predicted'] / row['measured'] - 1:+.1%}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -205,7 +204,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return row["what"] + (f" after {row['slicing_point']}" if row["slicing_point"] else "")
+    return str(row["what"]) + (f" after {row['slicing_point']}" if row["slicing_point"] else "")
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from scissionlite.images import Preprocessing
     from scissionlite.offloader import Answer, Device, EdgeServer
     from scissionlite.preprocessor import prepare
+    from scissionlite.scissiontl.constraints import Constraints
     from scissionlite.scissiontl.network import Link
-    from scissionlite.scissiontl.planner import Constraints, Plan, plan
+    from scissionlite.scissiontl.planner import Plan, plan
     from scissionlite.scissiontl.profile import Profile
     from scissionlite.scissiontl.profiler import profile
     from scissionlite.tracing import capture
@@ -29,7 +30,7 @@ __version__ = _version("scissionlite")
 _HOMES = {
     "Answer": "offloader",
     "Bundle": "bundle",
-    "Constraints": "scissiontl.planner",
+    "Constraints": "scissiontl.constraints",
     "Device": "offloader",
     "EdgeServer": "offloader",
     "Graph": "graph",

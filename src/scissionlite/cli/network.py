@@ -28,6 +28,14 @@ WeightsOption = Annotated[
 ClassesOption = Annotated[
     int | None, typer.Option("--num-classes", help="Number of classes of the network.", min=2)
 ]
+MaxTensorsOption = Annotated[
+    int,
+    typer.Option(
+        help="Most tensors that may cross at a slicing point; networks with skips need more.",
+        min=1,
+        max=16,
+    ),
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads of an inference.", min=1)]
 
 PAPER_NETWORK = "58.8Mbit/27.4ms"
@@ -64,7 +72,14 @@ def parse_link(text: str) -> Link:
     return next(iter(found.values()))
 
 
-def capture_model(model: str, *, size: int, num_classes: int | None, weights: Path | None) -> Graph:
+def capture_model(
+    model: str,
+    *,
+    size: int,
+    num_classes: int | None,
+    weights: Path | None,
+    max_tensors: int = 1,
+) -> Graph:
     """Load and capture a model for RGB images of ``size`` x ``size`` pixels."""
     import torch
 
@@ -72,7 +87,7 @@ def capture_model(model: str, *, size: int, num_classes: int | None, weights: Pa
     from scissionlite.tracing import capture
 
     module = load_model(model, num_classes=num_classes, weights=weights)
-    return capture(module, torch.zeros(1, 3, size, size), name=model)
+    return capture(module, torch.zeros(1, 3, size, size), name=model, max_tensors=max_tensors)
 
 
 def preprocessing_for(size: int) -> Preprocessing:

@@ -9,6 +9,7 @@ import typer
 
 from scissionlite.cli.network import (
     ClassesOption,
+    MaxTensorsOption,
     ModelArgument,
     SizeOption,
     ThreadsOption,
@@ -18,6 +19,8 @@ from scissionlite.cli.network import (
 )
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
 from scissionlite.cli.remote import RemoteControlOption, RemoteOption, profile_there
+from scissionlite.scissiontl.profile import Profile
+from scissionlite.transfer_layer import TransferSpec
 
 
 def profile(
@@ -29,21 +32,27 @@ def profile(
     name: Annotated[str | None, typer.Option(help="What to call this machine.")] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Photographs to measure JPEG on.", exists=True, file_okay=False),
+        typer.Option(
+            help="Photographs: to measure codecs and images to the edge on, and from 16 on what "
+            "of the input shows at each slicing point (leakage).",
+            exists=True,
+            file_okay=False,
+        ),
     ] = None,
     repetitions: Annotated[int, typer.Option(help="Measurements of each block.", min=1)] = 20,
+    slices: Annotated[
+        int, typer.Option(help="Slicing points at which the slices are built and timed.", min=0)
+    ] = 12,
     runtime: Annotated[
-        Literal["torchscript", "onnx"], typer.Option(help="What runs the blocks.")
+        Literal["torchscript", "onnx"], typer.Option(help="What runs blocks and slices.")
     ] = "torchscript",
-    max_tensors: Annotated[
-        int, typer.Option(help="Most tensors that may cross.", min=1, max=16)
-    ] = 4,
+    max_tensors: MaxTensorsOption = 1,
     remote: RemoteOption = None,
     control: RemoteControlOption = None,
     out: Annotated[Path | None, typer.Option(help="Write the profile to this JSON file.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure every block, codec and image step of a network on this machine."""
+    """Measure every block, slice, codec and image format of a network on this machine."""
     if remote is not None:
         measured = profile_there(
             remote,
@@ -62,8 +71,11 @@ def profile(
         from scissionlite.preprocessor.trainer import progress_bar
         from scissionlite.scissiontl.profiler import profile as measure
 
-        graph = capture_model(model, size=size, num_classes=num_classes, weights=weights)
-        frames = sample_frames(images, preprocessing_for(size), count=32) if images else []
+        graph = capture_model(
+            model, size=size, num_classes=num_classes, weights=weights, max_tensors=max_tensors
+        )
+        preprocessing = preprocessing_for(size)
+        frames = sample_frames(images, preprocessing, count=48) if images else []
         with progress_bar(not json) as bar:
             measured = measure(
                 graph,
@@ -71,7 +83,9 @@ def profile(
                 runtime=runtime,
                 threads=threads,
                 images=frames,
+                preprocessing=preprocessing,
                 repetitions=repetitions,
+                slices=slices,
                 progress=bar,
             )
     if out is not None:
@@ -79,40 +93,67 @@ def profile(
     if json:
         print_json(measured)
         return
-    packed = {(t.block, t.spec.label): t for t in measured.transfers}
-    labels = list(dict.fromkeys(t.spec.label for t in measured.transfers))
+    _print(measured, f" Written to {out}." if out else "")
+
+
+def _print(measured: Profile, written: str) -> None:
+    ours = {t.block: t for t in measured.transfers if t.spec == TransferSpec()}
+    slices = {each.block: each for each in measured.slices}
+    leaks = any(block.leakage is not None for block in measured.blocks)
     rows = []
     for index, block in enumerate(measured.blocks):
+        packed, timed = ours.get(index), slices.get(index)
         row = [
             block.name,
             milliseconds(block.latency),
-            "x".join(map(str, block.output_shape)),
-            kilobytes(block.output_bytes) if block.output_bytes else "answer",
+            " + ".join("x".join(map(str, t.shape)) for t in block.crossing) or "answer",
+            kilobytes(block.crossing_bytes) if block.crossing else "",
+            f"{kilobytes(packed.nbytes)} in {milliseconds(packed.encode)}+"
+            f"{milliseconds(packed.decode)}"
+            if packed
+            else "",
+            f"{milliseconds(timed.device)} | {milliseconds(timed.edge)}" if timed else "",
         ]
-        for label in labels[1:]:
-            transfer = packed.get((index, label))
-            row.append(
-                f"{kilobytes(transfer.nbytes)} in {milliseconds(transfer.encode)}+"
-                f"{milliseconds(transfer.decode)}"
-                if transfer
-                else ""
-            )
+        if leaks:
+            row.append("" if block.leakage is None else f"{block.leakage:.2f}")
         rows.append(row)
-    total = sum(block.latency for block in measured.blocks)
-    image = measured.image
+    host = measured.host
     print_table(
-        f"{model} on {measured.name}: {measured.host.cpu}, {measured.host.threads} thread(s), "
-        f"core on {measured.host.isa}",
-        ["block", "latency (ms)", "output", "float32 (kB)"]
-        + [f"{label}: kB in encode+decode (ms)" for label in labels[1:]],
+        f"{measured.model} on {measured.name}"
+        + (f": {host.cpu}, {host.threads} thread(s), core on {host.isa}" if host else ""),
+        [
+            "block",
+            "latency (ms)",
+            "what crosses after it",
+            "float32 (kB)",
+            f"{TransferSpec().label}: kB in encode+decode (ms)",
+            "slices: device | edge (ms)",
+            *(["leakage (0 to 1)"] if leaks else []),
+        ],
         rows,
-        caption=f"Uncut network {milliseconds(measured.network_latency)} ms, blocks one by one "
-        f"{milliseconds(total)} ms."
-        + (
-            f" JPEG-{image.quality} of the input: {kilobytes(image.nbytes)} kB in "
-            f"{milliseconds(image.encode)}+{milliseconds(image.decode)} ms ({image.source})."
-            if image
-            else ""
-        )
-        + (f" Written to {out}." if out else ""),
+        caption=_summary(measured) + written,
     )
+
+
+def _summary(measured: Profile) -> str:
+    total = sum(block.latency for block in measured.blocks)
+    off = total / measured.network_latency - 1
+    text = (
+        f"Uncut network {milliseconds(measured.network_latency)} ms, blocks one by one "
+        f"{milliseconds(total)} ms ({off:+.0%}"
+    )
+    if abs(off) > 0.05:
+        text += (
+            f": {measured.runtime} fuses across the borders of blocks, and a call costs something; "
+            "plan takes slices that were measured, and scales the others by them"
+        )
+    text += ")."
+    for image in measured.images:
+        quality = f"-{image.quality}" if image.quality else ""
+        text += (
+            f" {image.format}{quality} {kilobytes(image.nbytes)} kB in "
+            f"{milliseconds(image.encode)}+{milliseconds(image.decode)} ms;"
+        )
+    if measured.images:
+        text = f"{text[:-1]} ({measured.images[0].source})."
+    return f"{text} The Offloader takes {milliseconds(2 * measured.offload.request)} ms a request."

@@ -1,12 +1,16 @@
-"""ScissionTL's benchmark: every block, codec and image step, measured on this host."""
+"""ScissionTL's benchmark: every block, slice, codec and image format, measured on this host.
+
+:mod:`.timing` times blocks and slices, :mod:`.codecs` what crosses, :mod:`.leakage` has the privacy
+figure; docs/profile-format.md describes what comes out.
+"""
 
 from __future__ import annotations
 
-import itertools
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -16,23 +20,42 @@ import torch
 from rich.progress import Progress
 
 from scissionlite import _core
+from scissionlite.bundle import Bundle, CrossingTensor, Manifest, SlicingPointInfo, TensorInfo
 from scissionlite.errors import ProfileError
-from scissionlite.graph import Graph
-from scissionlite.images import Preprocessing, jpeg_decode, jpeg_encode
-from scissionlite.runtimes import keep_memory, torchscript
+from scissionlite.graph import Graph, NamedTensor
+from scissionlite.images import Preprocessing
+from scissionlite.offloader import Device, EdgeServer
+from scissionlite.preprocessor.splitter import export_slices
+from scissionlite.runtimes import RUNTIMES, keep_memory
+from scissionlite.scissiontl.codecs import natural_noise, time_codecs, time_images
+from scissionlite.scissiontl.leakage import correlation_of_distances, pairwise_distances
 from scissionlite.scissiontl.planner import JPEG_QUALITY
 from scissionlite.scissiontl.profile import (
     BlockProfile,
     Host,
     ImageProfile,
+    OffloadProfile,
     Profile,
     TensorProfile,
     TransferProfile,
 )
-from scissionlite.transfer_layer import Quantization, TransferSpec, decode, encode
+from scissionlite.scissiontl.timing import (
+    PAUSE,
+    Runner,
+    crossings,
+    promising,
+    time_blocks,
+    time_slices,
+)
+from scissionlite.transfer_layer import TransferSpec
+from scissionlite.values import flat
 
-CODECS = (TransferSpec.float32_split(), TransferSpec.paper(), TransferSpec())
-"""What may stand at a slicing point: Scission's float32, the paper's TL, and ours."""
+MIN_IMAGES = 16
+"""Fewest images on which leakage is measured: with fewer its estimate says little."""
+
+_MOST_IMAGES = 48  # for leakage
+_SIZED_IMAGES = 4  # on which bytes behind an entropy stage are measured
+_OFFLOAD_SHAPES = ((1, 16, 8, 8), (1, 16, 128, 128))
 
 
 def profile(
@@ -42,16 +65,19 @@ def profile(
     runtime: str = "torchscript",
     threads: int | None = None,
     images: Sequence[npt.NDArray[np.uint8]] = (),
-    jpeg_quality: int = JPEG_QUALITY,
+    preprocessing: Preprocessing | None = None,
+    jpeg_qualities: Sequence[int] = (JPEG_QUALITY,),
     repetitions: int = 20,
     warm_up: int = 3,
+    slices: int | None = 12,
     progress: Progress | None = None,
 ) -> Profile:
     """Measure a network on this host.
 
-    The blocks run one after the other, as in an inference, with a time stamp between them; this
-    is repeated, in turn with the uncut network, and the medians are kept. The codecs run on what
-    really crosses for the example input.
+    Blocks and slices run as they are deployed: exported for the runtime, loaded, called with
+    arrays. The blocks run one after the other, as in an inference, with a time stamp between them,
+    in turn with the uncut network, and the medians are kept. At the most promising slicing points
+    the actual slices are built and timed. The codecs run on what really crosses.
 
     Parameters
     ----------
@@ -60,44 +86,66 @@ def profile(
     name
         What to call this machine; its host name unless given.
     runtime
-        What runs the blocks. This version measures "torchscript".
+        What runs blocks and slices: "torchscript" or "onnx".
     threads
-        Threads of an inference; None leaves torch's own default.
+        Threads of an inference; None leaves the runtime's default.
     images
-        Frames, uint8 ``(height, width, channels)``, on which JPEG to the edge is measured. Without
-        any, it is measured on noise with a photograph's 1/f spectrum (Field, 1987), and the profile
-        says so.
-    jpeg_quality
-        Of JPEG to the edge, 1 to 95.
+        Frames, uint8 ``(height, width, channels)``: the codecs are measured on what crosses for
+        them, images to the edge on themselves, and with at least 16 of them the leakage at every
+        slicing point. Without any, images to the edge are measured on noise with a photograph's
+        1/f spectrum (Field, 1987), and the profile says so.
+    preprocessing
+        How a frame becomes the network's input; ImageNet's unless given.
+    jpeg_qualities
+        Of JPEG to the edge, each 1 to 95.
     repetitions, warm_up
         How often to measure, and how often to run before.
+    slices
+        At how many slicing points, at most, slices are built and timed; None is all of them.
     progress
         A rich progress display to report to.
 
     Raises
     ------
     ProfileError
-        If the runtime is not one that can be profiled, or the images have another size than the
+        If the runtime is unknown or cannot take a block, or the images have another size than the
         network's input.
     """
-    if runtime != "torchscript":
-        raise ProfileError(f"this version profiles the torchscript runtime, not {runtime!r}")
-    if repetitions < 1 or warm_up < 0:
-        raise ProfileError("repetitions must be 1 or more, warm_up 0 or more")
+    if runtime not in RUNTIMES:
+        raise ProfileError(f"no runtime {runtime!r}: there are {', '.join(sorted(RUNTIMES))}")
+    if repetitions < 1 or warm_up < 0 or (slices is not None and slices < 0):
+        raise ProfileError("repetitions must be 1 or more, warm_up and slices 0 or more")
     if threads is not None:
         torch.set_num_threads(threads)
     keep_memory()  # as wherever slices run
-    report = _reporter(progress, repetitions + warm_up + len(graph.slicing_points))
-    latencies, network_latency, crossing = _time_blocks(graph, repetitions, warm_up, report)
-    borders = [
-        *((p.name, p.after, p.before, p.shape, p.nbytes) for p in graph.slicing_points),
-        (graph.blocks[-1].name, graph.blocks[-1].name, "", graph.output_shape, 0),
-    ]
+    frames, source, preprocessing = _frames(graph, images, preprocessing)
+    chosen = promising(graph.slicing_points, slices)
+    steps = 2 * len(graph.blocks) + repetitions + warm_up + len(chosen) + 2
+    report = _reporter(progress, steps)
+    sized = [_as_input(graph, preprocessing, frame) for frame in images[:_SIZED_IMAGES]]
+    crossing = [crossings(graph, inputs) for inputs in sized or [graph.example]]
+    with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
+        runner = Runner(runtime, threads, Path(scratch))
+        latencies, network_latency = time_blocks(
+            graph, runner, crossing[0], repetitions, warm_up, report
+        )
+        measured = time_slices(
+            graph, runner, crossing[0], chosen, min(repetitions, 10), warm_up, report
+        )
     transfers: list[TransferProfile] = []
-    for index, tensor in enumerate(crossing):
-        transfers += _time_codecs(index, tensor, repetitions)
+    for point in graph.slicing_points:
+        tensors = zip(*(each[point.index + 1] for each in crossing), strict=True)
+        maps = [[x.numpy() for x in tensor] for tensor in tensors]
+        transfers += time_codecs(point.index, maps, repetitions)
         report()
-    image, preprocess = _time_image(graph, images, jpeg_quality, repetitions)
+    sent: list[ImageProfile] = []
+    preprocess = 0.0
+    if frames and preprocessing is not None:
+        sent, preprocess = time_images(frames, preprocessing, jpeg_qualities, source, repetitions)
+    report()
+    leakages = _leakages(graph, images, preprocessing)
+    offload = _time_offloader(runtime, threads, repetitions)
+    report()
     return Profile(
         name=name or platform.node() or "this host",
         model=graph.name,
@@ -106,28 +154,26 @@ def profile(
             machine=platform.machine(),
             cpu=cpu_name(),
             isa=_core.isa(),
-            threads=torch.get_num_threads(),
-            versions={"python": platform.python_version(), "torch": str(torch.__version__)},
+            threads=torch.get_num_threads() if threads is None else threads,
+            versions={
+                "python": platform.python_version(),
+                RUNTIME_PACKAGES[runtime]: version(RUNTIME_PACKAGES[runtime]),
+            },
         ),
-        inputs=(TensorProfile("input", tuple(graph.example.shape)),),
-        outputs=(TensorProfile("output", graph.output_shape),),
-        blocks=tuple(
-            BlockProfile(
-                name=block_name,
-                after=after,
-                before=before,
-                latency=latency,
-                crossing=(TensorProfile(after, shape),) if nbytes else (),
-            )
-            for (block_name, after, before, shape, nbytes), latency in zip(
-                borders, latencies, strict=True
-            )
-        ),
+        inputs=_told(graph.inputs),
+        outputs=_told(graph.outputs),
+        blocks=_blocks(graph, latencies, leakages),
         transfers=tuple(transfers),
-        images=() if image is None else (image,),
+        slices=tuple(measured),
+        images=tuple(sent),
         preprocess=preprocess,
         network_latency=network_latency,
+        offload=offload,
     )
+
+
+RUNTIME_PACKAGES = {"torchscript": "torch", "onnx": "onnxruntime"}
+"""The package that runs each runtime's slices."""
 
 
 def cpu_name() -> str:
@@ -143,118 +189,150 @@ def cpu_name() -> str:
     return platform.machine()
 
 
-def _time_blocks(
-    graph: Graph, repetitions: int, warm_up: int, report: Callable[[], None]
-) -> tuple[list[float], float, list[npt.NDArray[np.float32]]]:
-    example = graph.example
-    network = torchscript.compile_module(graph.module, example)
-    blocks = []
-    crossing = []
-    x = example
-    for module in graph.block_modules():
-        blocks.append(torchscript.compile_module(module, x))
-        with torch.inference_mode():
-            x = module(x)
-        crossing.append(x.contiguous().numpy())
-    times: list[list[float]] = []
-    totals: list[float] = []
-    with torch.inference_mode():
-        for _ in range(warm_up + repetitions):
-            started = time.perf_counter()
-            network(example)
-            totals.append(time.perf_counter() - started)
-            x = example
-            stamps = [time.perf_counter()]
-            for block in blocks:
-                x = block(x)
-                stamps.append(time.perf_counter())
-            times.append([b - a for a, b in itertools.pairwise(stamps)])
-            report()
-    measured = zip(*times[warm_up:], strict=True)
-    return [median(t) for t in measured], median(totals[warm_up:]), crossing[:-1]
+def _told(tensors: Sequence[NamedTensor]) -> tuple[TensorProfile, ...]:
+    return tuple(TensorProfile(t.name, t.shape, t.dtype) for t in tensors)
 
 
-def _time_codecs(
-    index: int, tensor: npt.NDArray[np.float32], repetitions: int
-) -> list[TransferProfile]:
-    results = []
-    for spec in CODECS:
-        if not spec.valid_for(tensor.shape):
-            continue
-        quantization = None
-        if spec.quantized:  # deployed, the scale is calibrated beforehand: not measured
-            quantization = Quantization.from_range(float(tensor.min()), float(tensor.max()))
-        packed = encode(tensor, spec, quantization)
-        results.append(
-            TransferProfile(
-                block=index,
-                spec=spec,
-                encode=_median_time(partial(encode, tensor, spec, quantization), repetitions),
-                decode=_median_time(partial(decode, packed), repetitions),
-                nbytes=packed.nbytes,
+def _blocks(
+    graph: Graph, latencies: Sequence[float], leakages: Sequence[float | None]
+) -> tuple[BlockProfile, ...]:
+    told = []
+    for block, latency in zip(graph.blocks, latencies, strict=True):
+        last = block.index == len(graph.slicing_points)
+        point = None if last else graph.slicing_points[block.index]
+        told.append(
+            BlockProfile(
+                name=block.name,
+                after=point.after if point else block.name,
+                before=point.before if point else "",
+                latency=latency,
+                crossing=_told(point.crossing) if point else (),
+                layers=block.layers,
+                weight_bytes=block.weight_bytes,
+                peak_bytes=block.peak_bytes,
+                leakage=None if last else leakages[block.index],
             )
         )
-    return results
+    return tuple(told)
 
 
-def _time_image(
-    graph: Graph, images: Sequence[npt.NDArray[np.uint8]], quality: int, repetitions: int
-) -> tuple[ImageProfile | None, float]:
-    shape = tuple(graph.example.shape)
-    if len(shape) != 4 or shape[0] != 1 or shape[1] not in (1, 3):
-        if images:
-            raise ProfileError(f"images were given, but the network's input {shape} is no image")
-        return None, 0.0
+def _frames(
+    graph: Graph,
+    images: Sequence[npt.NDArray[np.uint8]],
+    preprocessing: Preprocessing | None,
+) -> tuple[list[npt.NDArray[np.uint8]], str, Preprocessing | None]:
+    """Frames to measure images to the edge on, whose they are, and how they become inputs."""
+    shape = graph.inputs[0].shape
+    if len(graph.inputs) != 1 or len(shape) != 4 or shape[0] != 1 or shape[1] not in (1, 3):
+        if len(images):
+            shapes = ", ".join(str(tensor.shape) for tensor in graph.inputs)
+            raise ProfileError(f"images were given, but the network's input {shapes} is no image")
+        return [], "", None
     channels, height, width = shape[1:]
-    source = f"{len(images)} images" if images else "noise with a 1/f spectrum, no images given"
-    frames = list(images) or [_natural_noise(height, width, channels, seed) for seed in range(8)]
-    for frame in frames:
+    if preprocessing is None:
+        preprocessing = (
+            Preprocessing(size=(height, width))
+            if channels == 3
+            else Preprocessing(size=(height, width), mean=(0.5,), std=(0.5,))
+        )
+    for frame in images:
         if frame.shape != (height, width, channels) or frame.dtype != np.uint8:
             raise ProfileError(
                 f"an image is {frame.dtype} of shape {frame.shape}, the network's input needs "
                 f"uint8 of shape {(height, width, channels)}"
             )
-    encoded = [jpeg_encode(frame, quality) for frame in frames]
-    cases = list(zip(frames, encoded, strict=True))
-    per_channel = (0.5,) * channels
-    preprocessing = Preprocessing(size=(height, width), mean=per_channel, std=per_channel)
-    return (
-        ImageProfile(
-            quality=quality,
-            encode=median(
-                _median_time(partial(jpeg_encode, frame, quality), repetitions)
-                for frame, _ in cases
-            ),
-            decode=median(
-                _median_time(partial(jpeg_decode, data, (height, width, channels)), repetitions)
-                for _, data in cases
-            ),
-            nbytes=round(sum(map(len, encoded)) / len(encoded)),
-            source=source,
-        ),
-        _median_time(partial(preprocessing.tensor, frames[0]), repetitions),
+    if len(images):
+        return list(images), f"{len(images)} images", preprocessing
+    noise = [natural_noise(height, width, channels, seed) for seed in range(8)]
+    return noise, "noise with a 1/f spectrum, no images given", preprocessing
+
+
+def _as_input(
+    graph: Graph, preprocessing: Preprocessing | None, frame: npt.NDArray[np.uint8]
+) -> tuple[torch.Tensor, ...]:
+    assert preprocessing is not None  # _frames has checked that the input is an image
+    return (torch.from_numpy(preprocessing.tensor(frame)),)
+
+
+def _leakages(
+    graph: Graph,
+    images: Sequence[npt.NDArray[np.uint8]],
+    preprocessing: Preprocessing | None,
+) -> list[float | None]:
+    """Distance correlation between input and what crosses, at every slicing point."""
+    count = len(graph.slicing_points)
+    if len(images) < MIN_IMAGES:
+        return [None] * count
+    entering = [_as_input(graph, preprocessing, frame) for frame in images[:_MOST_IMAGES]]
+    inputs = pairwise_distances(np.stack([x[0].numpy() for x in entering]))
+    leakages: list[float | None] = []
+    with torch.inference_mode():
+        # Block by block, so that what crosses at one slicing point is all that is kept.
+        for block in graph.block_modules()[:count]:
+            entering = [tuple(flat(block(*tensors))) for tensors in entering]
+            squares = np.zeros_like(inputs)
+            for tensor in zip(*entering, strict=True):
+                squares += pairwise_distances(np.stack([x.numpy() for x in tensor])) ** 2
+            leakages.append(correlation_of_distances(inputs, np.sqrt(squares)))
+    return leakages
+
+
+class _Corner(torch.nn.Module):
+    """Answers one value of each channel: an edge slice that costs nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, 0, 0].contiguous()
+
+
+def _time_offloader(runtime: str, threads: int | None, repetitions: int) -> OffloadProfile:
+    """What the Offloader takes of a request beside all computing, over loopback, for one side.
+
+    Half of what device and edge take together on this host: for a short request, and for every
+    further byte.
+    """
+    seconds, sizes = [], []
+    for shape in _OFFLOAD_SHAPES:
+        with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
+            bundle = _empty_bundle(Path(scratch), shape, runtime)
+            x = np.zeros(shape, np.float32)
+            rest = []
+            with (
+                EdgeServer(bundle, "tcp://127.0.0.1:*", threads=threads) as edge,
+                Device(
+                    bundle, edge.endpoint, control=edge.control_endpoint, threads=threads
+                ) as device,
+            ):
+                device.infer(x)
+                for _ in range(repetitions):
+                    time.sleep(PAUSE)
+                    answer = device.submit(x).result()
+                    computed = ("device_slice", "encode", "edge_decode", "edge_run")
+                    rest.append(answer.latency - sum(answer.timings[each] for each in computed))
+        seconds.append(median(rest) / 2)
+        sizes.append(x.nbytes)
+    byte = max(seconds[1] - seconds[0], 0.0) / (sizes[1] - sizes[0])
+    return OffloadProfile(request=max(seconds[0] - byte * sizes[0], 0.0), byte=byte)
+
+
+def _empty_bundle(folder: Path, shape: tuple[int, ...], runtime: str) -> Bundle:
+    """A bundle whose slices do next to nothing, with float32 of a shape between them."""
+    example = (torch.zeros(shape),)
+    slices = export_slices(
+        {"device": (torch.nn.ReLU(), example), "edge": (_Corner(), example)}, runtime, folder
     )
-
-
-def _natural_noise(height: int, width: int, channels: int, seed: int) -> npt.NDArray[np.uint8]:
-    """A frame whose amplitude spectrum falls as 1/f, as photographs' do (Field, 1987)."""
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
-    frequency[0, 0] = 1.0
-    spectrum = np.fft.fft2(rng.standard_normal((height, width))) / frequency
-    image = np.fft.ifft2(spectrum).real
-    image = np.clip(128 + 50 * (image - image.mean()) / image.std(), 0, 255).astype(np.uint8)
-    return np.repeat(image[:, :, None], channels, axis=2)
-
-
-def _median_time(action: Callable[[], object], repetitions: int) -> float:
-    action()
-    times = []
-    for _ in range(repetitions):
-        started = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - started)
-    return median(times)
+    spec = TransferSpec.float32_split()
+    manifest = Manifest(
+        kind="split",
+        model="nothing",
+        inputs=(TensorInfo("input", shape),),
+        outputs=(TensorInfo("output", shape[:2]),),
+        slices=slices,
+        slicing_point=SlicingPointInfo(0, "0", "1"),
+        crossing=(CrossingTensor("x", shape, transfer=spec),),
+        transfer=spec,
+    )
+    files = {file.file: folder / file.file for file in slices.values()}
+    return Bundle.write(folder / "bundle", manifest, files)
 
 
 def _reporter(progress: Progress | None, steps: int) -> Callable[[], None]:

@@ -1,0 +1,180 @@
+"""Timing of blocks and slices, as they are deployed: exported, loaded and run by their runtime."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from scissionlite.errors import ProfileError
+from scissionlite.graph import Graph, SlicingPoint
+from scissionlite.runtimes import Slice, load_slice, runtime_module
+from scissionlite.scissiontl.profile import SliceProfile
+from scissionlite.values import flat
+
+Tensors = tuple[npt.NDArray[Any], ...]
+
+PAUSE = 0.02
+"""Seconds of rest before a slice is timed: between two requests both machines wait for the link,
+and a processor that has waited runs the next slice slower."""
+
+BUDGET = 0.05
+"""Seconds that are spent on timing one small action, its median being steady by then."""
+
+
+class Runner:
+    """Modules compiled for a runtime, in a folder that the caller removes.
+
+    Parameters
+    ----------
+    runtime
+        "torchscript" or "onnx".
+    threads
+        Of an inference; None is the runtime's default.
+    folder
+        Where the compiled modules go.
+    """
+
+    def __init__(self, runtime: str, threads: int | None, folder: Path) -> None:
+        self._runtime = runtime
+        self._exporter = runtime_module(runtime)
+        self._threads = threads
+        self._folder = folder
+        self._count = 0
+
+    def compiled(self, name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> Slice:
+        """A module as its runtime runs it.
+
+        Raises
+        ------
+        ProfileError
+            If the runtime cannot take it.
+        """
+        self._count += 1
+        path = self._folder / f"{self._count}{self._exporter.SUFFIX}"
+        try:
+            self._exporter.export(module, tuple(example), path)
+            return load_slice(path, self._runtime, self._threads)
+        except Exception as error:
+            raise ProfileError(
+                f"{name} cannot be compiled for {self._runtime}: "
+                f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+            ) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def crossings(graph: Graph, inputs: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+    """What enters each block, the inputs themselves first, for some inputs."""
+    entering: list[tuple[torch.Tensor, ...]] = [tuple(inputs)]
+    with torch.inference_mode():
+        for block in graph.block_modules()[:-1]:
+            entering.append(tuple(x.contiguous() for x in flat(block(*entering[-1]))))
+    # Out of inference mode, so that they can be traced with.
+    return [tuple(x.clone() for x in tensors) for tensors in entering]
+
+
+def time_blocks(
+    graph: Graph,
+    runner: Runner,
+    entering: Sequence[tuple[torch.Tensor, ...]],
+    repetitions: int,
+    warm_up: int,
+    report: Callable[[], None],
+) -> tuple[list[float], float]:
+    """Median seconds of each block, and of the uncut network.
+
+    The blocks run one after the other, as in an inference, with a time stamp between them, in
+    turn with the uncut network.
+    """
+    blocks = []
+    for block, module, example in zip(graph.blocks, graph.block_modules(), entering, strict=True):
+        blocks.append(runner.compiled(f"the block {block.name}", module, example))
+        report()
+    network = runner.compiled("the network", graph.module, entering[0])
+    inputs: Tensors = tuple(x.numpy() for x in entering[0])
+    times: list[list[float]] = []
+    totals: list[float] = []
+    for _ in range(warm_up + repetitions):
+        started = time.perf_counter()
+        network(*inputs)
+        totals.append(time.perf_counter() - started)
+        values: Tensors = inputs
+        stamps = [time.perf_counter()]
+        for run in blocks:
+            values = run(*values)
+            stamps.append(time.perf_counter())
+        times.append([b - a for a, b in itertools.pairwise(stamps)])
+        report()
+    measured = zip(*times[warm_up:], strict=True)
+    return [median(t) for t in measured], median(totals[warm_up:])
+
+
+def promising(points: Sequence[SlicingPoint], most: int | None) -> list[SlicingPoint]:
+    """Slicing points that send fewer bytes than every one before.
+
+    The others send as much, and have more work on the device. Thinned out evenly to ``most``, the
+    first and the last among them; None keeps all slicing points.
+    """
+    if most is None:
+        return list(points)
+    front: list[SlicingPoint] = []
+    for point in points:
+        if not front or point.nbytes < front[-1].nbytes:
+            front.append(point)
+    if len(front) <= most:
+        return front
+    chosen = np.linspace(0, len(front) - 1, most).round().astype(int).tolist()
+    return [front[i] for i in dict.fromkeys(chosen)]
+
+
+def time_slices(
+    graph: Graph,
+    runner: Runner,
+    entering: Sequence[tuple[torch.Tensor, ...]],
+    points: Iterable[SlicingPoint],
+    repetitions: int,
+    warm_up: int,
+    report: Callable[[], None],
+) -> list[SliceProfile]:
+    """Build the slices of some slicing points, and time them: median seconds, after a pause."""
+    measured = []
+    for point in points:
+        seconds = []
+        for what, module, example in zip(
+            ("device", "edge"),
+            graph.split(point),
+            (entering[0], entering[point.index + 1]),
+            strict=True,
+        ):
+            run = runner.compiled(f"the {what} slice of {point.name}", module, example)
+            inputs = tuple(x.numpy() for x in example)
+            times = []
+            for _ in range(warm_up + repetitions):
+                time.sleep(PAUSE)
+                started = time.perf_counter()
+                run(*inputs)
+                times.append(time.perf_counter() - started)
+            seconds.append(median(times[warm_up:]))
+        measured.append(SliceProfile(point.index, *seconds))
+        report()
+    return measured
+
+
+def median_time(action: Callable[[], object], repetitions: int) -> float:
+    """Median seconds of a small action: so many times, or for as long as the budget lasts."""
+    action()
+    times: list[float] = []
+    while len(times) < repetitions and (len(times) < 3 or sum(times) < BUDGET):
+        started = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - started)
+    return median(times)
