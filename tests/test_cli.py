@@ -56,9 +56,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_profile_writes_what_plan_reads(folder: Path) -> None:
     profile = sl.Profile.load(folder / "profile.json")
-    assert (profile.name, profile.model, profile.host.threads) == ("here", MODEL, 1)
-    assert profile.image is not None
-    assert profile.image.source == "12 images"
+    assert (profile.name, profile.model) == ("here", MODEL)
+    assert profile.host is not None
+    assert profile.host.threads == 1
+    assert {image.source for image in profile.images} == {"12 images"}
+    assert profile.slices
 
     file = folder / "profile.json"
     plans = told("plan", file, file, "--link", "4Mbit/60ms", "--slowdown", "5", "--top", "0")
@@ -68,8 +70,25 @@ def test_profile_writes_what_plan_reads(folder: Path) -> None:
     kinds = {entry["plan"]["kind"] for entry in plans}
     assert kinds == {"local", "image", "split"}
     table = scissionlite("plan", file, file, "--max-upload", "5000", "--top", "3")
-    for expected in ("TL 2x2 int8", "nothing (local)", "latency (ms)", "satisfy the constraints"):
+    for expected in ("TL 4x4 int4", "nothing (local)", "latency (ms)", "satisfy the constraints"):
         assert expected in table
+
+
+def test_plan_draws_and_reports(folder: Path, tmp_path: Path) -> None:
+    file, page, picture = folder / "profile.json", tmp_path / "r.html", tmp_path / "f.png"
+    (tmp_path / "links.csv").write_text(
+        "source,destination,ping(ms),bandwidth(Mbps)\nhere slowed 5x,here,20,30\n"
+    )
+    table = scissionlite(
+        *("plan", file, file, "--slowdown", "5", "--link", tmp_path / "links.csv", "--pareto"),
+        *("--not-on-edge", "features.0", "--power", "4", "--report", page, "--figure", picture),
+    )
+    for expected in ("energy (mJ)", "are beaten by none in latency and bytes", str(page)[:20]):
+        assert expected in table
+    assert "on_edge" in page.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    answer = told("plan", file, file, "--cloud", file, "--objective", "bytes", "--top", "1")
+    assert answer[0]["plan"]["kind"] == "local"
 
 
 def test_prepare_inspect_and_run(folder: Path) -> None:
@@ -105,7 +124,7 @@ def test_any_transfer_layer_can_be_prepared(folder: Path) -> None:
         **{"scheme": "symmetric", "upsample": "bilinear", "layout": "nhwc"},
         **{"entropy": "zstd", "entropy_level": 3},
     }
-    assert len(made["manifest"]["quantization"]["scale"]) == 64
+    assert len(made["manifest"]["crossing"][0]["quantization"]["scale"]) == 64
     table = scissionlite("inspect", bundle)
     for expected in ("64 channels, scales", "at most ", "TL 4x4 average int4/channel"):
         assert expected in table
@@ -139,7 +158,7 @@ def test_doctor_tells_what_this_machine_has() -> None:
     ("arguments", "code", "said"),
     [
         (("plan", "nowhere.json", "nowhere.json"), 1, "`scissionlite profile` makes one"),
-        (("plan", "a.json", "b.json", "--link", "quick"), 2, "58.8Mbit/27.4ms"),
+        (("plan", "a.json", "b.json", "--objective", "speed"), 2, "speed"),
         (("profile", "torchvision:resnet0"), 1, "ModelError"),
         (("profile", MODEL, "--size", "2"), 2, "--size"),
         (("inspect", "/nowhere"), 1, "is not a bundle"),

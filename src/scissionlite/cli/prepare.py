@@ -9,11 +9,13 @@ from typing import Annotated
 import msgspec
 import typer
 
+from scissionlite.bundle import MAX_BATCH
 from scissionlite.cli.inspect import inspect
 from scissionlite.cli.network import (
     PAPER_NETWORK,
     ClassesOption,
     LinkOption,
+    MaxTensorsOption,
     ModelArgument,
     SizeOption,
     WeightsOption,
@@ -37,6 +39,8 @@ class Codec(str, Enum):
     PAPER = "paper"
     FLOAT32 = "float32"
     JPEG = "jpeg"
+    PNG = "png"
+    UINT8 = "uint8"
     LOCAL = "local"
 
 
@@ -101,7 +105,7 @@ def prepare(
     at: Annotated[
         str | None, typer.Option(help="Slicing point, by the name that `plan` prints.")
     ] = None,
-    codec: Annotated[Codec, typer.Option(help="What crosses, with --at; or jpeg or local.")] = (
+    codec: Annotated[Codec, typer.Option(help="What crosses, with --at; an image; or local.")] = (
         Codec.INT8
     ),
     pool: PoolOption = None,
@@ -129,6 +133,10 @@ def prepare(
     train_device_slice: Annotated[
         bool, typer.Option("--train-device-slice", help="Let the device slice learn too.")
     ] = False,
+    max_tensors: MaxTensorsOption = 1,
+    max_batch: Annotated[
+        int, typer.Option(help="Most inputs that one request may hold.", min=1, max=MAX_BATCH)
+    ] = 1,
     local_fallback: Annotated[
         bool, typer.Option(help="Put the uncut network in the bundle too.")
     ] = True,
@@ -152,7 +160,9 @@ def prepare(
     chosen = _choose(at, codec, given, device_profile, edge_profile, link, slowdown)
     if num_classes is None and train is not None:
         num_classes = sum(1 for entry in train.iterdir() if entry.is_dir())
-    graph = capture_model(model, size=size, num_classes=num_classes, weights=weights)
+    graph = capture_model(
+        model, size=size, num_classes=num_classes, weights=weights, max_tensors=max_tensors
+    )
     bundle = carry_out(
         graph,
         chosen,
@@ -167,6 +177,7 @@ def prepare(
         seed=seed,
         train_device_slice=train_device_slice,
         local_fallback=local_fallback,
+        max_batch=max_batch,
         progress=not json,
     )
     inspect(bundle.path, json=json)
@@ -191,6 +202,8 @@ def _choose(
         raise typer.BadParameter("--device-profile and --edge-profile go together, without --at")
     if codec is Codec.JPEG:
         return Plan(kind="image", image_format="jpeg", jpeg_quality=JPEG_QUALITY)
+    if codec in (Codec.PNG, Codec.UINT8):
+        return Plan(kind="image", image_format=codec.value)
     if codec is Codec.LOCAL:
         return Plan(kind="local")
     if at is None:

@@ -67,6 +67,7 @@ def five_ways(plans: Sequence[Plan], slicing_point: str | None) -> dict[str, Pla
             for p in plans
             if p.kind == kind
             and p.spec == spec
+            and p.image_format in (None, "jpeg")
             and (kind != "split" or slicing_point in (None, p.slicing_point))
         ]
         if not fitting:

@@ -92,12 +92,17 @@ def prepare(
     Raises
     ------
     PrepareError
-        If data is missing or empty, classes differ, the Transfer Layer is not valid at the
-        slicing point, training diverges, or the exported slices answer something else than the
-        trained network.
+        If the plan has three tiers, data is missing or empty, classes differ, the Transfer Layer
+        is not valid at the slicing point, training diverges, or the exported slices answer
+        something else than the trained network.
     BundleError
         If something else than a bundle is at ``out``.
     """
+    if plan.second is not None:
+        raise PrepareError(
+            f"the plan has three tiers ({plan.place}), and the Offloader runs two: take one "
+            "without a cloud, or give the cloud's profile as the edge's"
+        )
     train_data = None if train is None else open_data(train, preprocessing, augment=True)
     validation = None if validate is None else open_data(validate, preprocessing, augment=False)
     classes = class_names(train_data, validation)

@@ -74,6 +74,11 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     machines: _Names = ()
     avoid_machines: _Names = ()
 
+    def given(self) -> dict[str, Any]:
+        """The constraints that are there, by name."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in fields.items() if value not in (None, ())}
+
     def select(self, plans: Sequence[Plan], profiles: Sequence[Profile]) -> list[Plan]:
         """Those of the plans that keep every constraint.
 

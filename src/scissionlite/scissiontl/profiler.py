@@ -40,7 +40,6 @@ from scissionlite.scissiontl.profile import (
     TransferProfile,
 )
 from scissionlite.scissiontl.timing import (
-    PAUSE,
     Runner,
     crossings,
     promising,
@@ -55,6 +54,7 @@ MIN_IMAGES = 16
 
 _MOST_IMAGES = 48  # for leakage
 _SIZED_IMAGES = 4  # on which bytes behind an entropy stage are measured
+_PAUSE = 0.02  # seconds between requests, in which both machines wait, as they do on a link
 _OFFLOAD_SHAPES = ((1, 16, 8, 8), (1, 16, 128, 128))
 
 
@@ -129,9 +129,7 @@ def profile(
         latencies, network_latency = time_blocks(
             graph, runner, crossing[0], repetitions, warm_up, report
         )
-        measured = time_slices(
-            graph, runner, crossing[0], chosen, min(repetitions, 10), warm_up, report
-        )
+        measured = time_slices(graph, runner, crossing[0], chosen, repetitions, warm_up, report)
     transfers: list[TransferProfile] = []
     for point in graph.slicing_points:
         tensors = zip(*(each[point.index + 1] for each in crossing), strict=True)
@@ -304,7 +302,7 @@ def _time_offloader(runtime: str, threads: int | None, repetitions: int) -> Offl
             ):
                 device.infer(x)
                 for _ in range(repetitions):
-                    time.sleep(PAUSE)
+                    time.sleep(_PAUSE)
                     answer = device.submit(x).result()
                     computed = ("device_slice", "encode", "edge_decode", "edge_run")
                     rest.append(answer.latency - sum(answer.timings[each] for each in computed))

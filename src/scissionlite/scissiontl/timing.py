@@ -22,10 +22,6 @@ from scissionlite.values import flat
 
 Tensors = tuple[npt.NDArray[Any], ...]
 
-PAUSE = 0.02
-"""Seconds of rest before a slice is timed: between two requests both machines wait for the link,
-and a processor that has waited runs the next slice slower."""
-
 BUDGET = 0.05
 """Seconds that are spent on timing one small action, its median being steady by then."""
 
@@ -145,26 +141,23 @@ def time_slices(
     warm_up: int,
     report: Callable[[], None],
 ) -> list[SliceProfile]:
-    """Build the slices of some slicing points, and time them: median seconds, after a pause."""
+    """Build the slices of some slicing points, and time them in turns: median seconds."""
     measured = []
     for point in points:
-        seconds = []
-        for what, module, example in zip(
-            ("device", "edge"),
-            graph.split(point),
-            (entering[0], entering[point.index + 1]),
-            strict=True,
-        ):
-            run = runner.compiled(f"the {what} slice of {point.name}", module, example)
-            inputs = tuple(x.numpy() for x in example)
-            times = []
-            for _ in range(warm_up + repetitions):
-                time.sleep(PAUSE)
-                started = time.perf_counter()
-                run(*inputs)
-                times.append(time.perf_counter() - started)
-            seconds.append(median(times[warm_up:]))
-        measured.append(SliceProfile(point.index, *seconds))
+        examples = (entering[0], entering[point.index + 1])
+        names = (f"the device slice of {point.name}", f"the edge slice of {point.name}")
+        parts = zip(names, graph.split(point), examples, strict=True)
+        runs = [runner.compiled(*part) for part in parts]
+        inputs = [tuple(x.numpy() for x in example) for example in examples]
+        times: list[list[float]] = []
+        for _ in range(warm_up + repetitions):
+            stamps = [time.perf_counter()]
+            for run, values in zip(runs, inputs, strict=True):
+                run(*values)
+                stamps.append(time.perf_counter())
+            times.append([b - a for a, b in itertools.pairwise(stamps)])
+        device, edge = (median(each) for each in zip(*times[warm_up:], strict=True))
+        measured.append(SliceProfile(point.index, device, edge))
         report()
     return measured
 
