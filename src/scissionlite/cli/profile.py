@@ -19,6 +19,7 @@ from scissionlite.cli.network import (
 )
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
 from scissionlite.cli.remote import RemoteControlOption, RemoteOption, profile_there
+from scissionlite.scissiontl.cost import Machine
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 
@@ -99,6 +100,7 @@ def profile(
 def _print(measured: Profile, written: str) -> None:
     ours = {t.block: t for t in measured.transfers if t.spec == TransferSpec()}
     slices = {each.block: each for each in measured.slices}
+    memory = Machine(measured).memory
     leaks = any(block.leakage is not None for block in measured.blocks)
     rows = []
     for index, block in enumerate(measured.blocks):
@@ -113,6 +115,7 @@ def _print(measured: Profile, written: str) -> None:
             if packed
             else "",
             f"{milliseconds(timed.device)} | {milliseconds(timed.edge)}" if timed else "",
+            f"{memory[index] / 1e6:.2f}",
         ]
         if leaks:
             row.append("" if block.leakage is None else f"{block.leakage:.2f}")
@@ -128,6 +131,7 @@ def _print(measured: Profile, written: str) -> None:
             "float32 (kB)",
             f"{TransferSpec().label}: kB in encode+decode (ms)",
             "slices: device | edge (ms)",
+            "device memory (MB)",
             *(["leakage (0 to 1)"] if leaks else []),
         ],
         rows,

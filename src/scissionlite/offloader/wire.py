@@ -42,7 +42,7 @@ from scissionlite.errors import (
 )
 
 MAGIC = b"SLTL"
-VERSION = 2
+VERSION = 3
 
 MAX_DEADLINE_MS = 3_600_000
 MAX_TENSORS = 16
