@@ -1,4 +1,4 @@
-"""How long planning takes, once profiled: resnet50 with every Transfer Layer, image and objective."""
+"""How long planning takes, once profiled: resnet50 with every Transfer Layer and image."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Predicted against measured: three networks, three links, several slicing points each.
 
     python bench/predicted.py ../shared/data/imagenet-sample-100 [OUT]
+    python bench/predicted.py OUT/predicted.json [OUT]     # the tables and the figure once more
 
 Each network is profiled in a process of its own; the device is imagined 5.3 times slower than the
 edge (the published ratio that the demo uses). For each link the planner's choice is measured, and
@@ -24,6 +25,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch.utils.data import Dataset
 
 import scissionlite as sl
@@ -180,8 +182,8 @@ def network_rows(name: str, model: str, photographs: Path, out: Path) -> list[di
 def tables(rows: Sequence[dict[str, Any]]) -> str:
     """Errors by network and link, and what the planner's choice lost, in Markdown."""
     lines = [
-        "| network | link | measured | slicing points | median error | largest | chosen | "
-        "measured, ms | best measured | measured, ms | lost |",
+        "| network | link | measured | splits | median error | largest | chosen, ms "
+        "| best measured, ms | lost | split predicted best, ms | lost on the best |",
         "| --- " * 11 + "|",
     ]
     for network in dict.fromkeys(row["network"] for row in rows):
@@ -191,16 +193,22 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
             worst = errors[np.abs(errors).argmax()]
             chosen = next(r for r in own if r["chosen"])
             best = min(own, key=lambda r: r["measured"])
-            points = {r["slicing_point"] for r in own} - {None}
+            splits = [r for r in own if r["kind"] == "split"]
+            split = min(splits, key=lambda r: r["predicted"])
+            best_split = min(splits, key=lambda r: r["measured"])
             lines.append(
-                f"| {network} | {link} | {len(own)} | {len(points)} | "
-                f"{np.median(np.abs(errors)):.1%} | {worst:+.1%} | {_name(chosen)} | "
-                f"{chosen['measured'] * 1e3:.1f} | {_name(best)} | {best['measured'] * 1e3:.1f} | "
-                f"{chosen['measured'] / best['measured'] - 1:.1%} |"
+                f"| {network} | {link} | {len(own)} | {len(splits)} | "
+                f"{np.median(np.abs(errors)):.1%} | {worst:+.1%} | {_told(chosen)} | "
+                f"{_told(best)} | {chosen['measured'] / best['measured'] - 1:.1%} | "
+                f"{_told(split)} | {split['measured'] / best_split['measured'] - 1:.1%} |"
             )
     errors = np.array([abs(r["predicted"] / r["measured"] - 1) for r in rows])
     lines.append(f"\nMedian absolute error of all {len(rows)}: {np.median(errors):.1%}.")
     return "\n".join(lines)
+
+
+def _told(row: dict[str, Any]) -> str:
+    return f"{_name(row)}, {row['measured'] * 1e3:.1f}"
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -232,6 +240,10 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         panel.plot(ends, ends, color="0.4", linewidth=0.8)
         panel.fill_between(ends, 0.92 * ends, 1.08 * ends, color="0.9", zorder=0)
         panel.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=name)
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         panel.set_xlabel("measured, ms")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("predicted, ms")
@@ -243,18 +255,21 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main(photographs: Path, out: Path) -> None:
+def main(source: Path, out: Path) -> None:
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for name, model in NETWORKS.items():
-        rows += network_rows(name, model, photographs, out)
-    (out / "predicted.json").write_text(json.dumps(rows, indent=1))
+    if source.suffix == ".json":
+        rows = json.loads(source.read_text())
+    else:
+        for name, model in NETWORKS.items():
+            rows += network_rows(name, model, source, out)
+        (out / "predicted.json").write_text(json.dumps(rows, indent=1))
     draw(rows, out / "predicted.png")
     print(tables(rows))
 
 
 if __name__ == "__main__":
     if not 2 <= len(sys.argv) <= 3:
-        raise SystemExit(f"usage: {sys.argv[0]} PHOTOGRAPHS [OUT]")
+        raise SystemExit(f"usage: {sys.argv[0]} PHOTOGRAPHS|JSON [OUT]")
     main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) == 3 else "build/bench"))

@@ -15,7 +15,7 @@ from profiles import JPEG, SPECS, written
 import scissionlite as sl
 from scissionlite.bundle import Accuracy
 from scissionlite.errors import PlanError, ProfileError
-from scissionlite.scissiontl.cost import Prediction, slice_times
+from scissionlite.scissiontl.cost import Machine, Prediction, slice_times
 from scissionlite.scissiontl.planner import MeasuredAccuracy, Objective, pareto
 from scissionlite.scissiontl.profile import (
     BlockProfile,
@@ -185,6 +185,18 @@ def test_constraints_leave_what_keeps_them(
     device, edge = written("pi", images=(JPEG,)), written("edge", EDGE, images=(JPEG,))
     plans = sl.plan(device, edge, LINK, constraints=sl.Constraints(**limits), power=1.0)
     assert {(p.kind, p.slicing_point) for p in plans} == left
+
+
+def test_the_privacy_constraints_are_known_as_such() -> None:
+    limits = sl.Constraints(max_upload=5, max_leakage=0.5, min_device_layers=2)
+    assert limits.privacy == sl.Constraints(max_leakage=0.5, min_device_layers=2)
+    assert sl.Constraints(max_upload=5).privacy is None
+
+
+def test_memory_is_weights_and_the_most_feature_maps_at_once() -> None:
+    machine = Machine(written())
+    assert machine.device_memory == [1000 + 4096, 2000 + 4096, 3000 + 4096]
+    assert machine.edge_memory == [2000 + 4096, 1000 + 4096, 0]
 
 
 def test_an_infeasible_request_says_which_constraint_excludes_what() -> None:

@@ -57,7 +57,16 @@ def test_the_report_stands_alone_and_lists_the_plans(
     every = sl.plan(*profiles, LINK)
     plans = sl.plan(*profiles, LINK, constraints=constraints)
     path = tmp_path / "report.html"
-    write_report(path, plans, profiles, str(LINK), constraints=constraints, every=every, top=1)
+    write_report(
+        path,
+        plans,
+        profiles,
+        str(LINK),
+        constraints=constraints,
+        every=every,
+        best_private=plans[0],
+        top=1,
+    )
     page = Page(path.read_text())
     assert len(page.fetched) == 2
     assert all(each.startswith("data:image/png;base64,") for each in page.fetched)

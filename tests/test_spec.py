@@ -116,7 +116,8 @@ def test_channels_height_and_width_are_needed_where_they_mean_something(
     ("shape", "pools"),
     [
         ((1, 3, 8, 8), True),
-        ((3, 2, 2), True),
+        ((1, 3, 2, 2), True),
+        ((1, 197, 768), False),  # tokens of a vision transformer
         ((1, 1000, 1, 1), False),
         ((1, 8, 1, 9), False),
         ((1, 1000), False),
@@ -128,3 +129,23 @@ def test_valid_for(shape: tuple[int, ...], pools: bool) -> None:
     assert SPLIT.valid_for(shape)
     assert not SPLIT.valid_for((0, *shape))
     assert TransferSpec(pool=1, granularity="channel").valid_for(shape) == (len(shape) >= 3)
+
+
+@given(spec=specs(), shape=st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple))
+def test_a_transfer_layer_is_adapted_to_what_it_can_be(
+    spec: TransferSpec, shape: tuple[int, ...]
+) -> None:
+    adapted = spec.adapted_to(shape)
+    assert adapted.valid_for(shape)
+    assert (adapted.dtype, adapted.entropy) == (spec.dtype, spec.entropy)
+    assert adapted.adapted_to(shape) == adapted
+    if spec.valid_for(shape):
+        assert adapted == spec
+    else:
+        assert adapted.pool == 1
+
+
+def test_tokens_are_packed_and_not_pooled() -> None:
+    spec = TransferSpec(dtype="int4", granularity="channel", entropy="zstd")
+    assert spec.adapted_to((1, 197, 768)).label == "int4/channel + zstd"
+    assert spec.adapted_to((1, 768)).label == "int4 + zstd"

@@ -93,7 +93,7 @@ def test_the_bytes_are_those_of_the_format_page() -> None:
     header, payload = packed(replace(INT4, nbytes=5, entropy_coded=True))
     expected = struct.pack(
         "<4sHH16sQI16sH BBBB4I IQ 3f3i",
-        *(b"SLTL", 2, 1, DEVICE, 2**64 - 1, 1500, bytes(16), 1),
+        *(b"SLTL", 3, 1, DEVICE, 2**64 - 1, 1500, bytes(16), 1),
         *(5, 4, 4, 1, 1, 3, 5, 7),
         *(3, 5),
         *(0.25, 1.5, 2.0, -8, 0, 7),

@@ -142,7 +142,24 @@ def plan(
     told = str(links) if not isinstance(links, dict) else f"links of {link}"
     if report is not None or figure is not None:
         machines = [*devices, *edges, *clouds]
-        _draw(plans, ranked(Constraints()), constraints, machines, told, report, figure)
+        every = ranked(Constraints())
+        private = ranked(constraints.privacy)[0] if constraints.privacy is not None else None
+        if figure is not None:
+            from scissionlite.scissiontl.figures import split_figure
+
+            split_figure(every, private).savefig(figure, dpi=130)
+        if report is not None:
+            from scissionlite.scissiontl.report import write_report
+
+            write_report(
+                report,
+                plans,
+                machines,
+                told,
+                constraints=constraints,
+                every=every,
+                best_private=private,
+            )
     front = pareto(plans) if only_pareto else plans
     shown = list(front[: top or None])
     if json:
@@ -205,22 +222,3 @@ def _print(
         columns = [name for name in cells if optional.get(name, True)]
         rows.append([cells[name] for name in columns])
     print_table(title, columns, rows, caption=caption)
-
-
-def _draw(
-    plans: Sequence[Plan],
-    every: Sequence[Plan],
-    constraints: Constraints,
-    profiles: Sequence[Profile],
-    link: str,
-    report: Path | None,
-    figure: Path | None,
-) -> None:
-    from scissionlite.scissiontl.figures import split_figure
-    from scissionlite.scissiontl.report import write_report
-
-    if report is not None:
-        write_report(report, plans, profiles, link, constraints=constraints, every=every)
-    if figure is not None:
-        private = plans[0] if plans[0] != every[0] else None
-        split_figure(every, private).savefig(figure, dpi=130)

@@ -20,6 +20,7 @@ from scissionlite.cli.network import (
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
 from scissionlite.cli.remote import RemoteControlOption, RemoteOption, profile_there
 from scissionlite.scissiontl.cost import Machine
+from scissionlite.scissiontl.planner import JPEG_QUALITY
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 
@@ -41,6 +42,10 @@ def profile(
         ),
     ] = None,
     repetitions: Annotated[int, typer.Option(help="Measurements of each block.", min=1)] = 20,
+    jpeg_quality: Annotated[
+        list[int],
+        typer.Option(help="Of JPEG to the edge; may be given several times.", min=1, max=95),
+    ] = [JPEG_QUALITY],  # noqa: B006 - typer reads it and never changes it
     slices: Annotated[
         int, typer.Option(help="Slicing points at which the slices are built and timed.", min=0)
     ] = 12,
@@ -85,6 +90,7 @@ def profile(
                 threads=threads,
                 images=frames,
                 preprocessing=preprocessing,
+                jpeg_qualities=jpeg_quality,
                 repetitions=repetitions,
                 slices=slices,
                 progress=bar,
@@ -100,7 +106,7 @@ def profile(
 def _print(measured: Profile, written: str) -> None:
     ours = {t.block: t for t in measured.transfers if t.spec == TransferSpec()}
     slices = {each.block: each for each in measured.slices}
-    memory = Machine(measured).memory
+    machine = Machine(measured)
     leaks = any(block.leakage is not None for block in measured.blocks)
     rows = []
     for index, block in enumerate(measured.blocks):
@@ -115,7 +121,7 @@ def _print(measured: Profile, written: str) -> None:
             if packed
             else "",
             f"{milliseconds(timed.device)} | {milliseconds(timed.edge)}" if timed else "",
-            f"{memory[index] / 1e6:.2f}",
+            f"{machine.device_memory[index] / 1e6:.1f} | {machine.edge_memory[index] / 1e6:.1f}",
         ]
         if leaks:
             row.append("" if block.leakage is None else f"{block.leakage:.2f}")
@@ -131,7 +137,7 @@ def _print(measured: Profile, written: str) -> None:
             "float32 (kB)",
             f"{TransferSpec().label}: kB in encode+decode (ms)",
             "slices: device | edge (ms)",
-            "device memory (MB)",
+            "memory: device | edge (MB)",
             *(["leakage (0 to 1)"] if leaks else []),
         ],
         rows,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scissionlite.scissiontl.planner import Plan
 
 _Names = tuple[str, ...]
+_PRIVACY = ("max_leakage", "min_device_blocks", "min_device_layers")
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +74,12 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     avoid_slicing_points: _Names = ()
     machines: _Names = ()
     avoid_machines: _Names = ()
+
+    @property
+    def privacy(self) -> Constraints | None:
+        """Those of the constraints that are for privacy, or None if there are none."""
+        fields = {name: self.given()[name] for name in _PRIVACY if name in self.given()}
+        return Constraints(**fields) if fields else None
 
     def given(self) -> dict[str, Any]:
         """The constraints that are there, by name."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from scissionlite.scissiontl.network import Link
 from scissionlite.scissiontl.profile import Profile, TransferProfile
@@ -111,8 +112,9 @@ class Machine:
         Seconds of the slice before and after a cut behind each block but the last.
     layers : list of int
         Layers up to and including each block.
-    memory : list of int
-        Bytes for running up to and including each block.
+    device_memory, edge_memory : list of int
+        Bytes of weights, and of the most feature maps alive at once, of the blocks up to and
+        including each, and of the blocks after each.
     transfers : dict
         ``(block, spec)`` to the codec's profile.
     images : dict
@@ -124,9 +126,10 @@ class Machine:
         self.device_slice, self.edge_slice = slice_times(profile)
         counts = [len(block.layers) for block in profile.blocks]
         self.layers: list[int] = np.cumsum(counts, dtype=int).tolist()
-        weights = np.cumsum([block.weight_bytes for block in profile.blocks], dtype=np.int64)
-        peaks = np.maximum.accumulate([block.peak_bytes for block in profile.blocks])
-        self.memory: list[int] = (weights + peaks).tolist()
+        weights = np.array([block.weight_bytes for block in profile.blocks], dtype=np.int64)
+        peaks = np.array([block.peak_bytes for block in profile.blocks], dtype=np.int64)
+        self.device_memory = _memory(weights, peaks)
+        self.edge_memory = [*_memory(weights[::-1], peaks[::-1])[-2::-1], 0]
         self.transfers = {(t.block, t.spec): t for t in profile.transfers}
         self.images = {(i.format, i.quality): i for i in profile.images}
 
@@ -156,6 +159,11 @@ def slice_times(profile: Profile) -> tuple[list[float], list[float]]:
     device_times = before * np.interp(cuts, [*places, len(latencies) - 1], [*device, whole])
     edge_times = after * np.interp(cuts, [-1, *places], [whole, *edge])
     return device_times.tolist(), edge_times.tolist()
+
+
+def _memory(weights: npt.NDArray[np.int64], peaks: npt.NDArray[np.int64]) -> list[int]:
+    total: list[int] = (np.cumsum(weights) + np.maximum.accumulate(peaks)).tolist()
+    return total
 
 
 def hop(sender: TransferProfile, receiver: TransferProfile, link: Link, answer_bytes: int) -> float:

@@ -300,7 +300,7 @@ def first_leg(
         "sent_bytes": sent_bytes,
         "device_blocks": cut,
         "device_layers": source.layers[cut - 1] if cut else 0,
-        "device_memory": source.memory[cut - 1] if cut else 0,
+        "device_memory": source.device_memory[cut - 1] if cut else 0,
         "leakage": leakage,
     }
 
@@ -315,7 +315,7 @@ def _local(source: Machine, power: float | None) -> Plan:
             device_time=seconds,
             device_blocks=len(profile.blocks),
             device_layers=source.layers[-1],
-            device_memory=source.memory[-1],
+            device_memory=source.device_memory[-1],
             leakage=0.0,
             energy=None if power is None else power * seconds,
         ),

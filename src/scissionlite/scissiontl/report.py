@@ -55,6 +55,7 @@ def write_report(
     *,
     constraints: Constraints | None = None,
     every: Sequence[Plan] | None = None,
+    best_private: Plan | None = None,
     top: int = 30,
 ) -> None:
     """Write a page that needs nothing but itself.
@@ -74,6 +75,8 @@ def write_report(
     every
         The plans without the constraints, for the figures: what the constraints exclude is seen
         there. The plans themselves unless given.
+    best_private
+        The best plan under the privacy constraints alone, to be marked in the figure.
     top
         How many plans the table lists, beside those of the Pareto front.
     """
@@ -82,7 +85,6 @@ def write_report(
     shown = [*plans[:top], *(p for p in plans[top:] if p in front)]
     rows = "\n".join(_row(p, plans.index(p) + 1, p in front) for p in shown)
     head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
-    private = plans[0] if constraints is not None and plans[0] != every[0] else None
     told = {
         "Network": profiles[0].model,
         "Machines": "; ".join(_machine(profile) for profile in profiles),
@@ -101,7 +103,7 @@ def write_report(
 <h1>{escape(title)}</h1>
 <dl>{facts}</dl>
 <h2>Latency by slicing point</h2>
-{_image(split_figure(_one_pair(every), private), "Latency by slicing point")}
+{_image(split_figure(_one_pair(every), best_private), "Latency by slicing point")}
 <h2>What nothing beats</h2>
 {_image(pareto_figure(every), "Pareto front of latency and bytes, and of latency and leakage")}
 <h2>Plans ({len(plans)} satisfy the constraints; those of the Pareto front in bold)</h2>
