@@ -195,7 +195,7 @@ def _print(
     optional = {
         "machines": several,
         "cloud (ms)": tiers,
-        "leakage (0 to 1)": any(c.leakage not in (None, 0.0, 1.0) for c in predictions),
+        "leakage": any(c.leakage not in (None, 0.0, 1.0) for c in predictions),
         "accuracy (%)": any(p.accuracy is not None for p in shown),
         "energy (mJ)": any(c.energy is not None for c in predictions),
     }
@@ -215,7 +215,7 @@ def _print(
             "cloud (ms)": milliseconds(cost.relay_time + cost.cloud_time),
             "sent (kB)": kilobytes(cost.sent_bytes),
             "rate (1/s)": f"{cost.throughput:.3g}",
-            "leakage (0 to 1)": "" if cost.leakage is None else f"{cost.leakage:.2f}",
+            "leakage": "" if cost.leakage is None else f"{cost.leakage:.2f}",
             "accuracy (%)": "" if each.accuracy is None else f"{each.accuracy * 100:.2f}",
             "energy (mJ)": "" if cost.energy is None else f"{cost.energy * 1e3:.1f}",
         }

@@ -116,10 +116,8 @@ def _print(measured: Profile, written: str) -> None:
             milliseconds(block.latency),
             " + ".join("x".join(map(str, t.shape)) for t in block.crossing) or "answer",
             kilobytes(block.crossing_bytes) if block.crossing else "",
-            f"{kilobytes(packed.nbytes)} in {milliseconds(packed.encode)}+"
-            f"{milliseconds(packed.decode)}"
-            if packed
-            else "",
+            kilobytes(packed.nbytes) if packed else "",
+            f"{packed.encode * 1e6:.0f} | {packed.decode * 1e6:.0f}" if packed else "",
             f"{milliseconds(timed.device)} | {milliseconds(timed.edge)}" if timed else "",
             f"{machine.device_memory[index] / 1e6:.1f} | {machine.edge_memory[index] / 1e6:.1f}",
         ]
@@ -135,10 +133,11 @@ def _print(measured: Profile, written: str) -> None:
             "latency (ms)",
             "what crosses after it",
             "float32 (kB)",
-            f"{TransferSpec().label}: kB in encode+decode (ms)",
-            "slices: device | edge (ms)",
-            "memory: device | edge (MB)",
-            *(["leakage (0 to 1)"] if leaks else []),
+            f"{TransferSpec().label} (kB)",
+            "codec (us)",
+            "slices (ms)",
+            "memory (MB)",
+            *(["leakage"] if leaks else []),
         ],
         rows,
         caption=_summary(measured) + written,
@@ -149,6 +148,7 @@ def _summary(measured: Profile) -> str:
     total = sum(block.latency for block in measured.blocks)
     off = total / measured.network_latency - 1
     text = (
+        "Codec: encode | decode. Slices and memory: device | edge. "
         f"Uncut network {milliseconds(measured.network_latency)} ms, blocks one by one "
         f"{milliseconds(total)} ms ({off:+.0%}"
     )
