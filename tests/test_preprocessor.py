@@ -15,20 +15,33 @@ from scissionlite.demo.textures import write_dataset
 from scissionlite.errors import BundleError, PrepareError, RuntimeUnavailableError
 from scissionlite.preprocessor import inserter, trainer
 from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import load_slice
 
 SIZE = 64
 PREPROCESSING = sl.Preprocessing(size=(SIZE, SIZE))
+CALIBRATE = Recipe(epochs=0)
 OURS = sl.Plan(kind="split", slicing_point="1", spec=sl.TransferSpec())
 
 
 def network() -> nn.Module:
     torch.manual_seed(3)
+
+    def stage(inputs: int, outputs: int, stride: int) -> nn.Module:
+        convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+        return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
     return nn.Sequential(
-        nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)),
-        nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
-        nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, 6)),
+        stage(3, 16, 1),
+        stage(16, 16, 2),
+        stage(16, 32, 2),
+        nn.Sequential(
+            stage(32, 48, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(48, 6),
+        ),
     )
 
 
@@ -43,8 +56,8 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def graph(textures: Path) -> sl.Graph:
     """A small network, trained as well as a minute on textures allows."""
     model = network()
-    data = ImageFolder(textures / "train", PREPROCESSING, augment=True)
-    trainer.train(model, data, epochs=14, batch_size=16, learning_rate=6e-3)
+    data = ImageFolder(textures / "train", PREPROCESSING)
+    trainer.train(model, data, Recipe(epochs=14, batch_size=16, learning_rate=1e-2))
     return sl.capture(model, torch.zeros(1, 3, SIZE, SIZE), name="small")
 
 
@@ -57,9 +70,7 @@ def bundle(graph: sl.Graph, textures: Path, tmp_path_factory: pytest.TempPathFac
         validate=textures / "test",
         out=tmp_path_factory.mktemp("out") / "bundle",
         preprocessing=PREPROCESSING,
-        epochs=6,
-        batch_size=16,
-        learning_rate=3e-3,
+        recipe=Recipe(epochs=6, batch_size=16, learning_rate=3e-3),
     )
 
 
@@ -89,7 +100,7 @@ def test_retraining_regains_what_the_transfer_layer_lost(
         validate=textures / "test",
         out=tmp_path / "b",
         preprocessing=PREPROCESSING,
-        epochs=0,
+        recipe=CALIBRATE,
     )
     without, with_ = untrained.manifest.accuracy, bundle.manifest.accuracy
     assert without is not None
@@ -123,7 +134,7 @@ def test_the_device_slice_keeps_its_weights_unless_asked(
     for asked in (False, True):
         sliced = _insert(graph, data, train_device_slice=asked)
         before = {name: t.clone() for name, t in sliced.state_dict().items()}
-        trainer.train(sliced, data, epochs=1)
+        trainer.train(sliced, data, Recipe(epochs=1))
         changed = {n for n, t in sliced.state_dict().items() if not torch.equal(before[n], t)}
         assert any(name.startswith("edge_slice") for name in changed)
         assert any(name.startswith("device_slice") for name in changed) == asked
@@ -150,8 +161,7 @@ def test_the_same_seed_gives_the_same_network(
             train=textures / "train",
             out=tmp_path / name,
             preprocessing=PREPROCESSING,
-            epochs=1,
-            seed=seed,
+            recipe=Recipe(epochs=1, seed=seed),
         )
         edge = load_slice(made.slice_path("edge"), "torchscript")
         answer = edge(np.ones((1, 16, SIZE // 2, SIZE // 2), np.float32))
@@ -220,7 +230,9 @@ class _Pairs(Dataset[tuple[torch.Tensor, int]]):
 
 def test_any_torch_dataset_will_do(graph: sl.Graph, tmp_path: Path) -> None:
     data = TensorDataset(torch.randn(20, 3, SIZE, SIZE), torch.arange(20) % 6)
-    made = sl.prepare(graph, OURS, train=data, validate=data, out=tmp_path / "b", epochs=1)  # type: ignore[arg-type]  # labels are tensors
+    made = sl.prepare(
+        graph, OURS, train=data, validate=data, out=tmp_path / "b", recipe=Recipe(epochs=1)
+    )  # type: ignore[arg-type]  # labels are tensors
     assert made.manifest.accuracy is not None
     assert made.manifest.accuracy.samples == 20
     assert made.manifest.classes == ()
@@ -242,11 +254,11 @@ def test_what_is_wrong_is_told_and_no_bundle_is_left(
     with pytest.raises(PrepareError, match="NaN, infinities or nothing on the calibration"):
         sl.prepare(graph, OURS, train=_Pairs(float("nan")), out=out)
     with pytest.raises(PrepareError, match=r"nothing to train: .* 0 samples"):
-        trainer.train(network(), _Pairs(0, count=0), epochs=1)
+        trainer.train(network(), _Pairs(0, count=0), Recipe(epochs=1))
     with pytest.raises(PrepareError, match=r"the loss became .* lower the learning rate"):
-        trainer.train(network(), _Pairs(float("inf")), epochs=1)
+        trainer.train(network(), _Pairs(float("inf")), Recipe(epochs=1))
     with pytest.raises(RuntimeUnavailableError, match="unknown runtime 'tvm'"):
-        sl.prepare(graph, OURS, train=_Pairs(0.5), out=out, epochs=0, runtime="tvm")
+        sl.prepare(graph, OURS, train=_Pairs(0.5), out=out, recipe=CALIBRATE, runtime="tvm")
     assert not out.exists()
 
 
@@ -266,7 +278,7 @@ def test_different_classes_and_foreign_folders_are_refused(
             preprocessing=PREPROCESSING,
         )
     with pytest.raises(BundleError, match="is not a bundle"):
-        sl.prepare(graph, OURS, train=_Pairs(0.5), out=tmp_path, epochs=0)
+        sl.prepare(graph, OURS, train=_Pairs(0.5), out=tmp_path, recipe=CALIBRATE)
 
 
 def _insert(
@@ -276,6 +288,6 @@ def _insert(
         graph,
         "1",
         sl.TransferSpec(),
-        calibration=DataLoader(data, 16),
-        train_device_slice=train_device_slice,
+        calibration=inserter.input_batches(DataLoader(data, 16)),
+        recipe=Recipe(train_device_slice=train_device_slice),
     )

@@ -55,10 +55,21 @@ class TensorInfo(msgspec.Struct, frozen=True):
 
 
 class CrossingTensor(TensorInfo, frozen=True, kw_only=True):
-    """A tensor that crosses the link, with its own Transfer Layer."""
+    """A tensor that crosses the link, and how it is packed.
+
+    ``shape`` is what the device slice answers. With a learned Transfer Layer that is what its
+    bottleneck leaves of a feature map of shape ``feature_shape``; otherwise this is None.
+    """
 
     transfer: TransferSpec
     quantization: Quantization | None = None
+    feature_shape: tuple[int, ...] | None = None
+
+    @property
+    def feature_nbytes(self) -> int:
+        """Bytes of the feature map as it is, without any Transfer Layer."""
+        whole = self.feature_shape or self.shape
+        return int(np.prod(whole, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
 class SliceFile(msgspec.Struct, frozen=True):
@@ -84,32 +95,42 @@ class SlicingPointInfo(msgspec.Struct, frozen=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True):
-    """Share of right answers (0 to 1) on ``samples`` validation images.
+    """The task's metric (0 to 1; for classes the share of right answers) on validation samples.
 
-    ``before`` is the uncut network; ``after`` is what this bundle's exported slices answer,
-    with the real codec between them.
+    ``before`` is the uncut network's; ``after`` is that of this bundle's exported slices, with the
+    real codec between them. ``sent_bytes`` are the mean bytes of payload that crossed for a sample.
     """
 
     before: float
     after: float
     samples: int
+    metric: str = "accuracy"
+    sent_bytes: float = 0.0
 
 
 class Training(msgspec.Struct, frozen=True):
-    """How the slices were retrained: epochs, seconds, seed, and what was trainable."""
+    """How the slices were retrained.
+
+    ``labels`` tells whether any were looked at, ``distillation`` which share of the loss compared
+    with the uncut network instead, ``processor`` where ("cpu" or "cuda").
+    """
 
     epochs: int
     seconds: float
     seed: int
     learning_rate: float
     device_slice_trained: bool
+    labels: bool = True
+    distillation: float = 0.0
+    processor: str = "cpu"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a bundle but the weights; ``manifest.json`` is its JSON form.
 
     ``transfer`` is the Transfer Layer that was asked for; each tensor of ``crossing`` has it as far
-    as it makes sense for its shape. Nothing packed crosses for the kinds "image" and "local". With
+    as it makes sense for its shape, and without the bottleneck of a learned one, which is part of
+    the slices. Nothing packed crosses for the kinds "image" and "local". With
     ``max_batch`` over 1 a request may hold any number of inputs up to it.
     """
 
@@ -163,7 +184,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def crossing_bytes(self) -> int:
         """Bytes that would cross as they are, without a Transfer Layer."""
-        return sum(tensor.nbytes for tensor in self.crossing)
+        return sum(tensor.feature_nbytes for tensor in self.crossing)
 
     def takes_batch(self, batch: int) -> bool:
         """Whether a request may hold so many inputs."""

@@ -144,6 +144,7 @@ def prepare(
 ) -> None:
     """Prepare a bundle for a plan: the slices, retrained with the Transfer Layer in between."""
     from scissionlite.preprocessor import prepare as carry_out
+    from scissionlite.preprocessor.recipe import Recipe
 
     changes = {
         "pool": pool,
@@ -171,11 +172,13 @@ def prepare(
         out=out,
         preprocessing=preprocessing_for(size),
         runtime=runtime.value,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        train_device_slice=train_device_slice,
+        recipe=Recipe(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            train_device_slice=train_device_slice,
+        ),
         local_fallback=local_fallback,
         max_batch=max_batch,
         progress=not json,

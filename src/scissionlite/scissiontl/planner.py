@@ -158,7 +158,8 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
         if manifest.slicing_point is not None:
             index = manifest.slicing_point.index
             crossing = profile.blocks[index].crossing if index < len(profile.blocks) else ()
-            if [t.shape for t in crossing] != [t.shape for t in manifest.crossing]:
+            shapes = [t.feature_shape or t.shape for t in manifest.crossing]
+            if [t.shape for t in crossing] != shapes:
                 raise PlanError(
                     f"{bundle.path} was cut after {manifest.slicing_point.after}, but something "
                     f"else crosses there in the profile of {profile.name}: they are not of the "
@@ -394,7 +395,7 @@ def _with_accuracies(plans: list[Plan], accuracies: Iterable[MeasuredAccuracy]) 
             return known[what]
         # What loses nothing answers as the uncut network.
         lossless = each.image_format in ("uint8", "png") or (
-            each.spec is not None and each.spec.pool == 1 and each.spec.dtype == "float32"
+            each.spec is not None and each.spec.lossless
         )
         return uncut if lossless else None
 
