@@ -232,7 +232,7 @@ def test_any_torch_dataset_will_do(graph: sl.Graph, tmp_path: Path) -> None:
     data = TensorDataset(torch.randn(20, 3, SIZE, SIZE), torch.arange(20) % 6)
     made = sl.prepare(
         graph, OURS, train=data, validate=data, out=tmp_path / "b", recipe=Recipe(epochs=1)
-    )  # type: ignore[arg-type]  # labels are tensors
+    )
     assert made.manifest.accuracy is not None
     assert made.manifest.accuracy.samples == 20
     assert made.manifest.classes == ()
@@ -249,7 +249,7 @@ def test_what_is_wrong_is_told_and_no_bundle_is_left(
         sl.prepare(graph, OURS, out=out)
     with pytest.raises(PrepareError, match="give preprocessing"):
         sl.prepare(graph, OURS, train=textures / "train", out=out)
-    with pytest.raises(PrepareError, match=r"no images in subfolders: expected .*/CLASS/"):
+    with pytest.raises(PrepareError, match=r"holds no images: expected .*/CLASS/"):
         sl.prepare(graph, OURS, train=tmp_path, out=out, preprocessing=PREPROCESSING)
     with pytest.raises(PrepareError, match="NaN, infinities or nothing on the calibration"):
         sl.prepare(graph, OURS, train=_Pairs(float("nan")), out=out)

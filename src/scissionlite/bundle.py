@@ -287,6 +287,11 @@ class Bundle:
             raise
         return cls.load(folder)
 
+    @property
+    def files(self) -> tuple[SliceFile, ...]:
+        """The files of all slices."""
+        return tuple(self.manifest.slices.values())
+
     def slice_path(self, role: Role) -> Path:
         """Path of a slice, after its size and SHA-256 digest were found to match the manifest.
 

@@ -15,8 +15,9 @@ from scissionlite.demo.textures import write_dataset
 from scissionlite.graph import Graph
 from scissionlite.images import Preprocessing
 from scissionlite.models import load_model
-from scissionlite.preprocessor import prepare, trainer
+from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.preprocessor.pipeline import prepare
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.scissiontl.network import Link
 from scissionlite.scissiontl.planner import Plan, plan

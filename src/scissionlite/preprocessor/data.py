@@ -18,8 +18,8 @@ from scissionlite.images import IMAGE_SUFFIXES, Preprocessing, image_files
 Sample: TypeAlias = tuple[torch.Tensor | tuple[torch.Tensor, ...], Any]
 """The network's input, or a tuple of several, without batch dimension; and the label or target."""
 
-Data: TypeAlias = Dataset[Sample] | DataLoader[Sample]
-"""What can be trained on and validated with."""
+Data: TypeAlias = Dataset[Any] | DataLoader[Any]
+"""What can be trained on and validated with: samples, or batches of them."""
 
 
 def as_inputs(x: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

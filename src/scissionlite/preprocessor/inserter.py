@@ -208,7 +208,8 @@ def multiplications(module: nn.Module, example: tuple[torch.Tensor, ...]) -> flo
     """Multiplications of convolutions and matrix products for one input of the example."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         module(*example)
-    return counter.get_total_flops() / 2 / len(example[0])  # a multiplication and an addition
+    # One multiplication and one addition are two.
+    return float(counter.get_total_flops()) / 2 / len(example[0])
 
 
 def _layer(

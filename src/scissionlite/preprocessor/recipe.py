@@ -8,7 +8,9 @@ from typing import Literal
 import msgspec
 
 from scissionlite.errors import PrepareError
-from scissionlite.transfer_layer.learned import ENCODER_SHARE
+
+ENCODER_SHARE = 0.1
+"""Most of the device slice's own multiplications that a learned Transfer Layer may add to it."""
 
 Calibration = Literal["range", "percentile", "mse"]
 """How scales are found: from the whole range of what crosses, all but its outermost 0.01% at

@@ -214,7 +214,7 @@ class _Run:
                     f"rate ({self.recipe.learning_rate}) or check the data for bad values"
                 )
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation
+            loss.backward()
             self.optimizer.step()
             self.schedule.step()
             total, seen = total + loss.item(), seen + 1

@@ -189,6 +189,7 @@ def plan(
     accuracies: Iterable[MeasuredAccuracy] = (),
     power: float | None = None,
     cloud: Profile | Sequence[Profile] = (),
+    learned: bool = False,
 ) -> list[Plan]:
     """Rank every slicing point and Transfer Layer, with running locally and images to the edge.
 
@@ -211,6 +212,9 @@ def plan(
     cloud
         Profiles of a third tier: the edge's slice may end before the network does, and a machine
         of the cloud runs the rest. A device may use the cloud directly, too.
+    learned
+        Offer learned Transfer Layers that nobody has trained yet; otherwise only those among the
+        `accuracies`.
 
     Returns
     -------
@@ -252,6 +256,16 @@ def plan(
                     found += three_tiers(
                         (source, middle, last), (first_link, second_link), constraints, power
                     )
+    accuracies = list(accuracies)
+    trained = {(known.slicing_point, known.spec) for known in accuracies}
+    found = [
+        each
+        for each in found
+        if learned
+        or each.spec is None
+        or not each.spec.learned
+        or (each.slicing_point, each.spec) in trained
+    ]
     found = _with_accuracies(found, accuracies)
     kept = (constraints or Constraints()).select(found, [m.profile for m in everyone])
     value = _OBJECTIVES[objective]

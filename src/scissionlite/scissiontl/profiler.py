@@ -44,6 +44,7 @@ from scissionlite.scissiontl.timing import (
     crossings,
     promising,
     time_blocks,
+    time_bottlenecks,
     time_slices,
 )
 from scissionlite.transfer_layer import TransferSpec
@@ -120,7 +121,7 @@ def profile(
     keep_memory()  # as wherever slices run
     frames, source, preprocessing = _frames(graph, images, preprocessing)
     chosen = promising(graph.slicing_points, slices)
-    steps = 2 * len(graph.blocks) + repetitions + warm_up + len(chosen) + 2
+    steps = 2 * len(graph.blocks) + repetitions + warm_up + 2 * len(chosen) + 2
     report = _reporter(progress, steps)
     sized = [_as_input(graph, preprocessing, frame) for frame in images[:_SIZED_IMAGES]]
     crossing = [crossings(graph, inputs) for inputs in sized or [graph.example]]
@@ -130,11 +131,13 @@ def profile(
             graph, runner, crossing[0], repetitions, warm_up, report
         )
         measured = time_slices(graph, runner, crossing[0], chosen, repetitions, warm_up, report)
+        bottlenecks = time_bottlenecks(graph, runner, chosen, repetitions, report)
     transfers: list[TransferProfile] = []
     for point in graph.slicing_points:
         tensors = zip(*(each[point.index + 1] for each in crossing), strict=True)
         maps = [[x.numpy() for x in tensor] for tensor in tensors]
         transfers += time_codecs(point.index, maps, repetitions)
+        transfers += [each for each in bottlenecks if each.block == point.index]
         report()
     sent: list[ImageProfile] = []
     preprocess = 0.0

@@ -145,7 +145,8 @@ class TransferLayer(nn.Module):
         if spec.learned != (halves is not None):
             raise CodecError(f"{spec.label}: halves={halves!r} do not go with it")
         self.spec = spec
-        self.encoder, self.decoder = halves or (nn.Identity(), nn.Identity())
+        self.encoder: nn.Module = nn.Identity() if halves is None else halves[0]
+        self.decoder: nn.Module = nn.Identity() if halves is None else halves[1]
         self._set(None if quantization is None else Scales(quantization, learned=learn_scales))
 
     def _set(self, scales: Scales | None) -> None:

@@ -18,7 +18,6 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from scissionlite.errors import CodecError
@@ -26,9 +25,6 @@ from scissionlite.transfer_layer.spec import TransferSpec
 
 MAX_COEFFICIENTS = 4
 """Most coefficients that the depthwise convolution makes of a channel: with a 2x2 window all."""
-
-ENCODER_SHARE = 0.1
-"""Most of the device slice's own multiplications that the device's half may add."""
 
 
 class Encoder(nn.Module):
@@ -41,17 +37,21 @@ class Encoder(nn.Module):
     ----------
     spec
         A learned Transfer Layer.
-    channels
-        C.
+    shape
+        Of the feature map, (N, C, H, W).
     coefficients
         How many the depthwise convolution makes of each channel.
     """
 
-    def __init__(self, spec: TransferSpec, channels: int, coefficients: int) -> None:
+    def __init__(self, spec: TransferSpec, shape: Sequence[int], coefficients: int) -> None:
         super().__init__()
-        window = spec.pool
+        window, channels = spec.pool, shape[-3]
         kept = -(-channels // spec.reduction)
-        self.window = window
+        # Repeats the border where it does not fill a window; worked out beforehand, as a traced
+        # module has no branches.
+        height, width = shape[-2:]
+        missing = (0, -width % window, 0, -height % window)
+        self.fill = nn.ReplicationPad2d(missing) if any(missing) else nn.Identity()
         self.depthwise = nn.Conv2d(
             channels, channels * coefficients, window, stride=window, groups=channels, bias=False
         )
@@ -59,11 +59,7 @@ class Encoder(nn.Module):
 
     def coefficients(self, x: torch.Tensor) -> torch.Tensor:
         """What the depthwise convolution makes of a feature map."""
-        height, width = x.shape[-2:]
-        missing = (0, -width % self.window, 0, -height % self.window)
-        if any(missing):
-            x = F.pad(x, missing, mode="replicate")
-        answer: torch.Tensor = self.depthwise(x)
+        answer: torch.Tensor = self.depthwise(self.fill(x))
         return answer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -140,7 +136,7 @@ def bottleneck(
     channels = shape[-3]
     for coefficients in range(min(spec.pool**2, MAX_COEFFICIENTS), 0, -1):
         if encoder_multiplications(spec, shape, coefficients) <= most_multiplications:
-            encoder = Encoder(spec, channels, coefficients)
+            encoder = Encoder(spec, shape, coefficients)
             decoder = Decoder(spec, shape, coefficients)
             basis = cosine_basis(spec.pool, coefficients)
             with torch.no_grad():
