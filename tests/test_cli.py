@@ -122,7 +122,7 @@ def test_any_transfer_layer_can_be_prepared(folder: Path) -> None:
     assert made["manifest"]["transfer"] == {
         **{"pool": 4, "pool_kind": "average", "dtype": "int4", "granularity": "channel"},
         **{"scheme": "symmetric", "upsample": "bilinear", "layout": "nhwc"},
-        **{"entropy": "zstd", "entropy_level": 3},
+        **{"entropy": "zstd", "entropy_level": 3, "reduction": 1},
     }
     assert len(made["manifest"]["crossing"][0]["quantization"]["scale"]) == 64
     table = scissionlite("inspect", bundle)

@@ -68,7 +68,7 @@ class Photographs(Dataset[Sample]):
         if not root.is_dir():
             raise PrepareError(f"{root} is not a folder")
         self.preprocessing = preprocessing
-        self.augment = augment
+        self.mirrored: bool | None = None if augment else False
         self.files = self._find(root)
         if not self.files:
             raise PrepareError(
@@ -95,16 +95,22 @@ class Photographs(Dataset[Sample]):
         return self._cache[index]
 
     def __getitem__(self, index: int) -> Sample:
+        mirrored = bool(torch.rand(()) < 0.5) if self.mirrored is None else self.mirrored
         frame = self.frame(index)
-        if self.augment and bool(torch.rand(()) < 0.5):
+        if mirrored:
             frame = frame[:, ::-1]
         return torch.from_numpy(self.preprocessing.tensor(frame)[0]), self.files[index][1]
 
-    def as_they_are(self) -> Photographs:
-        """The same photographs, never mirrored."""
-        plain = copy.copy(self)
-        plain.augment = False
-        return plain
+    @property
+    def augment(self) -> bool:
+        """Whether images are mirrored at random."""
+        return self.mirrored is None
+
+    def side(self, mirrored: bool | None) -> Photographs:
+        """The same photographs, all mirrored, none, or (None) at random."""
+        view = copy.copy(self)
+        view.mirrored = mirrored
+        return view
 
 
 class ImageFolder(Photographs):
@@ -170,9 +176,7 @@ def augmented(data: Data) -> Data:
     """Photographs mirrored at random; other data are what their owner has made them."""
     if not isinstance(data, Photographs):
         return data
-    mirrored = copy.copy(data)
-    mirrored.augment = True
-    return mirrored
+    return data.side(None)
 
 
 def split_off(data: Data, share: float, seed: int) -> tuple[Data, Data]:
@@ -192,7 +196,7 @@ def split_off(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     count = round(share * size)
     if not 0 < count < size:
         raise PrepareError(f"{size} samples cannot be split: {share:g} of them would be {count}")
-    plain = data.as_they_are() if isinstance(data, Photographs) else data
+    plain = data.side(False) if isinstance(data, Photographs) else data
     return Subset(data, order[count:]), Subset(plain, order[:count])
 
 

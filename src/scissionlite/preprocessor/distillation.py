@@ -1,16 +1,28 @@
-"""Distillation: the network with the Transfer Layer learns from the uncut network (no labels)."""
+"""Distillation: the network with the Transfer Layer learns from the uncut network (no labels).
+
+The uncut network is the teacher (Hinton, Vinyals, Dean, arXiv 1503.02531). As the device slice is
+frozen unless it is asked to learn, what it and the teacher answer for a photograph never changes,
+and is worked out once where it fits in memory.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from scissionlite.graph import Graph, SlicingPoint
+from scissionlite.preprocessor.data import Data, Photographs, as_inputs
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import Task, normalised_error
+from scissionlite.values import flat
+
+_REMEMBERED_BYTES = 2 << 30
+"""Most memory for what the frozen slices answer."""
 
 
 class Teacher(nn.Module):
@@ -33,15 +45,45 @@ class Teacher(nn.Module):
         return super().train(False)
 
 
-def distilled_loss(
+class Lesson(NamedTuple):
+    """A batch for a network with a Transfer Layer in it.
+
+    Attributes
+    ----------
+    features
+        What the student's device slice answers.
+    reference
+        What the teacher's does: the very same unless the student's learns.
+    wanted
+        What the teacher answers; empty without a teacher.
+    target
+        The labels, collated.
+    """
+
+    features: list[torch.Tensor]
+    reference: list[torch.Tensor]
+    wanted: list[torch.Tensor]
+    target: Any
+
+
+def lesson(
     student: SlicedNetwork,
-    teacher: Teacher,
+    teacher: Teacher | None,
     inputs: tuple[torch.Tensor, ...],
     target: Any,
-    task: Task,
-    recipe: Recipe,
-    *,
-    labelled: bool,
+) -> Lesson:
+    """Work out what a batch has to teach."""
+    features = student.features(*inputs)
+    with torch.no_grad():
+        reference = features
+        if teacher is not None and student.train_device_slice:
+            reference = flat(teacher.device_slice(*inputs))
+        wanted = [] if teacher is None else flat(teacher.edge_slice(*reference))
+    return Lesson(features, reference, wanted, target)
+
+
+def loss_of(
+    student: SlicedNetwork, batch: Lesson, task: Task, recipe: Recipe, *, labelled: bool
 ) -> tuple[torch.Tensor, Any]:
     """The loss of a batch, and what the student answers.
 
@@ -53,20 +95,83 @@ def distilled_loss(
     labelled
         Whether the target is looked at.
     """
-    features = student.features(*inputs)
-    arrived = student.transfer(features)
+    arrived = student.transfer(batch.features)
     answer = student.edge_slice(*arrived)
-    with torch.no_grad():
-        if student.train_device_slice:
-            crossing = teacher.device_slice(*inputs)
-            reference = crossing if isinstance(crossing, (tuple, list)) else [crossing]
-        else:  # the frozen device slice is the teacher's own
-            reference = features
-        wanted = teacher.edge_slice(*reference)
+    if not batch.wanted:
+        return task.loss(answer, batch.target), answer
+    wanted = batch.wanted[0] if len(batch.wanted) == 1 else tuple(batch.wanted)
     loss = task.distance(answer, wanted, recipe.temperature)
     if student.train_device_slice or any(layer.spec.learned for layer in student.layers):
-        loss = loss + normalised_error(arrived, reference)
+        loss = loss + normalised_error(arrived, batch.reference)
     if labelled and recipe.distillation < 1:
-        by_label = task.loss(answer, target)
+        by_label = task.loss(answer, batch.target)
         loss = recipe.distillation * loss + (1 - recipe.distillation) * by_label
     return loss, answer
+
+
+class Remembered(Dataset[tuple[list[torch.Tensor], list[torch.Tensor], Any]]):
+    """Photographs, as they are and mirrored, with what the frozen slices answer for them.
+
+    An item is one of the two at random: features, the teacher's answers, and the label.
+
+    Parameters
+    ----------
+    answers
+        For both, in the order of the photographs: features and the teacher's answers.
+    labels
+        Of the photographs.
+    """
+
+    def __init__(
+        self, answers: list[list[tuple[list[torch.Tensor], list[torch.Tensor]]]], labels: list[int]
+    ) -> None:
+        self._answers = answers
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], list[torch.Tensor], Any]:
+        mirrored = len(self._answers) > 1 and bool(torch.rand(()) < 0.5)
+        features, wanted = self._answers[mirrored][index]
+        return features, wanted, self._labels[index]
+
+
+def remember(
+    student: SlicedNetwork, teacher: Teacher | None, data: Data, processor: torch.device
+) -> Remembered | None:
+    """Work out beforehand what frozen slices answer for photographs; None where that cannot be.
+
+    It cannot where the device slice learns, the data are not photographs of a folder (another data
+    set may answer anew each time), or it takes more memory than is fit.
+    """
+    whole = data.dataset if isinstance(data, Subset) else data
+    if student.train_device_slice or not isinstance(whole, Photographs) or not len(whole):
+        return None
+    indices = list(data.indices) if isinstance(data, Subset) else list(range(len(whole)))
+    sides = [False, True] if whole.augment else [False]
+    answers: list[list[tuple[list[torch.Tensor], list[torch.Tensor]]]] = []
+    labels: list[int] = []
+    for mirrored in sides:
+        answers.append([])
+        labels = []
+        for inputs, label in _batches(whole, indices, mirrored):
+            found = lesson(student, teacher, tuple(x.to(processor) for x in inputs), label)
+            for i in range(len(label)):
+                # Clones: a view would keep the whole batch.
+                own = [x[i].cpu().clone() for x in found.features]
+                answers[-1].append((own, [x[i].cpu().clone() for x in found.wanted]))
+            labels += label.tolist()
+            first = answers[0][0]
+            each = sum(x.nbytes for part in first for x in part)
+            if each * len(indices) * len(sides) > _REMEMBERED_BYTES:
+                return None
+    return Remembered(answers, labels)
+
+
+def _batches(
+    photographs: Photographs, indices: list[int], mirrored: bool
+) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
+    side = photographs.side(mirrored)
+    for x, label in DataLoader(Subset(side, indices), 32):
+        yield as_inputs(x), label

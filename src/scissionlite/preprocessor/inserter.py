@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from operator import getitem
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +19,7 @@ from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.transfer_layer import TransferSpec
 from scissionlite.transfer_layer.layers import TransferLayer
 from scissionlite.transfer_layer.learned import bottleneck, initialise
-from scissionlite.values import flat
+from scissionlite.values import flat, placeholders
 
 CALIBRATION_INPUTS = 256
 """Most inputs that scales and learned Transfer Layers start from."""
@@ -81,8 +82,8 @@ class SlicedNetwork(nn.Module):
     def deployed(self) -> tuple[nn.Module, nn.Module]:
         """The two slices as they are deployed: with the halves of learned Transfer Layers."""
         return (
-            _DeviceSlice(self.device_slice, [layer.encoder for layer in self.layers]).eval(),
-            _EdgeSlice([layer.decoder for layer in self.layers], self.edge_slice).eval(),
+            _with_encoders(self.device_slice, [each.encoder for each in self.layers]).eval(),
+            _with_decoders([each.decoder for each in self.layers], self.edge_slice).eval(),
         )
 
     def arriving(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -105,32 +106,40 @@ class SlicedNetwork(nn.Module):
         return self
 
 
-class _DeviceSlice(nn.Module):
-    """A device slice with the encoders behind it."""
+def _with_encoders(device_slice: nn.Module, encoders: Sequence[nn.Module]) -> nn.Module:
+    """A device slice with the halves of learned Transfer Layers behind it."""
+    if all(isinstance(each, nn.Identity) for each in encoders):
+        return device_slice
+    # A graph with its inputs one by one, as torch.export names no "*inputs".
+    chain = fx.Graph()
+    entries = [chain.placeholder(f"x{i}") for i in range(_arguments(device_slice))]
+    answer = chain.call_module("device_slice", tuple(entries))
+    features = [answer]
+    if len(encoders) > 1:
+        features = [chain.call_function(getitem, (answer, i)) for i in range(len(encoders))]
+    sent = [chain.call_module(f"encoders.{i}", (x,)) for i, x in enumerate(features)]
+    chain.output(sent[0] if len(sent) == 1 else tuple(sent))
+    parts = nn.Module()
+    parts.device_slice, parts.encoders = device_slice, nn.ModuleList(encoders)
+    return fx.GraphModule(parts, chain)
 
-    def __init__(self, device_slice: nn.Module, encoders: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.device_slice = device_slice
-        self.encoders = nn.ModuleList(encoders)
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        features = flat(self.device_slice(*inputs))
-        sent = [encoder(x) for encoder, x in zip(self.encoders, features, strict=True)]
-        return sent[0] if len(sent) == 1 else tuple(sent)
+def _with_decoders(decoders: Sequence[nn.Module], edge_slice: nn.Module) -> nn.Module:
+    """An edge slice with the halves of learned Transfer Layers before it."""
+    if all(isinstance(each, nn.Identity) for each in decoders):
+        return edge_slice
+    chain = fx.Graph()
+    arrived = [chain.placeholder(f"x{i}") for i in range(len(decoders))]
+    restored = [chain.call_module(f"decoders.{i}", (x,)) for i, x in enumerate(arrived)]
+    chain.output(chain.call_module("edge_slice", tuple(restored)))
+    parts = nn.Module()
+    parts.edge_slice, parts.decoders = edge_slice, nn.ModuleList(decoders)
+    return fx.GraphModule(parts, chain)
 
 
-class _EdgeSlice(nn.Module):
-    """An edge slice with the decoders before it."""
-
-    def __init__(self, decoders: Sequence[nn.Module], edge_slice: nn.Module) -> None:
-        super().__init__()
-        self.decoders = nn.ModuleList(decoders)
-        self.edge_slice = edge_slice
-
-    def forward(self, *arrived: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        restored = (decoder(x) for decoder, x in zip(self.decoders, arrived, strict=True))
-        answer: torch.Tensor | tuple[torch.Tensor, ...] = self.edge_slice(*restored)
-        return answer
+def _arguments(module: nn.Module) -> int:
+    assert isinstance(module, fx.GraphModule)  # Graph.split gives nothing else
+    return len(placeholders(module.graph))
 
 
 def insert(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +33,7 @@ from scissionlite.preprocessor.data import (
     loader_of,
     split_off,
 )
-from scissionlite.preprocessor.distillation import Teacher, distilled_loss
+from scissionlite.preprocessor.distillation import Lesson, Teacher, lesson, loss_of, remember
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
@@ -107,12 +107,12 @@ def train(
         loss stops being a number, or the checkpoint is of another training.
     """
     recipe = recipe or Recipe()
+    started = time.perf_counter()
     run = _Run(network, data, recipe, task, teacher, labelled=labelled)
     saved = None
     if checkpoint is not None:
         purpose = f"{description} {task.name} {labelled} {recipe!r} {run.size} samples"
         saved = Checkpoint(checkpoint, purpose, network)
-    started = time.perf_counter()
     epoch = run.restore(saved.load()) if saved is not None else 0
     with progress_bar(progress) as bar:
         shown = bar.add_task(
@@ -162,8 +162,9 @@ class _Run:
         if recipe.patience is not None:
             data, kept = split_off(augmented(data), recipe.holdout, recipe.seed)
             self.split = loader_of(kept, recipe.batch_size)
+        data = augmented(data)
         self._order = torch.Generator()
-        self.loader = loader_of(augmented(data), recipe.batch_size, generator=self._order)
+        self.loader = loader_of(data, recipe.batch_size, generator=self._order)
         try:
             self.steps, self.size = len(self.loader), len(cast(Sized, self.loader.dataset))
         except TypeError as error:
@@ -188,6 +189,12 @@ class _Run:
             self.optimizer, max_lr=recipe.learning_rate, total_steps=recipe.epochs * self.steps
         )
         self.memory_format = self._fastest_format()
+        self.remembered = False
+        if isinstance(network, SlicedNetwork) and recipe.epochs > 1:
+            known = remember(network.eval(), self.teacher, data, self.processor)
+            if known is not None:
+                self.loader = loader_of(known, recipe.batch_size, generator=self._order)
+                self.remembered = True
         self.seconds = 0.0
         self.best_score = -float("inf")
         self.best: dict[str, torch.Tensor] | None = None
@@ -206,8 +213,8 @@ class _Run:
         self._order.manual_seed(seed)
         self.network.train()
         counts, total, seen = None, 0.0, 0
-        for x, target in self.loader:
-            loss, answer = self._loss(as_inputs(x), target)
+        for batch in self.loader:
+            loss, answer, target = self._loss(batch, remembered=self.remembered)
             if not torch.isfinite(loss):
                 raise PrepareError(
                     f"the loss became {loss.item()} in epoch {number + 1}: lower the learning "
@@ -220,7 +227,7 @@ class _Run:
             total, seen = total + loss.item(), seen + 1
             if self.labelled:
                 with torch.no_grad():
-                    step = self.task.tally(answer, target.to(self.processor)).cpu()
+                    step = self.task.tally(answer, target).cpu()
                 counts = step if counts is None else counts + step
                 yield f"training {self.task.metric} {self.task.score(counts):.1%}"
             else:
@@ -228,26 +235,27 @@ class _Run:
         if self.split is not None:
             self._judge()
 
-    def _loss(self, inputs: tuple[torch.Tensor, ...], target: Any) -> tuple[torch.Tensor, Any]:
-        inputs = tuple(self._placed(x) for x in inputs)
+    def _loss(self, batch: Any, *, remembered: bool) -> tuple[torch.Tensor, Any, Any]:
+        """The loss of a loader's batch, the answer and the target."""
+        *seen, target = batch
         if self.labelled:
             target = target.to(self.processor)
         # bfloat16 has float32's range: no scaling of gradients.
         mixed = self.processor.type == "cuda"
         with torch.autocast(self.processor.type, dtype=torch.bfloat16, enabled=mixed):
-            if self.teacher is None:
-                answer = self.network(*inputs)
-                return self.task.loss(answer, target), answer
-            assert isinstance(self.network, SlicedNetwork)
-            return distilled_loss(
-                self.network,
-                self.teacher,
-                inputs,
-                target,
-                self.task,
-                self.recipe,
-                labelled=self.labelled,
+            if not isinstance(self.network, SlicedNetwork):
+                answer = self.network(*self._placed(as_inputs(seen[0])))
+                return self.task.loss(answer, target), answer, target
+            if remembered:
+                features, wanted = map(self._placed, seen)
+                known = Lesson(features, features, wanted, target)
+            else:
+                inputs = self._placed(as_inputs(seen[0]))
+                known = lesson(self.network, self.teacher, tuple(inputs), target)
+            loss, answer = loss_of(
+                self.network, known, self.task, self.recipe, labelled=self.labelled
             )
+            return loss, answer, target
 
     def _judge(self) -> None:
         """Score the split, and keep the weights if they are the best so far."""
@@ -257,7 +265,7 @@ class _Run:
             score = evaluate(self.network, self.split, task=self.task)
         else:
             with torch.no_grad():
-                losses = [self._loss(as_inputs(x), y)[0].item() for x, y in self.split]
+                losses = [self._loss(batch, remembered=False)[0].item() for batch in self.split]
             score = -sum(losses) / len(losses)
         if score > self.best_score:
             self.best_score, self.stale = score, 0
@@ -265,9 +273,10 @@ class _Run:
         else:
             self.stale += 1
 
-    def _placed(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(self.processor)
-        return x.contiguous(memory_format=self.memory_format) if x.ndim == 4 else x
+    def _placed(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Tensors where and as the network takes them."""
+        moved = [x.to(self.processor) for x in tensors]
+        return [x.contiguous(memory_format=self.memory_format) if x.ndim == 4 else x for x in moved]
 
     def _fastest_format(self) -> torch.memory_format:
         """Channels last, which trains convolutions faster, where the network can take it."""
@@ -276,7 +285,7 @@ class _Run:
         self.network.eval()
         try:
             with torch.no_grad():
-                self.network(*(self._placed(part[:2]) for part in as_inputs(x)))
+                self.network(*self._placed(part[:2] for part in as_inputs(x)))
         except RuntimeError:  # a view of dimensions that are no neighbours in this order
             return torch.contiguous_format
         for module in filter(None, (self.network, self.teacher)):
