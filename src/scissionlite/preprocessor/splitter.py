@@ -145,6 +145,7 @@ def measure(inference: Inference, data: Data, task: Task, *, before: float) -> A
         If there are no samples.
     """
     counts, samples = None, 0
+    sent_before = getattr(inference, "sent_bytes", 0)
     for inputs, target in samples_of(data):
         answers = [torch.from_numpy(x) for x in inference(*(part.numpy() for part in inputs))]
         step = task.tally(answers[0] if len(answers) == 1 else tuple(answers), target)
@@ -152,5 +153,5 @@ def measure(inference: Inference, data: Data, task: Task, *, before: float) -> A
         samples += 1
     if counts is None:
         raise PrepareError("the validation data set is empty")
-    sent = getattr(inference, "sent_bytes", 0) / samples
+    sent = (getattr(inference, "sent_bytes", 0) - sent_before) / samples
     return Accuracy(before, task.score(counts), samples, task.metric, round(sent, 1))
