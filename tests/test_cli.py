@@ -130,6 +130,45 @@ def test_any_transfer_layer_can_be_prepared(folder: Path) -> None:
         assert expected in table
 
 
+def test_bare_photographs_train_a_learned_transfer_layer(folder: Path) -> None:
+    made = told(
+        *("prepare", MODEL, "--size", "64", "--weights", folder / "weights.pt"),
+        *("--num-classes", "6", "--unlabelled", folder / "train", "--at", "features.2"),
+        *("--pool-kind", "learned", "--reduction", "4", "--epochs", "2", "--patience", "1"),
+        *("--calibration", "percentile", "--out", folder / "learned"),
+    )["manifest"]
+    assert made["training"]["labels"] is False
+    assert made["transfer"]["reduction"] == 4
+    assert made["crossing"][0]["shape"] == [1, 16, 8, 8]
+    assert made["crossing"][0]["feature_shape"] == [1, 64, 15, 15]
+    assert "learned TL 2x2 1/4 channels int8" in scissionlite("inspect", folder / "learned")
+
+
+def test_the_fastest_plan_that_holds_is_found(folder: Path, tmp_path: Path) -> None:
+    """Without any training a float32 split or local loses nothing, and all the rest may."""
+    profile = folder / "profile.json"
+    options = (
+        *("prepare", MODEL, "--size", "64", "--weights", folder / "weights.pt"),
+        *("--train", folder / "train", "--validate", folder / "test", "--epochs", "0"),
+        *("--device-profile", profile, "--edge-profile", profile, "--tries", "1"),
+    )
+    (tmp_path / "wifi.csv").write_text(
+        "source,destination,ping(ms),bandwidth(Mbps)\nhere,here,2,50\n"
+    )
+    table = scissionlite(
+        *(*options, "--accuracy-drop", "100", "--link", tmp_path / "wifi.csv"),
+        *("--out", tmp_path / "any"),
+    )
+    for expected in ("Tried for", "predicted (ms)", "change (points)", "kept"):
+        assert expected in table
+    exact = told(*options, "--accuracy-drop", "0", "--out", tmp_path / "exact")["manifest"]
+    assert exact["accuracy"]["after"] >= exact["accuracy"]["before"]
+    wrong = scissionlite(
+        *(*options, "--accuracy-drop", "1", "--at", "features.2", "--out", tmp_path / "c"), fails=2
+    )
+    assert "chooses slicing point" in wrong
+
+
 def test_the_best_plan_can_be_prepared_straight_away(folder: Path) -> None:
     # Over an endless link to an edge as fast, sending the image beats every split.
     made = told(
