@@ -70,7 +70,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     seed: int = 0
-    distillation: float = 0.5
+    distillation: float = 0.9
     temperature: float = 2.0
     calibration: Calibration = "mse"
     learn_scales: bool = True
