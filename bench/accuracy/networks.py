@@ -69,12 +69,12 @@ class Segmenter(nn.Module):
             nn.Upsample(scale_factor=2, mode="bilinear"),
             _separable(48, 32),
         )
-        self.classifier = nn.Conv2d(32, CLASSES, 1)
+        self.logits = nn.Conv2d(32, CLASSES, 1)
         self.upsample = nn.Upsample(scale_factor=2, mode="bilinear")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = self.blocks(self.bn1(self.conv_stem(x)))
-        answer: torch.Tensor = self.upsample(self.classifier(self.decoder(features)))
+        answer: torch.Tensor = self.upsample(self.logits(self.decoder(features)))
         return answer
 
 
@@ -174,7 +174,7 @@ def train(name: str, data: Path, out: Path) -> float:
 
     Nothing is chosen by the test score: the last weights are kept.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # of what starts at random
     network = NETWORKS[name].build()
     started = time.perf_counter()
     if name == "lite0":
@@ -187,10 +187,13 @@ def train(name: str, data: Path, out: Path) -> float:
         network.load_state_dict({key: known.get(key, value) for key, value in own.items()})
         _fit(network, training_mosaics(data), epochs=6, learning_rate=2e-3)
     else:
-        # From random weights, small pictures first: the early epochs cost half as much.
+        # From random weights, small pictures first: the early epochs cost half as much. Cut-outs
+        # show defects larger than they are, so the last epochs see whole photographs.
         photographs = steel(data, "train")
         for size, epochs, rate in ((96, 24, 2e-3), (SIZE, 16, 1e-3)):
             _fit(network, Augmented(photographs, size), epochs=epochs, learning_rate=rate)
+        photographs.augment = True
+        _fit(network, photographs, epochs=8, learning_rate=5e-4)
     minutes = (time.perf_counter() - started) / 60
     task = NETWORKS[name].task
     score = evaluate(network, cast("Dataset[Sample]", NETWORKS[name].test(data)), task=task)
@@ -205,6 +208,7 @@ def _fit(network: nn.Module, data: Dataset[Sample], *, epochs: int, learning_rat
 
     Not scissionlite's own trainer: the uncut networks stay what they are when it changes.
     """
+    torch.manual_seed(0)  # of augmentation and dropout
     loader = DataLoader(
         data, 32, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(0)
     )
@@ -226,5 +230,8 @@ def _fit(network: nn.Module, data: Dataset[Sample], *, epochs: int, learning_rat
             schedule.step()
             right += float((answer.argmax(1) == labels).sum())
             seen += labels.numel()
-        print(f"epoch {epoch + 1} of {epochs}: {right / seen:.2%} of the training data right")
+        print(
+            f"epoch {epoch + 1} of {epochs}: {right / seen:.2%} of the training data right",
+            flush=True,
+        )
     cast(Any, network).to(memory_format=torch.contiguous_format)

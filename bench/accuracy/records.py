@@ -27,8 +27,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         How; with its seed.
     metric, samples
         What the scores are, and on how many test samples.
-    sent_bytes, float32_bytes
-        Mean payload of a sample with the entropy stage, and the feature map as it is.
+    float32_bytes, packed_bytes, sent_bytes
+        The feature map as it is; packed, before the entropy stage; and the mean payload after it.
     before, untrained, after
         Score (0 to 1) of the uncut network, with the Transfer Layer only calibrated, and retrained.
     minutes, threads, cpu
@@ -44,8 +44,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
     metric: str
     samples: int
-    sent_bytes: float
     float32_bytes: int
+    packed_bytes: int
+    sent_bytes: float
     before: float
     untrained: float
     after: float

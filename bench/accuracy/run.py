@@ -21,7 +21,7 @@ import scissionlite as sl
 from bench.accuracy.networks import NETWORKS, load, training_mosaics
 from bench.accuracy.photographs import ImageNetPhotographs
 from bench.accuracy.records import RUNS, Run, append, read
-from scissionlite.bundle import Accuracy
+from scissionlite.bundle import Accuracy, Manifest
 from scissionlite.graph import Graph
 from scissionlite.preprocessor.data import Sample
 from scissionlite.preprocessor.recipe import Recipe
@@ -126,9 +126,11 @@ def _one(
     untrained, trained, minutes = [], [], 0.0
     for fold in prepared:
         calibrated = msgspec.structs.replace(recipe, epochs=0)
-        untrained.append(_prepare(experiment, fold, graph, cut, spec, calibrated))
+        manifest = _prepare(experiment, fold, graph, cut, spec, calibrated)
+        untrained.append(_scored(manifest))
         started = time.perf_counter()
-        trained.append(_prepare(experiment, fold, graph, cut, spec, recipe))
+        manifest = _prepare(experiment, fold, graph, cut, spec, recipe)
+        trained.append(_scored(manifest))
         minutes += (time.perf_counter() - started) / 60
     weights = [fold.size for fold in prepared]
     return Run(
@@ -139,11 +141,12 @@ def _one(
         recipe=recipe,
         metric=task.metric,
         samples=sum(weights),
-        sent_bytes=float(np.average([a.sent_bytes for _, a in trained], weights=weights)),
-        float32_bytes=trained[0][0],
-        before=float(np.average([fold.before for fold in prepared], weights=weights)),
-        untrained=float(np.average([a.after for _, a in untrained], weights=weights)),
-        after=float(np.average([a.after for _, a in trained], weights=weights)),
+        float32_bytes=manifest.crossing_bytes,
+        packed_bytes=manifest.sent_bytes,
+        sent_bytes=_mean([a.sent_bytes for a in trained], weights),
+        before=_mean([fold.before for fold in prepared], weights),
+        untrained=_mean([a.after for a in untrained], weights),
+        after=_mean([a.after for a in trained], weights),
         minutes=round(minutes, 2),
         threads=torch.get_num_threads(),
         cpu=cpu_name(),
@@ -158,8 +161,7 @@ def _prepare(
     cut: str,
     spec: sl.TransferSpec,
     recipe: Recipe,
-) -> tuple[int, Accuracy]:
-    """Bytes of the feature map as it is, and what the bundle's manifest says of its accuracy."""
+) -> Manifest:
     known = NETWORKS[experiment.network]
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as folder:
         bundle = sl.prepare(
@@ -175,6 +177,13 @@ def _prepare(
             local_fallback=False,
             uncut_score=fold.before,
         )
-    scored = bundle.manifest.accuracy
-    assert scored is not None  # validate= was given
-    return bundle.manifest.crossing_bytes, scored
+    return bundle.manifest
+
+
+def _scored(manifest: Manifest) -> Accuracy:
+    assert manifest.accuracy is not None  # validate= was given
+    return manifest.accuracy
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return float(np.average(values, weights=weights))

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.accuracy.networks import NETWORKS
 from bench.accuracy.records import JPEGS, RUNS, Jpeg, Run, read, seeds_together
@@ -19,7 +20,7 @@ MARKERS = "osD^vP*X<>"
 COLUMNS = (
     "after",
     "Transfer Layer",
-    "fewer bytes",
+    "times fewer bytes",
     "bytes sent",
     "without retraining",
     "retrained",
@@ -32,8 +33,8 @@ COLUMNS = (
 def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) -> str:
     """Each network's Transfer Layers: bytes and scores before and after, in Markdown.
 
-    Means of all seeds, and in brackets the lowest and the highest. "Fewer bytes" is against the
-    feature map in float32, before the entropy stage, which the bytes sent include.
+    Means of all seeds, and in brackets the lowest and the highest. "Times fewer" is the feature map
+    in float32 against what is packed, without the entropy stage; "bytes sent" is with it.
     """
     parts = []
     for name in NETWORKS:
@@ -56,7 +57,7 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
                     [
                         group[0].cut,
                         group[0].transfer,
-                        f"{group[0].float32_bytes / sent:.0f}x",
+                        f"{group[0].float32_bytes / group[0].packed_bytes:.3g}",
                         f"{sent:.0f}",
                         _spread(group, "untrained"),
                         _spread(group, "after"),
@@ -163,8 +164,11 @@ def _panel(
     if before:
         panel.axhline(before[-1], color="0.4", linestyle="--", linewidth=1, label="uncut")
         # JPEG's collapse at its smallest must not flatten what lies close together at the top.
-        panel.set_ylim(bottom=max(0, min(scores or before) - 15))
+        panel.set_ylim(bottom=max(0, min(scores or before) - 5))
     panel.set(xscale="log", title=name, xlabel="bytes a picture")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_ylabel(f"{NETWORKS[name].task.metric}, %")
     panel.spines[["top", "right"]].set_visible(False)
 
@@ -180,7 +184,8 @@ def _mean(group: Sequence[Run], field: str) -> float:
 
 def _spread(group: Sequence[Run], field: str) -> str:
     values = [100 * getattr(run, field) for run in group]
-    return f"{np.mean(values):.2f}% ({min(values):.2f} to {max(values):.2f})"
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.2f}%{spread}"
 
 
 def _no_smaller(jpegs: Sequence[Jpeg], nbytes: float) -> Jpeg | None:
