@@ -61,10 +61,15 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         return self.network, self.cut, self.transfer, self.labels
 
 
-class Jpeg(msgspec.Struct, frozen=True):
-    """The uncut network's score on JPEGs of one quality, and their mean size in bytes by coder."""
+class Jpeg(msgspec.Struct, frozen=True, kw_only=True):
+    """The uncut network's score on JPEGs of one size and quality.
+
+    ``scale`` is the JPEG's height over the picture's; ``as_sent`` and ``smallest`` are mean bytes,
+    by coder (:mod:`.jpeg`).
+    """
 
     network: str
+    scale: float
     quality: int
     as_sent: float
     smallest: float

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from bench.accuracy import jpeg
 from bench.accuracy.networks import NETWORKS
 from bench.accuracy.records import JPEGS, RUNS, Jpeg, Run, read, seeds_together
 
@@ -42,7 +43,7 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
         if not groups:
             continue
         groups.sort(key=lambda group: (_place(group[0]), -_mean(group, "sent_bytes")))
-        own = [jpeg for jpeg in jpegs if jpeg.network == name]
+        own = [j for j in jpegs if j.network == name]
         first = groups[0][0]
         parts.append(
             f"{name}: {first.metric} {first.before:.2%} uncut, {first.samples} test samples, "
@@ -62,7 +63,7 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
                         _spread(group, "untrained"),
                         _spread(group, "after"),
                         f"{100 * (_mean(group, 'before') - after):+.2f}",
-                        _told(_no_smaller(own, sent)),
+                        _told(jpeg.best(own, sent)),
                         f"{_mean(group, 'minutes'):.1f}",
                     ]
                 )
@@ -88,12 +89,26 @@ def label_free(runs: Sequence[Run]) -> str:
 def jpeg_table(jpegs: Sequence[Jpeg]) -> str:
     """The uncut networks on JPEGs, in Markdown: bytes by coder, and the score."""
     parts = []
-    for name in dict.fromkeys(jpeg.network for jpeg in jpegs):
-        columns = ("quality", "bytes as sent", "smallest bytes", NETWORKS[name].task.metric)
+    for name in dict.fromkeys(j.network for j in jpegs):
+        columns = (
+            "scale",
+            "quality",
+            "bytes as sent",
+            "smallest bytes",
+            NETWORKS[name].task.metric,
+        )
         parts += [f"{name}\n", _row(columns), _row(["---"] * len(columns))]
-        own = sorted((j for j in jpegs if j.network == name), key=lambda j: -j.quality)
+        own = sorted((j for j in jpegs if j.network == name), key=lambda j: (-j.scale, -j.quality))
         parts += [
-            _row([str(j.quality), f"{j.as_sent:.0f}", f"{j.smallest:.0f}", f"{j.score:.2%}"])
+            _row(
+                [
+                    f"{j.scale:g}",
+                    str(j.quality),
+                    f"{j.as_sent:.0f}",
+                    f"{j.smallest:.0f}",
+                    f"{j.score:.2%}",
+                ]
+            )
             for j in own
         ]
         parts.append("")
@@ -102,7 +117,7 @@ def jpeg_table(jpegs: Sequence[Jpeg]) -> str:
 
 def draw(runs: Sequence[Run], jpegs: Sequence[Jpeg], path: Path) -> None:
     """Score against bytes, a panel a network: ours by slicing point, and JPEG's curves."""
-    measured = {run.network for run in runs} | {jpeg.network for jpeg in jpegs}
+    measured = {run.network for run in runs} | {j.network for j in jpegs}
     names = [name for name in NETWORKS if name in measured]
     figure = Figure(figsize=(4.6 * len(names), 4.8), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
@@ -135,13 +150,16 @@ def _panel(
 ) -> None:
     cuts = NETWORKS[name].cuts
     colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(cuts)))
-    curve = sorted(jpegs, key=lambda jpeg: jpeg.quality)
-    jpeg_scores = [100 * jpeg.score for jpeg in curve]
-    for sizes, style, what in (
-        ([jpeg.smallest for jpeg in curve], "-", "JPEG, smallest"),
-        ([jpeg.as_sent for jpeg in curve], ":", "JPEG, as sent"),
-    ):
-        panel.plot(sizes, jpeg_scores, style, color="#d62728", linewidth=1.2, label=what)
+    for scale, style in zip(jpeg.SCALES, ("-", "--", ":"), strict=True):
+        curve = sorted((j for j in jpegs if j.scale == scale), key=lambda j: j.quality)
+        panel.plot(
+            [j.smallest for j in curve],
+            [100 * j.score for j in curve],
+            style,
+            color="#d62728",
+            linewidth=1.2,
+            label="JPEG" if scale == 1 else f"JPEG, {scale:g} of the height",
+        )
     scores = []
     for group in seeds_together(runs):
         if group[0].network != name or not group[0].labels or group[0].cut not in cuts:
@@ -162,7 +180,7 @@ def _panel(
         panel.plot([], [], "s", color=colour, label=f"after {cut}")
     before = [100 * run.before for run in runs if run.network == name]
     if before:
-        panel.axhline(before[-1], color="0.4", linestyle="--", linewidth=1, label="uncut")
+        panel.axhline(before[-1], color="0.4", linestyle="-", linewidth=0.8, label="uncut")
         # JPEG's collapse at its smallest must not flatten what lies close together at the top.
         panel.set_ylim(bottom=max(0, min(scores or before) - 5))
     panel.set(xscale="log", title=name, xlabel="bytes a picture")
@@ -188,12 +206,11 @@ def _spread(group: Sequence[Run], field: str) -> str:
     return f"{np.mean(values):.2f}%{spread}"
 
 
-def _no_smaller(jpegs: Sequence[Jpeg], nbytes: float) -> Jpeg | None:
-    return min((j for j in jpegs if j.smallest >= nbytes), key=lambda j: j.smallest, default=None)
-
-
-def _told(jpeg: Jpeg | None) -> str:
-    return "" if jpeg is None else f"{jpeg.score:.2%} ({jpeg.smallest:.0f} bytes)"
+def _told(point: Jpeg | None) -> str:
+    if point is None:
+        return ""
+    shrunk = f", {point.scale:g} of the height" if point.scale < 1 else ""
+    return f"{point.score:.2%} ({point.smallest:.0f} bytes{shrunk})"
 
 
 def _row(cells: Sequence[str]) -> str:
