@@ -90,27 +90,12 @@ def jpeg_table(jpegs: Sequence[Jpeg]) -> str:
     """The uncut networks on JPEGs, in Markdown: bytes by coder, and the score."""
     parts = []
     for name in dict.fromkeys(j.network for j in jpegs):
-        columns = (
-            "scale",
-            "quality",
-            "bytes as sent",
-            "smallest bytes",
-            NETWORKS[name].task.metric,
-        )
+        columns = ("height", "quality", "bytes as sent", "smallest bytes", "score")
         parts += [f"{name}\n", _row(columns), _row(["---"] * len(columns))]
         own = sorted((j for j in jpegs if j.network == name), key=lambda j: (-j.scale, -j.quality))
-        parts += [
-            _row(
-                [
-                    f"{j.scale:g}",
-                    str(j.quality),
-                    f"{j.as_sent:.0f}",
-                    f"{j.smallest:.0f}",
-                    f"{j.score:.2%}",
-                ]
-            )
-            for j in own
-        ]
+        for j in own:
+            sizes = f"{j.as_sent:.0f}", f"{j.smallest:.0f}"
+            parts.append(_row([f"{j.scale:g}", f"{j.quality}", *sizes, f"{j.score:.2%}"]))
         parts.append("")
     return "\n".join(parts)
 
