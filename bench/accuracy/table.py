@@ -46,7 +46,8 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
         own = [j for j in jpegs if j.network == name]
         first = groups[0][0]
         parts.append(
-            f"{name}: {first.metric} {first.before:.2%} uncut, {first.samples} test samples, "
+            f"{name}, {'with' if labels else 'without'} labels: "
+            f"{first.metric} {first.before:.2%} uncut, {first.samples} test samples, "
             f"{' or '.join(sorted({str(len(group)) for group in groups}))} seed(s), "
             f"{first.threads} thread(s) of {first.cpu}\n"
         )
@@ -101,7 +102,10 @@ def jpeg_table(jpegs: Sequence[Jpeg]) -> str:
 
 
 def draw(runs: Sequence[Run], jpegs: Sequence[Jpeg], path: Path) -> None:
-    """Score against bytes, a panel a network: ours by slicing point, and JPEG's curves."""
+    """Score against bytes, a panel a network: ours by slicing point, and JPEG's curves.
+
+    What learned without labels is drawn hollow.
+    """
     measured = {run.network for run in runs} | {j.network for j in jpegs}
     names = [name for name in NETWORKS if name in measured]
     figure = Figure(figsize=(4.6 * len(names), 4.8), layout="constrained")
@@ -147,17 +151,19 @@ def _panel(
         )
     scores = []
     for group in seeds_together(runs):
-        if group[0].network != name or not group[0].labels or group[0].cut not in cuts:
+        if group[0].network != name or group[0].cut not in cuts:
             continue
         after = [100 * run.after for run in group]
         scores += after
         mean = float(np.mean(after))
+        colour = colours[cuts.index(group[0].cut)]
         panel.errorbar(
             [_mean(group, "sent_bytes")],
             [mean],
             [[mean - min(after)], [max(after) - mean]],
             marker=markers[group[0].transfer],
-            color=colours[cuts.index(group[0].cut)],
+            color=colour,
+            markerfacecolor=colour if group[0].labels else "white",
             markersize=5,
             linewidth=1,
         )
