@@ -178,9 +178,7 @@ def train(name: str, data: Path, out: Path) -> float:
     network = NETWORKS[name].build()
     started = time.perf_counter()
     if name == "lite0":
-        photographs = steel(data, "train")
-        photographs.augment = True
-        _fit(network, photographs, epochs=4, learning_rate=1e-3)
+        _fit(network, steel(data, "train").side(None), epochs=4, learning_rate=1e-3)
     elif name == "segmentation":
         # The encoder knows steel already; what the decoder lacks, it has to learn.
         own, known = network.state_dict(), load("lite0", out).state_dict()
@@ -192,8 +190,7 @@ def train(name: str, data: Path, out: Path) -> float:
         photographs = steel(data, "train")
         for size, epochs, rate in ((96, 24, 2e-3), (SIZE, 16, 1e-3)):
             _fit(network, Augmented(photographs, size), epochs=epochs, learning_rate=rate)
-        photographs.augment = True
-        _fit(network, photographs, epochs=8, learning_rate=5e-4)
+        _fit(network, photographs.side(None), epochs=8, learning_rate=5e-4)
     minutes = (time.perf_counter() - started) / 60
     task = NETWORKS[name].task
     score = evaluate(network, cast("Dataset[Sample]", NETWORKS[name].test(data)), task=task)
