@@ -118,6 +118,25 @@ def test_scales_are_learned_and_settled(small_graph: sl.Graph, textures: Path) -
     assert scales[True] == pytest.approx(scales[False], rel=0.2)
 
 
+def test_slices_that_are_frozen_keep_weights_and_statistics(
+    small_graph: sl.Graph, textures: Path
+) -> None:
+    data = ImageFolder(textures / "train", TEXTURES)
+    spec = sl.TransferSpec(pool_kind="learned", pool=2, reduction=4)
+    recipe = Recipe(epochs=1, batch_size=16, train_edge_slice=False)
+    batches = inserter.input_batches(DataLoader(data, 16))
+    network = inserter.insert(small_graph, "1", spec, calibration=batches, recipe=recipe)
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    teacher = distillation.Teacher(small_graph, "1")
+    trainer.train(network, data, recipe, teacher=teacher)
+    after = network.state_dict()
+    changed = {name for name, t in after.items() if not torch.equal(t, before[name])}
+    assert changed == {n for n, _ in network.transfer_layers.named_parameters("transfer_layers")}
+    frozen = sliced(small_graph, textures, Recipe(train_edge_slice=False, learn_scales=False))
+    with pytest.raises(PrepareError, match="nothing to train: 0 trainable parameters"):
+        trainer.train(frozen, data, QUICK)
+
+
 def test_patience_stops_and_the_best_epoch_is_kept(small_graph: sl.Graph, textures: Path) -> None:
     data = ImageFolder(textures / "train", TEXTURES)
     recipe = Recipe(epochs=30, batch_size=64, learning_rate=1e-12, patience=2, holdout=0.2)

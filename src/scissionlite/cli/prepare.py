@@ -212,6 +212,9 @@ def prepare(
     train_device_slice: Annotated[
         bool, _training("Let the device slice learn too.")
     ] = _DEFAULT.train_device_slice,
+    train_edge_slice: Annotated[
+        bool, _training("Let the edge slice learn; without it only what stands between does.")
+    ] = _DEFAULT.train_edge_slice,
     processor: Annotated[ProcessorChoice, _training("Where to train.")] = ProcessorChoice.AUTO,
     checkpoint: Annotated[
         Path | None,
@@ -274,6 +277,7 @@ def prepare(
             learn_scales=learn_scales,
             patience=patience,
             train_device_slice=train_device_slice,
+            train_edge_slice=train_edge_slice,
             processor=processor.value,
         ),
         "runtime": runtime.value,

@@ -37,9 +37,9 @@ class SlicedNetwork(nn.Module):
         The two slices; copies, so the captured network keeps its weights.
     transfer_layers : torch.nn.ModuleList of TransferLayer
         What stands between them: one for each tensor that crosses.
-    train_device_slice : bool
-        Whether the device slice learns too. Frozen, it also keeps its batch statistics, so that
-        several slicing points can share one device network.
+    train_device_slice, train_edge_slice : bool
+        Whether they learn. Frozen, a slice also keeps its batch statistics, so that several slicing
+        points can share one device network.
     """
 
     def __init__(
@@ -49,12 +49,16 @@ class SlicedNetwork(nn.Module):
         edge_slice: nn.Module,
         *,
         train_device_slice: bool = False,
+        train_edge_slice: bool = True,
     ) -> None:
         super().__init__()
         self.device_slice = device_slice
         self.transfer_layers = nn.ModuleList(transfer_layers)
         self.edge_slice = edge_slice
         self.train_device_slice = train_device_slice
+        self.train_edge_slice = train_edge_slice
+        # The device slice last: a weight that both use stays as it is if the device's does.
+        self.edge_slice.requires_grad_(train_edge_slice)
         self.device_slice.requires_grad_(train_device_slice)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -99,10 +103,12 @@ class SlicedNetwork(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> SlicedNetwork:
-        """Switch to training mode, except for a device slice that is frozen."""
+        """Switch to training mode, except for a slice that is frozen."""
         super().train(mode)
         if not self.train_device_slice:
             self.device_slice.eval()
+        if not self.train_edge_slice:
+            self.edge_slice.eval()
         return self
 
 
@@ -204,7 +210,11 @@ def insert(
         except CodecError as error:
             raise PrepareError(f"{spec.label} cannot stand {cut}: {error}") from error
     return SlicedNetwork(
-        device_slice, layers, edge_slice, train_device_slice=recipe.train_device_slice
+        device_slice,
+        layers,
+        edge_slice,
+        train_device_slice=recipe.train_device_slice,
+        train_edge_slice=recipe.train_edge_slice,
     )
 
 

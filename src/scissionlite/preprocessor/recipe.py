@@ -48,6 +48,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     train_device_slice
         Let the device slice learn too. By default it keeps its weights, so that several slicing
         points can share one device network.
+    train_edge_slice
+        Let the edge slice learn, as the paper does. Without it only scales and learned Transfer
+        Layers do: the better choice with few photographs, which would teach it little else.
     patience
         Stop after so many epochs without a better score on the split, and keep the best epoch's
         weights; None trains all epochs, needs no split and keeps the last.
@@ -75,6 +78,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     calibration: Calibration = "mse"
     learn_scales: bool = True
     train_device_slice: bool = False
+    train_edge_slice: bool = True
     patience: int | None = None
     holdout: float = 0.1
     encoder_share: float = ENCODER_SHARE
