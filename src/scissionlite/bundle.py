@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 
+from scissionlite.atomic_folder import atomic_folder, replaced_folder
 from scissionlite.errors import BundleError
 from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.transfer_layer import Quantization, TransferSpec
@@ -211,9 +211,15 @@ class Bundle:
         try:
             raw = (folder / MANIFEST_NAME).read_bytes()
         except OSError as error:
+            earlier = replaced_folder(folder)
+            hint = (
+                "`scissionlite prepare` makes one"
+                if earlier is None
+                else f"replacing it was interrupted, and the earlier one is {earlier}: rename it"
+            )
             raise BundleError(
                 f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
-                "`scissionlite prepare` makes one"
+                f"{hint}"
             ) from error
         try:
             version = msgspec.json.decode(raw, type=_Versioned).version
@@ -229,12 +235,13 @@ class Bundle:
 
     @classmethod
     def write(cls, path: str | Path, manifest: Manifest, files: dict[str, Path]) -> Bundle:
-        """Write a bundle whole or not at all: into a temporary folder that is then renamed.
+        """Write a bundle whole or not at all, whatever becomes of the process or the power.
 
         Parameters
         ----------
         path
-            The folder to make. An earlier bundle there is replaced; anything else is an error.
+            The folder to make. An earlier bundle there stays until it is replaced, at once, by
+            the whole new one; anything else there is an error.
         manifest
             Its ``slices`` must name the keys of ``files``.
         files
@@ -250,20 +257,11 @@ class Bundle:
             raise BundleError(
                 f"{folder} exists and is not a bundle: choose another folder or remove it"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            staging.chmod(0o755)  # mkdtemp makes it private, but a daemon of another user reads it
+        with atomic_folder(folder) as staging:
             for name, source in files.items():
                 shutil.move(source, staging / name)
             encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
             (staging / MANIFEST_NAME).write_bytes(encoded + b"\n")
-            if folder.exists():
-                shutil.rmtree(folder)
-            staging.replace(folder)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
         return cls.load(folder)
 
     def slice_path(self, role: Role) -> Path:
