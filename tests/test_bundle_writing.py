@@ -48,7 +48,7 @@ def write(content):
     file = SliceFile("network.pt", "torchscript", file_sha256(source), len(content) * 1000)
     info = (TensorInfo("t", (1, 3)),)
     manifest = Manifest(
-        kind="local", model=content.decode(), inputs=info, outputs=info, slices={"network": file}
+        kind="local", model=content.decode(), inputs=info, outputs=info, slices={"network": (file,)}
     )
     return lambda: Bundle.write(bundle, manifest, {"network.pt": source})
 

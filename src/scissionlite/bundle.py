@@ -21,7 +21,7 @@ from scissionlite.transfer_layer import Quantization, TransferSpec
 from scissionlite.transfer_layer.fitted import check_quantization
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 Kind = Literal["split", "image", "local"]
 """What crosses the link: packed feature maps, an image, or nothing."""
@@ -110,7 +110,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``transfer`` is the Transfer Layer that was asked for; each tensor of ``crossing`` has it as far
     as it makes sense for its shape. Nothing packed crosses for the kinds "image" and "local". With
-    ``max_batch`` over 1 a request may hold any number of inputs up to it.
+    ``max_batch`` over 1 a request may hold any number of inputs up to it. ``slices`` holds each
+    slice for one or more runtimes, in the order of preference.
     """
 
     format: Literal["scissionlite-bundle"] = "scissionlite-bundle"
@@ -121,7 +122,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorInfo, ...]
     output_kind: OutputKind = "tensor"
     max_batch: int = 1
-    slices: dict[Role, SliceFile]
+    slices: dict[Role, tuple[SliceFile, ...]]
     slicing_point: SlicingPointInfo | None = None
     crossing: tuple[CrossingTensor, ...] = ()
     transfer: TransferSpec | None = None
@@ -142,12 +143,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         }
         missing = [field for field in needed[self.kind] if getattr(self, field) in (None, ())]
         roles: tuple[Role, ...] = ("device", "edge") if self.kind == "split" else ("network",)
-        missing += [f"slices.{role}" for role in roles if role not in self.slices]
+        missing += [
+            f"slices.{role}"
+            for role in dict.fromkeys((*roles, *self.slices))
+            if not self.slices.get(role)
+        ]
         missing += [field for field in ("inputs", "outputs") if not getattr(self, field)]
         if self.image_format == "jpeg" and self.jpeg_quality is None:
             missing.append("jpeg_quality")
         if missing:
             raise ValueError(f"a bundle of kind {self.kind!r} needs {', '.join(missing)}")
+        for role, files in self.slices.items():
+            if len({file.runtime for file in files}) < len(files):
+                raise ValueError(f"more than one {role} slice for the same runtime")
         if not 1 <= self.max_batch <= MAX_BATCH:
             raise ValueError(f"max_batch must be 1 to {MAX_BATCH}, got {self.max_batch}")
         if self.output_kind == "tensor" and len(self.outputs) != 1:
@@ -264,18 +272,42 @@ class Bundle:
             (staging / MANIFEST_NAME).write_bytes(encoded + b"\n")
         return cls.load(folder)
 
-    def slice_path(self, role: Role) -> Path:
+    def runtimes(self, role: Role) -> tuple[str, ...]:
+        """The runtimes that a slice was prepared for, in the order of preference.
+
+        Raises
+        ------
+        BundleError
+            If the bundle has no such slice.
+        """
+        files = self.manifest.slices.get(role, ())
+        if not files:
+            hint = "; prepare it with the local fallback" if role == "network" else ""
+            raise BundleError(f"bundle {self.path} has no {role} slice{hint}")
+        return tuple(file.runtime for file in files)
+
+    def slice_path(self, role: Role, runtime: str | None = None) -> Path:
         """Path of a slice, after its size and SHA-256 digest were found to match the manifest.
+
+        Parameters
+        ----------
+        role
+            Which slice.
+        runtime
+            For which runtime; by default the first that it was prepared for.
 
         Raises
         ------
         BundleError
             If the bundle has no such slice, its file is missing, or it was altered.
         """
-        entry = self.manifest.slices.get(role)
-        if entry is None:
-            hint = "; prepare it with the local fallback" if role == "network" else ""
-            raise BundleError(f"bundle {self.path} has no {role} slice{hint}")
+        runtimes = self.runtimes(role)
+        if runtime is not None and runtime not in runtimes:
+            raise BundleError(
+                f"bundle {self.path} has no {role} slice for {runtime}, only for "
+                f"{', '.join(runtimes)}: prepare it with --runtime {runtime} too"
+            )
+        entry = self.manifest.slices[role][0 if runtime is None else runtimes.index(runtime)]
         file = self.path / entry.file
         if not file.is_file():
             raise BundleError(f"{file} is missing: copy the whole bundle folder")

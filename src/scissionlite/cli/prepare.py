@@ -81,11 +81,12 @@ EntropyLevelOption = Annotated[
 ]
 
 
-class RuntimeChoice(str, Enum):
+class RuntimeChoice(str, Enum):  # typer takes no list of literals
     """What the slices are written for."""
 
     TORCHSCRIPT = "torchscript"
     ONNX = "onnx"
+    AOTINDUCTOR = "aotinductor"
 
 
 def prepare(
@@ -124,8 +125,12 @@ def prepare(
     link: LinkOption = PAPER_NETWORK,
     slowdown: SlowdownOption = 1.0,
     runtime: Annotated[
-        RuntimeChoice, typer.Option(help="What the slices are written for.")
-    ] = RuntimeChoice.TORCHSCRIPT,
+        list[RuntimeChoice],
+        typer.Option(
+            help="What the slices are written for; may be repeated, best first: devices take what "
+            "they can run. aotinductor compiles for processors like this machine's."
+        ),
+    ] = [RuntimeChoice.TORCHSCRIPT],  # noqa: B006 - typer reads it and never changes it
     epochs: Annotated[int, typer.Option(help="Of retraining; 0 only calibrates.", min=0)] = 3,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 5e-4,
@@ -170,7 +175,7 @@ def prepare(
         validate=validate,
         out=out,
         preprocessing=preprocessing_for(size),
-        runtime=runtime.value,
+        runtimes=[choice.value for choice in runtime],
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from scissionlite.images import Preprocessing
 from scissionlite.preprocessor import splitter, trainer
 from scissionlite.preprocessor.data import ImageFolder, Sample, as_inputs, class_names, open_data
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert
-from scissionlite.runtimes import load_slice
 from scissionlite.scissiontl.planner import Plan
 
 
@@ -42,7 +42,7 @@ def prepare(
     validate: str | Path | Dataset[Sample] | None = None,
     out: str | Path,
     preprocessing: Preprocessing | None = None,
-    runtime: str = "torchscript",
+    runtimes: Sequence[str] = ("torchscript",),
     epochs: int = 3,
     batch_size: int = 32,
     learning_rate: float = 5e-4,
@@ -71,8 +71,10 @@ def prepare(
     preprocessing
         How images become inputs; needed with folders, recorded in the bundle and applied on the
         device.
-    runtime
-        What the slices are written for: "torchscript" or "onnx".
+    runtimes
+        What the slices are written for, best first: "torchscript", "onnx" and "aotinductor". A
+        device or an edge takes the first that it can run. What AOTInductor compiles here runs only
+        on processors that have this one's vector instructions: give a second runtime for others.
     epochs, batch_size, learning_rate, seed
         Of the retraining; 0 epochs only calibrates.
     train_device_slice
@@ -93,8 +95,10 @@ def prepare(
     ------
     PrepareError
         If the plan has three tiers, data is missing or empty, classes differ, the Transfer Layer
-        is not valid at the slicing point, training diverges, or the exported slices answer
+        is not valid at the slicing point, training diverges, or a runtime's slices answer
         something else than the trained network.
+    RuntimeUnavailableError
+        If what a runtime needs is not installed.
     BundleError
         If something else than a bundle is at ``out``.
     """
@@ -103,6 +107,7 @@ def prepare(
             f"the plan has three tiers ({plan.place}), and the Offloader runs two: take one "
             "without a cloud, or give the cloud's profile as the edge's"
         )
+    splitter.check_runtimes(runtimes)
     train_data = None if train is None else open_data(train, preprocessing, augment=True)
     validation = None if validate is None else open_data(validate, preprocessing, augment=False)
     classes = class_names(train_data, validation)
@@ -128,6 +133,8 @@ def prepare(
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
         folder = Path(scratch)
         modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {}
+        real = _real_input(validation or train_data, example)
+        inferences: Sequence[splitter.Inference]
         if plan.kind != "split" or local_fallback:
             modules["network"] = (graph.module, example)
         if plan.kind == "split":
@@ -162,22 +169,28 @@ def prepare(
                 "transfer": plan.spec,
                 "training": trained,
             }
-            slices = splitter.export_slices(modules, runtime, folder, dynamic_batch=max_batch > 1)
-            inference = splitter.joined(network, slices, folder)
-            splitter.verify(network, inference, _real_input(validation or train_data, example))
+            slices = splitter.export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+            inferences = [splitter.joined(network, slices, each, folder) for each in runtimes]
+            for each, inference in zip(runtimes, inferences, strict=True):
+                splitter.verify(network, inference, real, each)
         else:
             fields |= {"image_format": plan.image_format, "jpeg_quality": plan.jpeg_quality}
-            slices = splitter.export_slices(modules, runtime, folder, dynamic_batch=max_batch > 1)
-            inference = load_slice(folder / slices["network"].file, runtime)
-            splitter.verify(graph.module, inference, _real_input(validation or train_data, example))
+            slices = splitter.export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+            inferences = []
+        if "network" in slices:
+            uncut = [splitter.load_exported(slices, "network", each, folder) for each in runtimes]
+            for each, inference in zip(runtimes, uncut, strict=True):
+                splitter.verify(graph.module, inference, real, each)
+            inferences = inferences or uncut
         if validation is not None and before is not None:
             if plan.kind == "image":
-                after, samples = _image_accuracy(inference, validation, plan)
+                after, samples = _image_accuracy(inferences[0], validation, plan)
             else:
-                after, samples = splitter.accuracy(inference, validation)
+                after, samples = splitter.accuracy(inferences[0], validation)
             fields["accuracy"] = Accuracy(before, after, samples)
         manifest = Manifest(slices=slices, **fields)
-        return Bundle.write(out, manifest, {s.file: folder / s.file for s in slices.values()})
+        files = [each.file for written in slices.values() for each in written]
+        return Bundle.write(out, manifest, {file: folder / file for file in files})
 
 
 def _retrain(
