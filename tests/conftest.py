@@ -194,13 +194,13 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleFactory:
         roles: dict[Role, tuple[nn.Module, tuple[int, ...]]] = {"network": (network, INPUT)}
         if kind == "split":
             roles |= {"device": (stem, INPUT), "edge": (head, CROSSING)}
-        slices: dict[Role, SliceFile] = {}
+        slices: dict[Role, tuple[SliceFile, ...]] = {}
         files: dict[str, Path] = {}
         for role, (module, shape) in roles.items():
             file = folder / f"{role}{torchscript.SUFFIX}"
             torchscript.export(module.eval(), (torch.zeros(shape),), file)
-            slices[role] = SliceFile(
-                file.name, "torchscript", file_sha256(file), file.stat().st_size
+            slices[role] = (
+                SliceFile(file.name, "torchscript", file_sha256(file), file.stat().st_size),
             )
             files[file.name] = file
         spec = transfer or TransferSpec()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import scissionlite as sl
 from scissionlite.errors import BundleError, PrepareError, RuntimeUnavailableError
-from scissionlite.preprocessor import inserter, trainer
+from scissionlite.preprocessor import inserter, splitter, trainer
 from scissionlite.preprocessor.data import ImageFolder
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import load_slice
@@ -169,16 +169,43 @@ def test_images_and_local_plans_are_prepared_too(
     assert afters["image"].after != afters["image"].before  # quality 5 shows
 
 
-def test_onnx_slices_answer_as_torchscript_slices(small_graph: sl.Graph, tmp_path: Path) -> None:
+def test_a_bundle_for_every_runtime_answers_the_same(small_graph: sl.Graph, tmp_path: Path) -> None:
     plan = sl.Plan(kind="split", slicing_point="1", spec=sl.TransferSpec.float32_split())
-    x = np.random.default_rng(0).normal(size=(1, 3, SIZE, SIZE)).astype(np.float32)
-    answers = {}
-    for runtime in ("torchscript", "onnx"):
-        made = sl.prepare(small_graph, plan, out=tmp_path / runtime, runtime=runtime)
-        device = load_slice(made.slice_path("device"), runtime, threads=1)
-        edge = load_slice(made.slice_path("edge"), runtime, threads=1)
-        (answers[runtime],) = edge(*device(x))
-    np.testing.assert_allclose(answers["onnx"], answers["torchscript"], rtol=1e-3, atol=1e-4)
+    runtimes = ("onnx", "aotinductor", "torchscript")
+    made = sl.prepare(
+        small_graph, plan, out=tmp_path / "b", runtimes=runtimes, local_fallback=False, max_batch=2
+    )
+    assert made.runtimes("device") == made.runtimes("edge") == runtimes
+    assert made.slice_path("device") == made.slice_path("device", "onnx")
+    assert {path.name for path in made.path.iterdir()} == {
+        "manifest.json",
+        *("device.onnx", "device.pt2", "device.pt", "edge.onnx", "edge.pt2", "edge.pt"),
+    }
+    x = np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)
+    with torch.inference_mode():
+        expected = small_graph.module(torch.from_numpy(x)).numpy()
+    for runtime in runtimes:
+        with (
+            # Device and edge need not take the same.
+            sl.EdgeServer(made, "tcp://127.0.0.1:*", runtime=runtime, threads=1) as edge,
+            sl.Device(
+                made, edge.endpoint, control=edge.control_endpoint, runtime="onnx", threads=1
+            ) as device,
+        ):
+            np.testing.assert_allclose(device.infer(x), expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(BundleError, match="no device slice for tvm, only for onnx, aotinductor, t"):
+        made.slice_path("device", "tvm")
+
+
+def test_what_answers_something_else_is_not_deployed(small_graph: sl.Graph, tmp_path: Path) -> None:
+    other = sl.capture(small_network(), small_graph.example, name="untrained")
+    sl.prepare(other, sl.Plan(kind="local"), out=tmp_path / "b", runtimes=("onnx",))
+    slices = sl.Bundle.load(tmp_path / "b").manifest.slices
+    wrong = splitter.load_exported(slices, "network", "onnx", tmp_path / "b")
+    x = (torch.randn(1, 3, SIZE, SIZE),)
+    splitter.verify(other.module, wrong, x, "onnx")
+    with pytest.raises(PrepareError, match=r"the onnx slices do not answer .* prepare it without"):
+        splitter.verify(small_graph.module, wrong, x, "onnx")
 
 
 class _Pairs(Dataset[tuple[torch.Tensor, int]]):
@@ -222,7 +249,14 @@ def test_what_is_wrong_is_told_and_no_bundle_is_left(
     with pytest.raises(PrepareError, match=r"the loss became .* lower the learning rate"):
         trainer.train(small_network(), _Pairs(float("inf")), Recipe(epochs=1))
     with pytest.raises(RuntimeUnavailableError, match="unknown runtime 'tvm'"):
-        sl.prepare(small_graph, OURS, train=_Pairs(0.5), out=out, recipe=CALIBRATE, runtime="tvm")
+        sl.prepare(
+            small_graph, OURS, train=_Pairs(0.5), out=out, recipe=CALIBRATE, runtimes=("tvm",)
+        )
+    for none in ((), "onnx", ("onnx", "onnx")):
+        with pytest.raises(PrepareError, match=r"runtimes= is a sequence of different ones"):
+            sl.prepare(
+                small_graph, OURS, train=_Pairs(0.5), out=out, recipe=CALIBRATE, runtimes=none
+            )
     assert not out.exists()
 
 

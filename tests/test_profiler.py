@@ -128,7 +128,7 @@ def test_wrong_requests_are_told() -> None:
     graph = sl.capture(network(), torch.zeros(1, 3, 16, 16))
     with pytest.raises(ProfileError, match=r"needs uint8 of shape \(16, 16, 3\)"):
         sl.profile(graph, images=[np.zeros((8, 8, 3), np.uint8)], repetitions=1)
-    with pytest.raises(ProfileError, match="no runtime 'tvm': there are onnx, torchscript"):
+    with pytest.raises(ProfileError, match="no runtime 'tvm': there are aotinductor, onnx"):
         sl.profile(graph, runtime="tvm")
     with pytest.raises(ProfileError, match="repetitions"):
         sl.profile(graph, repetitions=0)

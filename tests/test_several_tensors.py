@@ -152,7 +152,7 @@ def test_several_inputs_and_outputs(runtime: str, tmp_path: Path) -> None:
         graph,
         sl.Plan(kind="split", slicing_point="body.1", spec=sl.TransferSpec.float32_split()),
         out=tmp_path / "bundle",
-        runtime=runtime,
+        runtimes=(runtime,),
         max_batch=2,
     )
     rng = np.random.default_rng(0)

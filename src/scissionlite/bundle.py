@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 
+from scissionlite.atomic_folder import atomic_folder, replaced_folder
 from scissionlite.errors import BundleError
 from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.transfer_layer import Quantization, TransferSpec
 from scissionlite.transfer_layer.fitted import check_quantization
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 Kind = Literal["split", "image", "local"]
 """What crosses the link: packed feature maps, an image, or nothing."""
@@ -130,8 +130,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``transfer`` is the Transfer Layer that was asked for; each tensor of ``crossing`` has it as far
     as it makes sense for its shape, and without the bottleneck of a learned one, which is part of
-    the slices. Nothing packed crosses for the kinds "image" and "local". With
-    ``max_batch`` over 1 a request may hold any number of inputs up to it.
+    the slices. Nothing packed crosses for the kinds "image" and "local". With ``max_batch`` over 1
+    a request may hold any number of inputs up to it. ``slices`` holds each slice for one or more
+    runtimes, in the order of preference.
     """
 
     format: Literal["scissionlite-bundle"] = "scissionlite-bundle"
@@ -142,7 +143,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorInfo, ...]
     output_kind: OutputKind = "tensor"
     max_batch: int = 1
-    slices: dict[Role, SliceFile]
+    slices: dict[Role, tuple[SliceFile, ...]]
     slicing_point: SlicingPointInfo | None = None
     crossing: tuple[CrossingTensor, ...] = ()
     transfer: TransferSpec | None = None
@@ -163,12 +164,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         }
         missing = [field for field in needed[self.kind] if getattr(self, field) in (None, ())]
         roles: tuple[Role, ...] = ("device", "edge") if self.kind == "split" else ("network",)
-        missing += [f"slices.{role}" for role in roles if role not in self.slices]
+        missing += [
+            f"slices.{role}"
+            for role in dict.fromkeys((*roles, *self.slices))
+            if not self.slices.get(role)
+        ]
         missing += [field for field in ("inputs", "outputs") if not getattr(self, field)]
         if self.image_format == "jpeg" and self.jpeg_quality is None:
             missing.append("jpeg_quality")
         if missing:
             raise ValueError(f"a bundle of kind {self.kind!r} needs {', '.join(missing)}")
+        for role, files in self.slices.items():
+            if len({file.runtime for file in files}) < len(files):
+                raise ValueError(f"more than one {role} slice for the same runtime")
         if not 1 <= self.max_batch <= MAX_BATCH:
             raise ValueError(f"max_batch must be 1 to {MAX_BATCH}, got {self.max_batch}")
         if self.output_kind == "tensor" and len(self.outputs) != 1:
@@ -232,9 +240,15 @@ class Bundle:
         try:
             raw = (folder / MANIFEST_NAME).read_bytes()
         except OSError as error:
+            earlier = replaced_folder(folder)
+            hint = (
+                "`scissionlite prepare` makes one"
+                if earlier is None
+                else f"replacing it was interrupted, and the earlier one is {earlier}: rename it"
+            )
             raise BundleError(
                 f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
-                "`scissionlite prepare` makes one"
+                f"{hint}"
             ) from error
         try:
             version = msgspec.json.decode(raw, type=_Versioned).version
@@ -250,12 +264,13 @@ class Bundle:
 
     @classmethod
     def write(cls, path: str | Path, manifest: Manifest, files: dict[str, Path]) -> Bundle:
-        """Write a bundle whole or not at all: into a temporary folder that is then renamed.
+        """Write a bundle whole or not at all, whatever becomes of the process or the power.
 
         Parameters
         ----------
         path
-            The folder to make. An earlier bundle there is replaced; anything else is an error.
+            The folder to make. An earlier bundle there stays until it is replaced, at once, by
+            the whole new one; anything else there is an error.
         manifest
             Its ``slices`` must name the keys of ``files``.
         files
@@ -271,39 +286,54 @@ class Bundle:
             raise BundleError(
                 f"{folder} exists and is not a bundle: choose another folder or remove it"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            staging.chmod(0o755)  # mkdtemp makes it private, but a daemon of another user reads it
+        with atomic_folder(folder) as staging:
             for name, source in files.items():
                 shutil.move(source, staging / name)
             encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
             (staging / MANIFEST_NAME).write_bytes(encoded + b"\n")
-            if folder.exists():
-                shutil.rmtree(folder)
-            staging.replace(folder)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
         return cls.load(folder)
 
     @property
     def files(self) -> tuple[SliceFile, ...]:
         """The files of all slices."""
-        return tuple(self.manifest.slices.values())
+        return tuple(file for files in self.manifest.slices.values() for file in files)
 
-    def slice_path(self, role: Role) -> Path:
+    def runtimes(self, role: Role) -> tuple[str, ...]:
+        """The runtimes that a slice was prepared for, in the order of preference.
+
+        Raises
+        ------
+        BundleError
+            If the bundle has no such slice.
+        """
+        files = self.manifest.slices.get(role, ())
+        if not files:
+            hint = "; prepare it with the local fallback" if role == "network" else ""
+            raise BundleError(f"bundle {self.path} has no {role} slice{hint}")
+        return tuple(file.runtime for file in files)
+
+    def slice_path(self, role: Role, runtime: str | None = None) -> Path:
         """Path of a slice, after its size and SHA-256 digest were found to match the manifest.
+
+        Parameters
+        ----------
+        role
+            Which slice.
+        runtime
+            For which runtime; by default the first that it was prepared for.
 
         Raises
         ------
         BundleError
             If the bundle has no such slice, its file is missing, or it was altered.
         """
-        entry = self.manifest.slices.get(role)
-        if entry is None:
-            hint = "; prepare it with the local fallback" if role == "network" else ""
-            raise BundleError(f"bundle {self.path} has no {role} slice{hint}")
+        runtimes = self.runtimes(role)
+        if runtime is not None and runtime not in runtimes:
+            raise BundleError(
+                f"bundle {self.path} has no {role} slice for {runtime}, only for "
+                f"{', '.join(runtimes)}: prepare it with --runtime {runtime} too"
+            )
+        entry = self.manifest.slices[role][0 if runtime is None else runtimes.index(runtime)]
         file = self.path / entry.file
         if not file.is_file():
             raise BundleError(f"{file} is missing: copy the whole bundle folder")

@@ -18,7 +18,8 @@ def inspect(
     """Show a bundle's manifest, after checking every slice against its digest."""
     opened = Bundle.load(bundle)
     for role in opened.manifest.slices:
-        opened.slice_path(role)
+        for runtime in opened.runtimes(role):
+            opened.slice_path(role, runtime)
     manifest = opened.manifest
     if json:
         print_json({"id": opened.id, "manifest": manifest})
@@ -61,8 +62,11 @@ def inspect(
         how += f", distillation {t.distillation:g}" if t.distillation else ""
         told = f"{t.epochs} epochs in {t.seconds:.0f} s, {how}, seed {t.seed}"
         rows.append(["retrained", told])
-    for role, file in manifest.slices.items():
-        rows.append([f"{role} slice", f"{file.file}, {file.runtime}, {kilobytes(file.bytes)} kB"])
+    for role, files in manifest.slices.items():
+        rows += [
+            [f"{role} slice", f"{file.file}, {file.runtime}, {kilobytes(file.bytes)} kB"]
+            for file in files
+        ]
     if manifest.classes:
         rows.append(["classes", ", ".join(manifest.classes)])
     rows += [["created", manifest.created], *([k, v] for k, v in manifest.versions.items())]

@@ -122,11 +122,12 @@ class ProcessorChoice(str, Enum):
     CUDA = "cuda"
 
 
-class RuntimeChoice(str, Enum):
+class RuntimeChoice(str, Enum):  # typer takes no list of literals
     """What the slices are written for."""
 
     TORCHSCRIPT = "torchscript"
     ONNX = "onnx"
+    AOTINDUCTOR = "aotinductor"
 
 
 def prepare(
@@ -190,8 +191,12 @@ def prepare(
     link: LinkOption = PAPER_NETWORK,
     slowdown: SlowdownOption = 1.0,
     runtime: Annotated[
-        RuntimeChoice, typer.Option(help="What the slices are written for.")
-    ] = RuntimeChoice.TORCHSCRIPT,
+        list[RuntimeChoice],
+        typer.Option(
+            help="What the slices are written for; may be repeated, best first: devices take what "
+            "they can run. aotinductor compiles for processors like this machine's."
+        ),
+    ] = [RuntimeChoice.TORCHSCRIPT],  # noqa: B006 - typer reads it and never changes it
     epochs: Annotated[int, _training("0 only calibrates.", min=0)] = _DEFAULT.epochs,
     batch_size: Annotated[int, _training("Photographs a step.", min=1)] = _DEFAULT.batch_size,
     learning_rate: Annotated[float, _training("Peak of the schedule.")] = _DEFAULT.learning_rate,
@@ -280,7 +285,7 @@ def prepare(
             train_edge_slice=train_edge_slice,
             processor=processor.value,
         ),
-        "runtime": runtime.value,
+        "runtimes": [choice.value for choice in runtime],
         "local_fallback": local_fallback,
         "max_batch": max_batch,
         "progress": not json,
@@ -290,7 +295,7 @@ def prepare(
             bundle = carry_out(graph, chosen, checkpoint=checkpoint, **options)
         else:
             assert accuracy_drop is not None
-            profiles = _profiles(graph, device_profile, edge_profile, runtime.value)
+            profiles = _profiles(graph, device_profile, edge_profile, runtime[0].value)
             device = profiles[0].slowed(slowdown)
             plans = rank(device, profiles[1], parse_links(link), learned=True)
             choice = choose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ from scissionlite.preprocessor.distillation import Teacher
 from scissionlite.preprocessor.inserter import SlicedNetwork, input_batches, insert
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
-from scissionlite.runtimes import load_slice
 from scissionlite.scissiontl.planner import Plan
 
 
@@ -54,7 +54,7 @@ def prepare(
     preprocessing: Preprocessing | None = None,
     task: Task = CLASSIFICATION,
     recipe: Recipe | None = None,
-    runtime: str = "torchscript",
+    runtimes: Sequence[str] = ("torchscript",),
     local_fallback: bool = True,
     max_batch: int = 1,
     checkpoint: str | Path | None = None,
@@ -88,8 +88,10 @@ def prepare(
         Loss and metric: ``CLASSIFICATION``, ``SEGMENTATION``, or your own (:class:`.tasks.Task`).
     recipe
         How to calibrate and retrain.
-    runtime
-        What the slices are written for: "torchscript" or "onnx".
+    runtimes
+        What the slices are written for, best first: "torchscript", "onnx" and "aotinductor". A
+        device or an edge takes the first that it can run. What AOTInductor compiles here runs only
+        on processors that have this one's vector instructions: give a second runtime for others.
     local_fallback
         Put the uncut network in the bundle too, so that a device can answer alone.
     max_batch
@@ -111,7 +113,9 @@ def prepare(
     PrepareError
         If the plan has three tiers, data is missing or empty, classes differ, the Transfer Layer
         is not valid at the slicing point, training diverges, the checkpoint is of another training,
-        or the exported slices answer something else than the trained network.
+        or a runtime's slices answer something else than the trained network.
+    RuntimeUnavailableError
+        If what a runtime needs is not installed.
     BundleError
         If something else than a bundle is at ``out``.
     """
@@ -120,6 +124,7 @@ def prepare(
             f"the plan has three tiers ({plan.place}), and the Offloader runs two: take one "
             "without a cloud, or give the cloud's profile as the edge's"
         )
+    splitter.check_runtimes(runtimes)
     if train is not None and unlabelled is not None:
         raise PrepareError("give train= or unlabelled=: with distillation=1 labels play no part")
     recipe = recipe or Recipe()
@@ -153,10 +158,10 @@ def prepare(
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
         folder = Path(scratch)
         modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {}
+        inferences: Sequence[splitter.Inference]
         if plan.kind != "split" or local_fallback:
             modules["network"] = (graph.module, example)
         real = _real_input(validation or training_data, example)
-        inference: splitter.Inference
         if plan.kind == "split":
             network, trained = _retrain(
                 graph,
@@ -189,20 +194,27 @@ def prepare(
                 "transfer": plan.spec,
                 "training": trained,
             }
-            slices = splitter.export_slices(modules, runtime, folder, dynamic_batch=max_batch > 1)
-            inference = splitter.Joined(network, slices, folder)
-            splitter.verify(network, inference, real)
+            slices = splitter.export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+            inferences = [splitter.Joined(network, slices, each, folder) for each in runtimes]
+            for each, inference in zip(runtimes, inferences, strict=True):
+                splitter.verify(network, inference, real, each)
         else:
             fields |= {"image_format": plan.image_format, "jpeg_quality": plan.jpeg_quality}
-            slices = splitter.export_slices(modules, runtime, folder, dynamic_batch=max_batch > 1)
-            inference = load_slice(folder / slices["network"].file, runtime)
-            splitter.verify(graph.module, inference, real)
-            if plan.kind == "image":
-                inference = _sent_images(inference, validation, plan)
+            slices = splitter.export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+            inferences = []
+        if "network" in slices:
+            uncut = [splitter.load_exported(slices, "network", each, folder) for each in runtimes]
+            for each, whole in zip(runtimes, uncut, strict=True):
+                splitter.verify(graph.module, whole, real, each)
+            inferences = inferences or uncut
         if validation is not None and uncut_score is not None:
-            fields["accuracy"] = splitter.measure(inference, validation, task, before=uncut_score)
+            first = inferences[0]
+            if plan.kind == "image":
+                first = _sent_images(first, validation, plan)
+            fields["accuracy"] = splitter.measure(first, validation, task, before=uncut_score)
         manifest = Manifest(slices=slices, **fields)
-        return Bundle.write(out, manifest, {s.file: folder / s.file for s in slices.values()})
+        files = [each.file for written in slices.values() for each in written]
+        return Bundle.write(out, manifest, {file: folder / file for file in files})
 
 
 def _retrain(

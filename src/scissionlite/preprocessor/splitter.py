@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,47 @@ from scissionlite.images import ImageFormat, image_decode, image_encode
 from scissionlite.preprocessor.data import Data, Photographs, samples_of
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.tasks import Task
-from scissionlite.runtimes import load_slice, runtime_module
+from scissionlite.runtimes import Slice, load_slice, runtime_module
 from scissionlite.transfer_layer import decode, encode
 from scissionlite.values import flat
 
 Inference = Callable[..., tuple[npt.NDArray[np.float32], ...]]
 
 
+def check_runtimes(runtimes: Sequence[str]) -> None:
+    """Check that slices can be written for some runtimes, before hours of training.
+
+    Raises
+    ------
+    PrepareError
+        If none are given, or one more than once.
+    RuntimeUnavailableError
+        If a runtime is unknown, or what it needs is not installed.
+    """
+    if isinstance(runtimes, str) or not runtimes or len(set(runtimes)) < len(runtimes):
+        raise PrepareError(
+            f"runtimes= is a sequence of different ones, such as ('torchscript', 'onnx'), not "
+            f"{runtimes!r}"
+        )
+    for runtime in runtimes:
+        runtime_module(runtime).check_export()
+
+
 def export_slices(
     modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]],
-    runtime: str,
+    runtimes: Sequence[str],
     folder: Path,
     *,
     dynamic_batch: bool = False,
-) -> dict[Role, SliceFile]:
-    """Export modules for a runtime into a folder.
+) -> dict[Role, tuple[SliceFile, ...]]:
+    """Export modules for some runtimes into a folder; every runtime folds their batch norms.
 
     Parameters
     ----------
     modules
         Role to the module and an example of its inputs.
-    runtime
-        "torchscript" or "onnx".
+    runtimes
+        Names of runtimes, in the order of preference.
     folder
         Where to write, each as ``ROLE`` with the runtime's suffix.
     dynamic_batch
@@ -47,15 +66,28 @@ def export_slices(
     Raises
     ------
     RuntimeUnavailableError
-        If the runtime is unknown, or what it needs is not installed.
+        If a runtime is unknown, or what it needs is not installed.
+    PrepareError
+        If a runtime cannot take a module.
     """
-    exporter = runtime_module(runtime)
-    slices: dict[Role, SliceFile] = {}
+    slices: dict[Role, tuple[SliceFile, ...]] = {}
     for role, (module, example) in modules.items():
-        path = folder / f"{role}{exporter.SUFFIX}"
-        exporter.export(module, example, path, dynamic_batch=dynamic_batch)
-        slices[role] = SliceFile(path.name, runtime, file_sha256(path), path.stat().st_size)
+        files: list[SliceFile] = []
+        for runtime in runtimes:
+            exporter = runtime_module(runtime)
+            path = folder / f"{role}{exporter.SUFFIX}"
+            exporter.export(module, example, path, dynamic_batch=dynamic_batch)
+            files.append(SliceFile(path.name, runtime, file_sha256(path), path.stat().st_size))
+        slices[role] = tuple(files)
     return slices
+
+
+def load_exported(
+    slices: dict[Role, tuple[SliceFile, ...]], role: Role, runtime: str, folder: Path
+) -> Slice:
+    """Load what :func:`export_slices` has just written."""
+    (file,) = (file.file for file in slices[role] if file.runtime == runtime)
+    return load_slice(folder / file, runtime)
 
 
 class Joined:
@@ -67,9 +99,15 @@ class Joined:
         Bytes of payload that have crossed.
     """
 
-    def __init__(self, network: SlicedNetwork, slices: dict[Role, SliceFile], folder: Path) -> None:
-        self._device = load_slice(folder / slices["device"].file, slices["device"].runtime)
-        self._edge = load_slice(folder / slices["edge"].file, slices["edge"].runtime)
+    def __init__(
+        self,
+        network: SlicedNetwork,
+        slices: dict[Role, tuple[SliceFile, ...]],
+        runtime: str,
+        folder: Path,
+    ) -> None:
+        self._device = load_exported(slices, "device", runtime, folder)
+        self._edge = load_exported(slices, "edge", runtime, folder)
         self._ends = [(layer.spec.packing, layer.quantization) for layer in network.layers]
         self.sent_bytes = 0
 
@@ -112,8 +150,10 @@ class SentImages:
         return self._inference(preprocessing.tensor(frame))
 
 
-def verify(network: nn.Module, exported: Inference, example: tuple[torch.Tensor, ...]) -> None:
-    """Check that exported slices answer what the trained network answers.
+def verify(
+    network: nn.Module, exported: Inference, example: tuple[torch.Tensor, ...], runtime: str
+) -> None:
+    """Check that slices exported for a runtime answer what the trained network answers.
 
     Raises
     ------
@@ -130,9 +170,9 @@ def verify(network: nn.Module, exported: Inference, example: tuple[torch.Tensor,
         worst = float(np.abs(answer - wanted.numpy()).max())
         if not worst <= tolerance:
             raise PrepareError(
-                f"the exported slices do not answer what the network answers (off by {worst:.3g} "
-                f"where {tolerance:.3g} is tolerated): the runtime cannot run this network "
-                "faithfully"
+                f"the {runtime} slices do not answer what the network answers (off by {worst:.3g} "
+                f"where {tolerance:.3g} is tolerated): this runtime cannot run this network "
+                "faithfully, prepare it without"
             )
 
 

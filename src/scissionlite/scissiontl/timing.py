@@ -34,7 +34,7 @@ class Runner:
     Parameters
     ----------
     runtime
-        "torchscript" or "onnx".
+        One of :data:`scissionlite.runtimes.RUNTIMES`.
     threads
         Of an inference; None is the runtime's default.
     folder
