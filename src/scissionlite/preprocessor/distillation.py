@@ -7,11 +7,11 @@ and is worked out once where it fits in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from scissionlite.graph import Graph, SlicingPoint
@@ -20,6 +20,9 @@ from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import Task, normalised_error
 from scissionlite.values import flat
+
+_TAPS = 3
+"""Most slicing points behind the cut where features are compared."""
 
 _REMEMBERED_BYTES = 2 << 30
 """Most memory for what the frozen slices answer."""
@@ -34,15 +37,48 @@ class Teacher(nn.Module):
         The captured network.
     point
         Where the student is cut.
+
+    Attributes
+    ----------
+    device_slice, edge_slice : torch.nn.Module
+        The edge slice answers what the network does, and behind it what crosses at the taps.
+    taps : tuple of str
+        Nodes of the edge slice whose values are compared, too (FitNets: Romero et al., arXiv
+        1412.6550): some slicing points, evenly spread over the slice.
     """
 
     def __init__(self, graph: Graph, point: SlicingPoint | str | int) -> None:
         super().__init__()
-        self.device_slice, self.edge_slice = graph.split(point)
+        cut = graph.point(point)
+        self.device_slice, edge_slice = graph.split(cut)
+        self.taps = _taps(graph, cut)
+        self.edge_slice = tapped(edge_slice, self.taps)
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in evaluation mode."""
         return super().train(False)
+
+
+def _taps(graph: Graph, cut: SlicingPoint) -> tuple[str, ...]:
+    """Some slicing points behind the cut where feature maps cross, by the node that makes them."""
+    later = [
+        other.crossing[0].name
+        for other in graph.slicing_points[cut.index + 1 :]
+        if len(other.crossing) == 1 and len(other.crossing[0].shape) > 2
+    ]
+    chosen = torch.linspace(0, len(later) - 1, _TAPS + 2).round().int().tolist()[1:-1]
+    return tuple(dict.fromkeys(later[i] for i in chosen)) if later else ()
+
+
+def tapped(edge_slice: nn.Module, taps: Sequence[str]) -> fx.GraphModule:
+    """An edge slice, with the same weights, that also answers what some of its nodes hold."""
+    assert isinstance(edge_slice, fx.GraphModule)  # Graph.split gives nothing else
+    whole = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    answer = whole.graph_copy(edge_slice.graph, copies)
+    by_name = {node.name: copy for node, copy in copies.items()}
+    whole.output((*flat(answer), *(by_name[name] for name in taps)))
+    return fx.GraphModule(edge_slice, whole)
 
 
 class Lesson(NamedTuple):
@@ -55,7 +91,7 @@ class Lesson(NamedTuple):
     reference
         What the teacher's does: the very same unless the student's learns.
     wanted
-        What the teacher answers; empty without a teacher.
+        What the teacher answers, and what it holds at the taps; empty without a teacher.
     target
         The labels, collated.
     """
@@ -83,7 +119,13 @@ def lesson(
 
 
 def loss_of(
-    student: SlicedNetwork, batch: Lesson, task: Task, recipe: Recipe, *, labelled: bool
+    student: SlicedNetwork,
+    edge_slice: nn.Module,
+    batch: Lesson,
+    task: Task,
+    recipe: Recipe,
+    *,
+    labelled: bool,
 ) -> tuple[torch.Tensor, Any]:
     """The loss of a batch, and what the student answers.
 
@@ -92,21 +134,35 @@ def loss_of(
 
     Parameters
     ----------
+    edge_slice
+        The student's, with the teacher's taps where there is one (:func:`tapped`).
     labelled
         Whether the target is looked at.
     """
     arrived = student.transfer(batch.features)
-    answer = student.edge_slice(*arrived)
     if not batch.wanted:
+        answer = edge_slice(*arrived)
         return task.loss(answer, batch.target), answer
-    wanted = batch.wanted[0] if len(batch.wanted) == 1 else tuple(batch.wanted)
+    answers = edge_slice(*arrived)
+    count = student.outputs
+    answer, wanted = _as_one(answers[:count]), _as_one(batch.wanted[:count])
     loss = task.distance(answer, wanted, recipe.temperature)
+    # Each as far off as its own spread counts one; together they count as the outputs do.
+    errors = []
     if student.train_device_slice or any(layer.spec.learned for layer in student.layers):
-        loss = loss + normalised_error(arrived, batch.reference)
+        errors.append(normalised_error(arrived, batch.reference))
+    if len(answers) > count:
+        errors.append(normalised_error(answers[count:], batch.wanted[count:]))
+    loss = loss + sum(errors)
     if labelled and recipe.distillation < 1:
         by_label = task.loss(answer, batch.target)
         loss = recipe.distillation * loss + (1 - recipe.distillation) * by_label
     return loss, answer
+
+
+def _as_one(tensors: Sequence[torch.Tensor]) -> Any:
+    """A tensor, or a tuple of several, as a network answers."""
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
 class Remembered(Dataset[tuple[list[torch.Tensor], list[torch.Tensor], Any]]):

@@ -79,6 +79,13 @@ class SlicedNetwork(nn.Module):
             return [layer(tensor.float()) for layer, tensor in pairs]
 
     @property
+    def outputs(self) -> int:
+        """How many tensors the network answers."""
+        assert isinstance(self.edge_slice, fx.GraphModule)  # Graph.split gives nothing else
+        (output,) = (node for node in self.edge_slice.graph.nodes if node.op == "output")
+        return len(flat(output.args[0]))
+
+    @property
     def layers(self) -> list[TransferLayer]:
         """The Transfer Layers in order."""
         return list(self.transfer_layers)  # type: ignore[arg-type]  # ModuleList knows Modules only

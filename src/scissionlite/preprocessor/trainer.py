@@ -33,7 +33,14 @@ from scissionlite.preprocessor.data import (
     loader_of,
     split_off,
 )
-from scissionlite.preprocessor.distillation import Lesson, Teacher, lesson, loss_of, remember
+from scissionlite.preprocessor.distillation import (
+    Lesson,
+    Teacher,
+    lesson,
+    loss_of,
+    remember,
+    tapped,
+)
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
@@ -189,6 +196,10 @@ class _Run:
             self.optimizer, max_lr=recipe.learning_rate, total_steps=recipe.epochs * self.steps
         )
         self.memory_format = self._fastest_format()
+        if isinstance(network, SlicedNetwork):
+            self.edge_slice = network.edge_slice
+            if self.teacher is not None:
+                self.edge_slice = tapped(network.edge_slice, self.teacher.taps)
         self.remembered = False
         if isinstance(network, SlicedNetwork) and recipe.epochs > 1:
             known = remember(network.eval(), self.teacher, data, self.processor)
@@ -253,7 +264,12 @@ class _Run:
                 inputs = self._placed(as_inputs(seen[0]))
                 known = lesson(self.network, self.teacher, tuple(inputs), target)
             loss, answer = loss_of(
-                self.network, known, self.task, self.recipe, labelled=self.labelled
+                self.network,
+                self.edge_slice,
+                known,
+                self.task,
+                self.recipe,
+                labelled=self.labelled,
             )
             return loss, answer, target
 
