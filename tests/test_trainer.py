@@ -28,6 +28,7 @@ from scissionlite.preprocessor.data import ImageFolder, Photographs
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import IGNORED, SEGMENTATION, Task
 from scissionlite.transfer_layer.layers import TransferLayer
+from scissionlite.values import flat
 
 OURS = sl.TransferSpec()
 QUICK = Recipe(epochs=2, batch_size=16)
@@ -98,6 +99,25 @@ def test_what_frozen_slices_answer_is_remembered_rightly(
     assert distillation.remember(learning, teacher, part, torch.device("cpu")) is None
     other = torch.utils.data.TensorDataset(torch.zeros(4, 3, 64, 64), torch.zeros(4))
     assert distillation.remember(network, teacher, other, torch.device("cpu")) is None
+
+
+def test_the_teacher_tells_what_it_holds_behind_the_cut(small_graph: sl.Graph) -> None:
+    x = torch.randn(2, 3, 64, 64)
+    names = [point.name for point in small_graph.slicing_points]
+    for point in ("0", "1", "3.2"):
+        teacher = distillation.Teacher(small_graph, point)
+        with torch.no_grad():
+            crossing = teacher.device_slice(x)
+            answer, *taps = flat(teacher.edge_slice(crossing))
+            torch.testing.assert_close(answer, small_graph.module(x))
+            # Every tap is what crosses at a slicing point behind the cut.
+            behind = small_graph.slicing_points[names.index(point) + 1 :]
+            known = [small_graph.between(point, other)(crossing) for other in behind]
+        assert len(taps) == len(teacher.taps)
+        for tap in taps:
+            assert tap.ndim == 4
+            assert any(tap.shape == k.shape and torch.equal(tap, k) for k in known)
+        assert bool(taps) == (point != "3.2")  # only vectors cross behind it
 
 
 def test_scales_are_learned_and_settled(small_graph: sl.Graph, textures: Path) -> None:

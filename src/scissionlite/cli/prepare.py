@@ -258,6 +258,8 @@ def prepare(
         raise typer.BadParameter(
             "--accuracy-drop chooses slicing point and Transfer Layer itself, and needs --validate"
         )
+    if accuracy_drop is not None and checkpoint is not None:
+        raise typer.BadParameter("--checkpoint is one training's; --accuracy-drop has several")
     chosen = None
     if accuracy_drop is None:
         chosen = _choose(at, codec, given, device_profile, edge_profile, link, slowdown)
