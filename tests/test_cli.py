@@ -164,7 +164,7 @@ def test_the_fastest_plan_that_holds_is_found(folder: Path, tmp_path: Path) -> N
         *("--device-profile", profile, "--edge-profile", profile, "--tries", "1"),
     )
     (tmp_path / "wifi.csv").write_text(
-        "source,destination,ping(ms),bandwidth(Mbps)\nhere,here,2,50\n"
+        "source,destination,ping(ms),bandwidth(Mbps)\npi,edge,2,50\n"
     )
     table = scissionlite(
         *(*options, "--accuracy-drop", "100", "--link", tmp_path / "wifi.csv"),

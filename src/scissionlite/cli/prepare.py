@@ -22,13 +22,13 @@ from scissionlite.cli.network import (
     WeightsOption,
     capture_model,
     parse_link,
-    parse_links,
     preprocessing_for,
 )
 from scissionlite.cli.output import JsonOption, error_console, milliseconds, print_table
 from scissionlite.cli.plan import SlowdownOption
 from scissionlite.errors import CodecError
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.scissiontl.network import Link
 from scissionlite.scissiontl.planner import JPEG_QUALITY, Plan
 from scissionlite.scissiontl.planner import plan as rank
 from scissionlite.scissiontl.profile import Profile
@@ -299,13 +299,13 @@ def prepare(
             assert accuracy_drop is not None
             profiles = _profiles(graph, device_profile, edge_profile, runtime[0].value)
             device = profiles[0].slowed(slowdown)
-            plans = rank(device, profiles[1], parse_links(link), learned=True)
+            plans = rank(device, profiles[1], parse_link(link), learned=True)
             choice = choose(
                 graph, plans, accuracy_drop=accuracy_drop / 100, tries=tries, told=_tell, **options
             )
             bundle = choice.bundle
             if not json:
-                _print_attempts(choice.attempts, parse_links(link))
+                _print_attempts(choice.attempts, parse_link(link))
     except KeyboardInterrupt:
         error_console.print("Interrupted: the same command goes on after the last whole epoch.")
         raise
@@ -335,7 +335,7 @@ def _tell(plan: Plan) -> None:
     )
 
 
-def _print_attempts(attempts: Sequence[Attempt], link: object) -> None:
+def _print_attempts(attempts: Sequence[Attempt], link: Link) -> None:
     rows = [
         [
             str(number),
