@@ -146,7 +146,7 @@ def test_bare_photographs_train_a_learned_transfer_layer(folder: Path) -> None:
         *("prepare", MODEL, "--size", "64", "--weights", folder / "weights.pt"),
         *("--num-classes", "6", "--unlabelled", folder / "train", "--at", "features.2"),
         *("--pool-kind", "learned", "--reduction", "4", "--epochs", "2", "--patience", "1"),
-        *("--calibration", "percentile", "--out", folder / "learned"),
+        *("--calibration", "percentile", "--levels", "64", "--out", folder / "learned"),
     )["manifest"]
     assert made["training"]["labels"] is False
     assert made["transfer"]["reduction"] == 4

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from networks import small_network
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import scissionlite as sl
 from scissionlite.errors import PrepareError
@@ -241,7 +241,8 @@ def test_an_interrupted_training_has_less_left_to_do(textures: Path, tmp_path: P
         trainer.train(
             small_network(), Interrupted(data, 2 * len(data)), recipe, checkpoint=checkpoint
         )
-    rest = Interrupted(data, 2 * len(data) + 16)  # enough for what is left, not for everything
+    # Two epochs, batch statistics and a first look: enough for what is left, not for everything.
+    rest = Interrupted(data, 3 * len(data) + 16)
     record = trainer.train(small_network(), rest, recipe, checkpoint=checkpoint)
     assert record.epochs == 3
 
@@ -401,12 +402,49 @@ def test_percentiles_do_not_mind_an_outlier() -> None:
     assert scales["percentile"] == pytest.approx(1 / 255, rel=1e-2)
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+def test_levels_divide_the_range(granularity: str, scheme: str) -> None:
+    """Steps are so much larger, and codes so much fewer; zero stays exact."""
+    x = torch.randn(2, 3, 40, 40)
+    spec = sl.TransferSpec(pool=1, granularity=granularity, scheme=scheme)
+    whole = calibrate(x, spec, "range")
+    coarse = calibrate(x, spec, "range", levels=16)
+    np.testing.assert_allclose(np.asarray(coarse.scale) / whole.scale, 255 / 15, rtol=1e-6)
+    answers = TransferLayer(spec, coarse)(x)
+    for group in answers.transpose(0, 1) if granularity == "channel" else [answers]:
+        assert 14 <= len(group.unique()) <= 17
+        assert (group == 0).any()
+    error = (answers - x).abs().amax((0, 2, 3))
+    assert (error <= torch.tensor(coarse.scale) * 0.501).all()
+
+
+def test_more_levels_than_codes_are_refused() -> None:
+    with pytest.raises(PrepareError, match="levels=17, but int4 has 16 codes"):
+        calibrate(torch.ones(1, 1, 2, 2), sl.TransferSpec(dtype="int4"), "range", levels=17)
+
+
+def test_batch_statistics_are_means_over_the_data() -> None:
+    """Not of the last few batches, which the running statistics remember."""
+    x = 5 + 3 * torch.randn(48, 3, 4, 4)
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2))
+    data = TensorDataset(x, torch.randint(2, (48,)))
+    trainer.train(network, data, Recipe(epochs=1, batch_size=16))
+    norm = network[0]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.momentum == 0.1
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)))
+    batches = torch.stack([part.var((0, 2, 3)) for part in x.split(16)]).mean(0)
+    torch.testing.assert_close(norm.running_var, batches, rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"epochs": -1}, "epochs=-1 must be 0 to"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
         ({"distillation": 1.5}, "distillation=1.5 must be 0 to 1"),
+        ({"levels": 1}, "levels=1 must be 2 to 256"),
         ({"calibration": "guess"}, "calibration='guess' must be range, percentile, mse"),
         ({"processor": "tpu"}, "processor='tpu' must be auto, cpu, cuda"),
     ],

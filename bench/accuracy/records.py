@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -12,6 +12,16 @@ from scissionlite.preprocessor.recipe import Recipe
 
 RUNS, JPEGS = "runs.jsonl", "jpeg.jsonl"
 """The files, in the folder that ``--out`` names."""
+
+
+class What(NamedTuple):
+    """An experiment without its seed."""
+
+    network: str
+    cut: str
+    transfer: str
+    labels: bool
+    recipe: Recipe
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,9 +66,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     command: str
 
     @property
-    def what(self) -> tuple[str, str, str, bool]:
+    def what(self) -> What:
         """What all seeds of one experiment share."""
-        return self.network, self.cut, self.transfer, self.labels
+        recipe = msgspec.structs.replace(self.recipe, seed=0)
+        return What(self.network, self.cut, self.transfer, self.labels, recipe)
+
+    @property
+    def label(self) -> str:
+        """The Transfer Layer, and its levels if they were said."""
+        levels = self.recipe.levels
+        return self.transfer if levels is None else f"{self.transfer}, {levels} levels"
 
 
 class Jpeg(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,17 +111,9 @@ def read(path: Path, kind: type[_Record]) -> list[_Record]:
 
 
 def seeds_together(runs: Sequence[Run]) -> Iterator[list[Run]]:
-    """The runs of each experiment, one a seed (the latest), in the order of the file.
-
-    Raises
-    ------
-    SystemExit
-        If the seeds of one experiment followed different recipes: their mean would mean nothing.
-    """
-    groups: dict[tuple[str, str, str, bool], dict[int, Run]] = {}
+    """The runs of each experiment, one a seed (the latest), in the order of the file."""
+    groups: dict[What, dict[int, Run]] = {}
     for run in runs:
         groups.setdefault(run.what, {})[run.recipe.seed] = run
-    for what, group in groups.items():
-        if len({msgspec.structs.replace(run.recipe, seed=0) for run in group.values()}) > 1:
-            raise SystemExit(f"{what}: its seeds followed different recipes; use another --out")
+    for group in groups.values():
         yield list(group.values())

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 import scissionlite as sl
 from bench.accuracy.networks import NETWORKS, load, training_mosaics
 from bench.accuracy.photographs import ImageNetPhotographs
-from bench.accuracy.records import RUNS, Run, append, read
+from bench.accuracy.records import RUNS, Run, What, append, read
 from scissionlite.bundle import Accuracy, Manifest
 from scissionlite.graph import Graph
 from scissionlite.preprocessor.data import Sample
@@ -96,7 +96,7 @@ def run(experiment: Experiment, data: Path, out: Path) -> Iterator[Run]:
         Each record as it is written.
     """
     known = NETWORKS[experiment.network]
-    done = {(*each.what, each.recipe) for each in read(out / RUNS, Run)}
+    done = {(each.what, each.recipe.seed) for each in read(out / RUNS, Run)}
     network = load(experiment.network, out)
     example = torch.zeros(1, 3, *known.preprocessing.size)
     graph = sl.capture(network, example, name=known.model)
@@ -105,8 +105,9 @@ def run(experiment: Experiment, data: Path, out: Path) -> Iterator[Run]:
         for spec in experiment.transfers:
             for seed in experiment.seeds:
                 recipe = msgspec.structs.replace(experiment.recipe, seed=seed)
-                what = (experiment.network, cut, spec.label, experiment.labels, recipe)
-                if what in done:
+                unseeded = msgspec.structs.replace(recipe, seed=0)
+                what = What(experiment.network, cut, spec.label, experiment.labels, unseeded)
+                if (what, seed) in done:
                     continue
                 prepared = prepared or folds(experiment.network, data, network)
                 record = _one(experiment, prepared, graph, cut, spec, recipe)
@@ -128,10 +129,11 @@ def _one(
         calibrated = msgspec.structs.replace(recipe, epochs=0)
         manifest = _prepare(experiment, fold, graph, cut, spec, calibrated)
         untrained.append(_scored(manifest))
-        started = time.perf_counter()
-        manifest = _prepare(experiment, fold, graph, cut, spec, recipe)
+        if recipe.epochs:
+            started = time.perf_counter()
+            manifest = _prepare(experiment, fold, graph, cut, spec, recipe)
+            minutes += (time.perf_counter() - started) / 60
         trained.append(_scored(manifest))
-        minutes += (time.perf_counter() - started) / 60
     weights = [fold.size for fold in prepared]
     return Run(
         network=experiment.network,

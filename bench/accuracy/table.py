@@ -58,7 +58,7 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
                 _row(
                     [
                         group[0].cut,
-                        group[0].transfer,
+                        group[0].label,
                         f"{group[0].float32_bytes / group[0].packed_bytes:.3g}",
                         f"{sent:.0f}",
                         _spread(group, "untrained"),
@@ -79,11 +79,11 @@ def label_free(runs: Sequence[Run]) -> str:
     groups = {group[0].what: group for group in seeds_together(runs)}
     lines = []
     for what, group in groups.items():
-        bare = groups.get((*what[:3], False))
-        if what[3] and bare is not None:
+        bare = groups.get(what._replace(labels=False))
+        if what.labels and bare is not None:
             lost = 100 * (_mean(group, "after") - _mean(bare, "after"))
             scores = _spread(group, "after"), _spread(bare, "after")
-            lines.append(_row([*what[:3], *scores, f"{lost:+.2f}"]))
+            lines.append(_row([what.network, what.cut, group[0].label, *scores, f"{lost:+.2f}"]))
     return "\n".join([_row(columns), _row(["---"] * len(columns)), *lines]) if lines else ""
 
 
@@ -110,7 +110,7 @@ def draw(runs: Sequence[Run], jpegs: Sequence[Jpeg], path: Path) -> None:
     names = [name for name in NETWORKS if name in measured]
     figure = Figure(figsize=(4.6 * len(names), 4.8), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
-    transfers = list(dict.fromkeys(run.transfer for run in runs))
+    transfers = list(dict.fromkeys(run.label for run in runs))
     markers = {t: MARKERS[i % len(MARKERS)] for i, t in enumerate(transfers)}
     for panel, name in zip(panels, names, strict=True):
         _panel(panel, name, runs, [j for j in jpegs if j.network == name], markers)
@@ -161,7 +161,7 @@ def _panel(
             [_mean(group, "sent_bytes")],
             [mean],
             [[mean - min(after)], [max(after) - mean]],
-            marker=markers[group[0].transfer],
+            marker=markers[group[0].label],
             color=colour,
             markerfacecolor=colour if group[0].labels else "white",
             markersize=5,
@@ -213,7 +213,7 @@ def report(out: Path) -> str:
     runs, jpegs = read(out / RUNS, Run), read(out / JPEGS, Jpeg)
     draw(runs, jpegs, out / "accuracy.png")
     recipes = [
-        f"{group[0].network}, {group[0].transfer} after {group[0].cut}: `{group[0].command}`; "
+        f"{group[0].network}, {group[0].label} after {group[0].cut}: `{group[0].command}`; "
         + msgspec.json.encode(group[0].recipe).decode()
         for group in seeds_together(runs)
     ]

@@ -207,6 +207,14 @@ def prepare(
     calibration: Annotated[
         CalibrationChoice, _training("How scales are found.")
     ] = CalibrationChoice.MSE,
+    levels: Annotated[
+        int | None,
+        _training(
+            "Of int8 and int4: steps in the calibrated range; fewer send less with --entropy zstd.",
+            min=2,
+            max=256,
+        ),
+    ] = _DEFAULT.levels,
     learn_scales: Annotated[
         bool, _training("Let the scales learn with the weights.")
     ] = _DEFAULT.learn_scales,
@@ -281,6 +289,7 @@ def prepare(
             seed=seed,
             distillation=distillation,
             calibration=calibration.value,
+            levels=levels,
             learn_scales=learn_scales,
             patience=patience,
             train_device_slice=train_device_slice,

@@ -9,6 +9,7 @@ from scissionlite.errors import PrepareError
 from scissionlite.preprocessor.recipe import Calibration
 from scissionlite.transfer_layer import Quantization, TransferSpec
 from scissionlite.transfer_layer.layers import TransferLayer, pooled
+from scissionlite.transfer_layer.quantization import CODES
 
 _OUTERMOST = 1e-4
 """Share of the values beyond either end of the range, for "percentile"."""
@@ -20,7 +21,9 @@ _MOST_VALUES = 1 << 20
 """Most values that are looked at for "percentile" and "mse"."""
 
 
-def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -> Quantization:
+def calibrate(
+    features: torch.Tensor, spec: TransferSpec, method: Calibration, levels: int | None = None
+) -> Quantization:
     """Find scales and zero points.
 
     Parameters
@@ -32,12 +35,19 @@ def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -
         Of the tensor: int8 or int4.
     method
         How: see :data:`.recipe.Calibration`.
+    levels
+        Into how many steps the range that is found is divided; None takes as many as there are
+        codes.
 
     Raises
     ------
     PrepareError
-        If there are no features, or they are not finite.
+        If there are no features, they are not finite, or there are more levels than codes.
     """
+    lowest, highest = CODES[spec.dtype]
+    most = highest - lowest + 1
+    if levels is not None and levels > most:
+        raise PrepareError(f"levels={levels}, but {spec.dtype} has {most} codes")
     spec = spec.packing
     values = pooled(features, spec)
     # Groups in rows: all but the channels, or all, share one scale.
@@ -58,6 +68,9 @@ def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -
     if method == "mse":
         share = _best_share(groups, lows, highs, spec)
         lows, highs = lows * share, highs * share
+    if levels is not None:
+        # A wider range has larger steps, and what it was found from reaches fewer of the codes.
+        lows, highs = (end * ((most - 1) / (levels - 1)) for end in (lows, highs))
     return _from_range(lows, highs, spec)
 
 
