@@ -210,7 +210,7 @@ def prepare(
     levels: Annotated[
         int | None,
         _training(
-            "Of int8 and int4: steps in the calibrated range; fewer send less with --entropy zstd.",
+            "Codes that the calibrated range takes; fewer send less with --entropy zstd.",
             min=2,
             max=256,
         ),

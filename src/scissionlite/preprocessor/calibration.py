@@ -36,18 +36,13 @@ def calibrate(
     method
         How: see :data:`.recipe.Calibration`.
     levels
-        Into how many steps the range that is found is divided; None takes as many as there are
-        codes.
+        How many codes the range that is found takes: all that there are for None, and at most.
 
     Raises
     ------
     PrepareError
-        If there are no features, they are not finite, or there are more levels than codes.
+        If there are no features, or they are not finite.
     """
-    lowest, highest = CODES[spec.dtype]
-    most = highest - lowest + 1
-    if levels is not None and levels > most:
-        raise PrepareError(f"levels={levels}, but {spec.dtype} has {most} codes")
     spec = spec.packing
     values = pooled(features, spec)
     # Groups in rows: all but the channels, or all, share one scale.
@@ -68,9 +63,11 @@ def calibrate(
     if method == "mse":
         share = _best_share(groups, lows, highs, spec)
         lows, highs = lows * share, highs * share
-    if levels is not None:
+    lowest, highest = CODES[spec.dtype]
+    if levels is not None and levels - 1 < highest - lowest:
         # A wider range has larger steps, and what it was found from reaches fewer of the codes.
-        lows, highs = (end * ((most - 1) / (levels - 1)) for end in (lows, highs))
+        wider = (highest - lowest) / (levels - 1)
+        lows, highs = lows * wider, highs * wider
     return _from_range(lows, highs, spec)
 
 

@@ -44,9 +44,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     calibration
         How scales are found.
     levels
-        Of int8 and int4: into how many steps the calibrated range is divided, from 2 on; None takes
-        as many as there are codes. With fewer, the entropy stage has less to send: what quality is
-        to JPEG.
+        Of int8 and int4: how many codes the calibrated range takes, from 2 on; None, or more than
+        there are, takes all. With fewer, the entropy stage has less to send: what quality is to
+        JPEG.
     learn_scales
         Let the scales learn with the weights, from where calibration has put them.
     train_device_slice
