@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from bench.accuracy import jpeg
 from bench.accuracy.networks import NETWORKS
@@ -62,7 +62,7 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
                         f"{group[0].float32_bytes / group[0].packed_bytes:.3g}",
                         f"{sent:.0f}",
                         _spread(group, "untrained"),
-                        _spread(group, "after"),
+                        _spread(group, "after") if group[0].recipe.epochs else "not retrained",
                         f"{100 * (_mean(group, 'before') - after):+.2f}",
                         _told(jpeg.best(own, sent)),
                         f"{_mean(group, 'minutes'):.1f}",
@@ -160,7 +160,8 @@ def _panel(
         panel.errorbar(
             [_mean(group, "sent_bytes")],
             [mean],
-            [[mean - min(after)], [max(after) - mean]],
+            # A mean of equal numbers may lie a rounding beside them.
+            [[max(0.0, mean - min(after))], [max(0.0, max(after) - mean)]],
             marker=markers[group[0].label],
             color=colour,
             markerfacecolor=colour if group[0].labels else "white",
@@ -173,10 +174,11 @@ def _panel(
     if before:
         panel.axhline(before[-1], color="0.4", linestyle="-", linewidth=0.8, label="uncut")
         # JPEG's collapse at its smallest must not flatten what lies close together at the top.
-        panel.set_ylim(bottom=max(0, min(scores or before) - 5))
+        low, high = min(scores or before), max(scores + before)
+        panel.set_ylim(max(0, low - 5), high + 0.1 * (high - low + 5))
     panel.set(xscale="log", title=name, xlabel="bytes a picture")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_ylabel(f"{NETWORKS[name].task.metric}, %")
     panel.spines[["top", "right"]].set_visible(False)

@@ -72,7 +72,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         A value is out of its range.
     """
 
-    epochs: int = 4
+    epochs: int = 8
     batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
