@@ -24,6 +24,7 @@ COLUMNS = (
     "times fewer bytes",
     "bytes sent",
     "without retraining",
+    "epochs",
     "retrained",
     "drop, points",
     "JPEG of no fewer bytes",
@@ -42,7 +43,7 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
         groups = [g for g in seeds_together(runs) if g[0].network == name and g[0].labels == labels]
         if not groups:
             continue
-        groups.sort(key=lambda group: (_place(group[0]), -_mean(group, "sent_bytes")))
+        groups.sort(key=_order)
         own = [j for j in jpegs if j.network == name]
         first = groups[0][0]
         parts.append(
@@ -62,7 +63,8 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
                         f"{group[0].float32_bytes / group[0].packed_bytes:.3g}",
                         f"{sent:.0f}",
                         _spread(group, "untrained"),
-                        _spread(group, "after") if group[0].recipe.epochs else "not retrained",
+                        f"{group[0].recipe.epochs}",
+                        _spread(group, "after") if group[0].recipe.epochs else "",
                         f"{100 * (_mean(group, 'before') - after):+.2f}",
                         _told(jpeg.best(own, sent)),
                         f"{_mean(group, 'minutes'):.1f}",
@@ -75,7 +77,15 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
 
 def label_free(runs: Sequence[Run]) -> str:
     """With labels against without, wherever both were run, in Markdown."""
-    columns = ("network", "after", "Transfer Layer", "with labels", "without", "points lost")
+    columns = (
+        "network",
+        "after",
+        "Transfer Layer",
+        "epochs",
+        "with labels",
+        "without",
+        "points lost",
+    )
     groups = {group[0].what: group for group in seeds_together(runs)}
     lines = []
     for what, group in groups.items():
@@ -83,7 +93,18 @@ def label_free(runs: Sequence[Run]) -> str:
         if what.labels and bare is not None:
             lost = 100 * (_mean(group, "after") - _mean(bare, "after"))
             scores = _spread(group, "after"), _spread(bare, "after")
-            lines.append(_row([what.network, what.cut, group[0].label, *scores, f"{lost:+.2f}"]))
+            lines.append(
+                _row(
+                    [
+                        what.network,
+                        what.cut,
+                        group[0].label,
+                        f"{what.recipe.epochs}",
+                        *scores,
+                        f"{lost:+.2f}",
+                    ]
+                )
+            )
     return "\n".join([_row(columns), _row(["---"] * len(columns)), *lines]) if lines else ""
 
 
@@ -182,6 +203,11 @@ def _panel(
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_ylabel(f"{NETWORKS[name].task.metric}, %")
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _order(group: Sequence[Run]) -> tuple[int, int, str, int]:
+    first = group[0]
+    return _place(first), -first.packed_bytes, first.label, first.recipe.epochs
 
 
 def _place(run: Run) -> int:
