@@ -25,6 +25,7 @@ COLUMNS = (
     "bytes sent",
     "without retraining",
     "epochs",
+    "seeds",
     "retrained",
     "drop, points",
     "JPEG of no fewer bytes",
@@ -49,7 +50,6 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
         parts.append(
             f"{name}, {'with' if labels else 'without'} labels: "
             f"{first.metric} {first.before:.2%} uncut, {first.samples} test samples, "
-            f"{' or '.join(sorted({str(len(group)) for group in groups}))} seed(s), "
             f"{first.threads} thread(s) of {first.cpu}\n"
         )
         parts += [_row(COLUMNS), _row(["---"] * len(COLUMNS))]
@@ -64,6 +64,7 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
                         f"{sent:.0f}",
                         _spread(group, "untrained"),
                         f"{group[0].recipe.epochs}",
+                        f"{len(group)}",
                         _spread(group, "after") if group[0].recipe.epochs else "",
                         f"{100 * (_mean(group, 'before') - after):+.2f}",
                         _told(jpeg.best(own, sent)),
