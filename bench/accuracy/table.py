@@ -18,6 +18,8 @@ from bench.accuracy.networks import NETWORKS
 from bench.accuracy.records import JPEGS, RUNS, Jpeg, Run, read, seeds_together
 
 MARKERS = "osD^vP*X<>"
+SHOWN = 20
+"""Points below the best score down to which the figure shows; the tables hold everything."""
 COLUMNS = (
     "after",
     "Transfer Layer",
@@ -197,7 +199,8 @@ def _panel(
         panel.axhline(before[-1], color="0.4", linestyle="-", linewidth=0.8, label="uncut")
         # JPEG's collapse at its smallest must not flatten what lies close together at the top.
         low, high = min(scores or before), max(scores + before)
-        panel.set_ylim(max(0, low - 5), high + 0.1 * (high - low + 5))
+        bottom = max(low - 5, high - SHOWN)
+        panel.set_ylim(bottom, high + 0.1 * (high - bottom))
     panel.set(xscale="log", title=name, xlabel="bytes a picture")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
