@@ -48,13 +48,15 @@ def scale_of(spec: sl.TransferSpec) -> sl.Quantization | None:
 
 
 def make_bundle(folder: Path, shape: tuple[int, ...], spec: sl.TransferSpec) -> sl.Bundle:
-    slices: dict[Role, SliceFile] = {}
+    slices: dict[Role, tuple[SliceFile, ...]] = {}
     files = {}
     modules: dict[Role, nn.Module] = {"device": nn.ReLU(), "edge": Corner()}
     for role, module in modules.items():
         file = folder / f"{role}.pt"
         torchscript.export(module, (torch.zeros(shape),), file)
-        slices[role] = SliceFile(file.name, "torchscript", file_sha256(file), file.stat().st_size)
+        slices[role] = (
+            SliceFile(file.name, "torchscript", file_sha256(file), file.stat().st_size),
+        )
         files[file.name] = file
     manifest = Manifest(
         kind="split",

@@ -32,6 +32,7 @@ import scissionlite as sl
 from scissionlite.demo.processes import daemon, emulated, run_device
 from scissionlite.models import load_model
 from scissionlite.preprocessor.data import Sample, sample_frames
+from scissionlite.preprocessor.recipe import Recipe
 
 NETWORKS = {
     "efficientnet_lite0": "scissionlite.models:efficientnet_lite0_imagenet",
@@ -142,7 +143,7 @@ def network_rows(name: str, model: str, photographs: Path, out: Path) -> list[di
                 graph,
                 plan,
                 train=data,
-                epochs=0,
+                recipe=Recipe(epochs=0),
                 preprocessing=PREPROCESSING,
                 out=Path(folder) / "bundle",
                 local_fallback=plan.kind != "split",

@@ -15,6 +15,7 @@ import pytest
 import torch
 import zmq
 from hypothesis import settings
+from networks import small_network
 from processes import Process
 from torch import nn
 
@@ -28,8 +29,14 @@ from scissionlite.bundle import (
     TensorInfo,
     file_sha256,
 )
+from scissionlite.demo.textures import write_dataset
+from scissionlite.graph import Graph
 from scissionlite.images import ImageFormat, Preprocessing
+from scissionlite.preprocessor import trainer
+from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import torchscript
+from scissionlite.tracing import capture
 from scissionlite.transfer_layer import Quantization, TransferSpec
 
 # Timing never decides a test; what fails is printed so that it can be run again.
@@ -38,6 +45,7 @@ settings.load_profile("scissionlite")
 
 INPUT, CROSSING, OUTPUT = (1, 3, 32, 32), (1, 8, 15, 15), (1, 5)
 PREPROCESSING = Preprocessing(size=(32, 32))
+TEXTURES = Preprocessing(size=(64, 64))
 
 
 @pytest.fixture(scope="session")
@@ -134,6 +142,23 @@ class _Head(nn.Module):
         return pooled
 
 
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set that is generated: six kinds of texture."""
+    folder = tmp_path_factory.mktemp("textures")
+    write_dataset(folder, train=40, test=8, seed=5)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_graph(textures: Path) -> Graph:
+    """A small network, trained as well as half a minute on textures allows."""
+    model = small_network()
+    recipe = Recipe(epochs=14, batch_size=16, learning_rate=1e-2)
+    trainer.train(model, ImageFolder(textures / "train", TEXTURES), recipe)
+    return capture(model, torch.zeros(1, 3, *TEXTURES.size), name="small")
+
+
 BundleFactory = Callable[..., Bundle]
 
 
@@ -169,13 +194,13 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleFactory:
         roles: dict[Role, tuple[nn.Module, tuple[int, ...]]] = {"network": (network, INPUT)}
         if kind == "split":
             roles |= {"device": (stem, INPUT), "edge": (head, CROSSING)}
-        slices: dict[Role, SliceFile] = {}
+        slices: dict[Role, tuple[SliceFile, ...]] = {}
         files: dict[str, Path] = {}
         for role, (module, shape) in roles.items():
             file = folder / f"{role}{torchscript.SUFFIX}"
             torchscript.export(module.eval(), (torch.zeros(shape),), file)
-            slices[role] = SliceFile(
-                file.name, "torchscript", file_sha256(file), file.stat().st_size
+            slices[role] = (
+                SliceFile(file.name, "torchscript", file_sha256(file), file.stat().st_size),
             )
             files[file.name] = file
         spec = transfer or TransferSpec()

@@ -17,13 +17,13 @@ def write(folder: Path, content: bytes = b"weights") -> Bundle:
     source = folder.parent / f"{folder.name}.source"
     source.write_bytes(content)
     info = TensorInfo("input", (1, 3, 8, 8))
-    slices = {"network": SliceFile("network.pt", "torchscript", file_sha256(source), len(content))}
+    file = SliceFile("network.pt", "torchscript", file_sha256(source), len(content))
     manifest = Manifest(
         kind="local",
         model="net",
         inputs=(info,),
         outputs=(info,),
-        slices=slices,  # type: ignore[arg-type]  # the key is a Role
+        slices={"network": (file,)},
     )
     return Bundle.write(folder, manifest, {"network.pt": source})
 
@@ -76,8 +76,13 @@ def test_altered_or_missing_slices_are_refused(tmp_path: Path) -> None:
         ({"slices": {}}, "needs slices.network"),
         ({"model": 5}, "Expected `str`"),
         (
-            {"slices": {"network": {"file": "../x", "runtime": "", "sha256": "", "bytes": 1}}},
+            {"slices": {"network": [{"file": "../x", "runtime": "", "sha256": "", "bytes": 1}]}},
             "own folder",
+        ),
+        ({"slices": {"network": []}}, "needs slices.network"),
+        (
+            {"slices": {"network": [{"file": "a", "runtime": "r", "sha256": "", "bytes": 1}] * 2}},
+            "more than one network slice for the same runtime",
         ),
         ({"preprocessing": {"size": [8, 8], "std": [0, 0, 0]}}, "std > 0"),
         ({"transfer": {"pool": 3}}, "pool=3"),

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from scissionlite.cli.output import print_table
 from scissionlite.cli.prepare import RuntimeChoice
 from scissionlite.demo.textures import write_dataset
 from scissionlite.models import load_model
-from scissionlite.runtimes import RUNTIMES
+from scissionlite.runtimes import PACKAGES, RUNTIMES, RuntimeName
 
 MODEL = "torchvision:squeezenet1_1"
 
@@ -97,17 +97,28 @@ def test_prepare_inspect_and_run(folder: Path) -> None:
         *("prepare", MODEL, "--size", "64", "--weights", folder / "weights.pt"),
         *("--train", folder / "train", "--validate", folder / "test"),
         *("--at", "features.2", "--epochs", "1", "--out", bundle),
+        *("--runtime", "onnx", "--runtime", "torchscript"),
     )
+    assert [file["runtime"] for file in made["manifest"]["slices"]["edge"]] == [
+        "onnx",
+        "torchscript",
+    ]
     assert made["manifest"]["transfer"]["dtype"] == "int8"
     assert made["manifest"]["accuracy"]["samples"] == 12
     assert told("inspect", bundle)["id"] == made["id"] == sl.Bundle.load(bundle).id
     table = scissionlite("inspect", bundle)
     assert "14.1 times fewer bytes" in table  # 15x15 features: windows at the border are partial
-    assert "every slice matches its digest" in table
+    for expected in ("every slice matches its digest", "edge.onnx, onnx,", "edge.pt, torchscript,"):
+        assert expected in table
 
     image = folder / "test" / "patches" / "0000.jpg"
     answers = told("run", bundle, image, "--fallback", "local", "--deadline", "0.2")
     assert answers["answers"][0]["where"] == "local"
+    (bundle / "network.pt").write_bytes(b"altered")
+    assert told("run", bundle, image, "--fallback", "local", "--runtime", "onnx")
+    assert "does not match its digest" in scissionlite(
+        *("run", bundle, image, "--fallback", "local", "--runtime", "torchscript"), fails=1
+    )
 
 
 def test_any_transfer_layer_can_be_prepared(folder: Path) -> None:
@@ -122,12 +133,51 @@ def test_any_transfer_layer_can_be_prepared(folder: Path) -> None:
     assert made["manifest"]["transfer"] == {
         **{"pool": 4, "pool_kind": "average", "dtype": "int4", "granularity": "channel"},
         **{"scheme": "symmetric", "upsample": "bilinear", "layout": "nhwc"},
-        **{"entropy": "zstd", "entropy_level": 3},
+        **{"entropy": "zstd", "entropy_level": 3, "reduction": 1},
     }
     assert len(made["manifest"]["crossing"][0]["quantization"]["scale"]) == 64
     table = scissionlite("inspect", bundle)
     for expected in ("64 channels, scales", "at most ", "TL 4x4 average int4/channel"):
         assert expected in table
+
+
+def test_bare_photographs_train_a_learned_transfer_layer(folder: Path) -> None:
+    made = told(
+        *("prepare", MODEL, "--size", "64", "--weights", folder / "weights.pt"),
+        *("--num-classes", "6", "--unlabelled", folder / "train", "--at", "features.2"),
+        *("--pool-kind", "learned", "--reduction", "4", "--epochs", "2", "--patience", "1"),
+        *("--calibration", "percentile", "--levels", "64", "--out", folder / "learned"),
+    )["manifest"]
+    assert made["training"]["labels"] is False
+    assert made["transfer"]["reduction"] == 4
+    assert made["crossing"][0]["shape"] == [1, 16, 8, 8]
+    assert made["crossing"][0]["feature_shape"] == [1, 64, 15, 15]
+    assert "learned TL 2x2 1/4 channels int8" in scissionlite("inspect", folder / "learned")
+
+
+def test_the_fastest_plan_that_holds_is_found(folder: Path, tmp_path: Path) -> None:
+    """Without any training a float32 split or local loses nothing, and all the rest may."""
+    profile = folder / "profile.json"
+    options = (
+        *("prepare", MODEL, "--size", "64", "--weights", folder / "weights.pt"),
+        *("--train", folder / "train", "--validate", folder / "test", "--epochs", "0"),
+        *("--device-profile", profile, "--edge-profile", profile, "--tries", "1"),
+    )
+    (tmp_path / "wifi.csv").write_text(
+        "source,destination,ping(ms),bandwidth(Mbps)\npi,edge,2,50\n"
+    )
+    table = scissionlite(
+        *(*options, "--accuracy-drop", "100", "--link", tmp_path / "wifi.csv"),
+        *("--out", tmp_path / "any"),
+    )
+    for expected in ("Tried for", "predicted (ms)", "change (points)", "kept"):
+        assert expected in table
+    exact = told(*options, "--accuracy-drop", "0", "--out", tmp_path / "exact")["manifest"]
+    assert exact["accuracy"]["after"] >= exact["accuracy"]["before"]
+    wrong = scissionlite(
+        *(*options, "--accuracy-drop", "1", "--at", "features.2", "--out", tmp_path / "c"), fails=2
+    )
+    assert "chooses slicing point" in wrong
 
 
 def test_the_best_plan_can_be_prepared_straight_away(folder: Path) -> None:
@@ -151,7 +201,8 @@ def test_doctor_tells_what_this_machine_has() -> None:
     found = told("doctor")
     assert found["scissionlite"] == sl.__version__
     assert found["in use"] in found["instruction sets"].split(", ")
-    assert found["torchscript slices"].startswith("yes")
+    for runtime in RUNTIMES:
+        assert found[f"{runtime} slices"].startswith("yes")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +235,7 @@ def test_wrong_usage_and_failures_have_their_own_exit_codes(
 
 def test_every_runtime_can_be_chosen() -> None:
     assert {choice.value for choice in RuntimeChoice} == set(RUNTIMES)
+    assert set(get_args(RuntimeName)) == set(RUNTIMES) == set(PACKAGES)
 
 
 def test_every_public_name_is_there() -> None:

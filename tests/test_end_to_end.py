@@ -20,6 +20,7 @@ from scissionlite.models import load_model
 from scissionlite.offloader.link_emulator import LinkEmulator
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import load_slice
 
 PREPROCESSING = sl.Preprocessing(size=(96, 96))
@@ -39,7 +40,7 @@ def graph(steel: Path) -> sl.Graph:
     network = load_model("scissionlite.models:efficientnet_lite0_imagenet", num_classes=6)
     data = ImageFolder(steel / "train", PREPROCESSING, augment=True)
     part = Subset(data, range(0, len(data), TRAINED))
-    trainer.train(network, part, epochs=4, batch_size=16, learning_rate=2e-3)
+    trainer.train(network, part, Recipe(epochs=4, batch_size=16, learning_rate=2e-3))
     return sl.capture(network, torch.zeros(1, 3, 96, 96), name="lite0")
 
 
@@ -54,9 +55,7 @@ def bundle(graph: sl.Graph, steel: Path, tmp_path_factory: pytest.TempPathFactor
         validate=Subset(test, range(0, len(test), TESTED)),
         preprocessing=PREPROCESSING,
         out=tmp_path_factory.mktemp("steel") / "bundle",
-        epochs=3,
-        batch_size=16,
-        learning_rate=2e-3,
+        recipe=Recipe(epochs=3, batch_size=16, learning_rate=2e-3),
     )
 
 
@@ -91,7 +90,7 @@ def test_two_processes_answer_so_with_any_transfer_layer(
         train=Subset(train, range(0, len(train), 16)),
         preprocessing=PREPROCESSING,
         out=tmp_path / "bundle",
-        epochs=0,
+        recipe=Recipe(epochs=0),
         local_fallback=False,
     )
     _answer_in_two_processes_and_in_one(made, steel, start_process)

@@ -6,6 +6,7 @@ Time-outs here only guard against hangs; no outcome depends on how fast the mach
 from __future__ import annotations
 
 import threading
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -24,10 +25,8 @@ from peers import (
     payload_for,
 )
 
-from scissionlite.bundle import Bundle
-from scissionlite.errors import (
-    OffloadError,
-)
+from scissionlite.bundle import Bundle, SliceFile, file_sha256
+from scissionlite.errors import BundleError, OffloadError, RuntimeUnavailableError
 from scissionlite.offloader import Device, EdgeServer
 from scissionlite.offloader.inference import (
     LocalSide,
@@ -148,6 +147,27 @@ def test_a_missing_fallback_is_found_at_once(make_bundle: BundleFactory) -> None
     )
     with pytest.raises(ValueError, match="has no network slice"):
         Device(without, NOWHERE, fallback="local")
+
+
+def test_slices_compiled_for_another_processor_are_passed_over(
+    make_bundle: BundleFactory, frames: Frames
+) -> None:
+    bundle = make_bundle("local")
+    file = bundle.path / "network.pt2"
+    with zipfile.ZipFile(file, "w") as package:
+        told = {"torch": "2.13", "processor": ["avx4096"], "dynamic_batch": False, "inputs": []}
+        metadata = {"scissionlite": msgspec.json.encode(told).decode()}
+        package.writestr("b/a.wrapper_metadata.json", msgspec.json.encode(metadata))
+    compiled = SliceFile(file.name, "aotinductor", file_sha256(file), file.stat().st_size)
+    slices = {"network": (compiled, *bundle.manifest.slices["network"])}
+    both = Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, slices=slices), bundle.id)
+    with Device(both) as device, Device(bundle) as other:
+        np.testing.assert_array_equal(device.infer(frames[0]), other.infer(frames[0]))
+    with pytest.raises(RuntimeUnavailableError, match=r"cannot run here: network\.pt2 was"):
+        Device(both, runtime="aotinductor")
+    file.write_bytes(b"something else")
+    with pytest.raises(BundleError, match="does not match its digest"):
+        Device(both)
 
 
 def test_a_local_bundle_is_answered_here_and_refused_by_the_edge(

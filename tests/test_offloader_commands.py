@@ -133,9 +133,17 @@ def test_exit_codes(tiny_bundle: Bundle, images: str, tmp_path: object) -> None:
         ("run", tiny_bundle.path, images, "--connect", "nonsense"),
         ("run", tiny_bundle.path, images, "--fallback", "remote"),
         ("serve", tiny_bundle.path, "--bind", "nonsense"),
+        ("serve", tiny_bundle.path, "--runtime", "tvm"),
     ):
         wrong = run_command(*arguments)
         assert wrong.returncode == 2, wrong.stderr
+    for command in (
+        ("serve", tiny_bundle.path, "--bind", LOCAL),
+        ("run", tiny_bundle.path, images, "--fallback", "local"),
+    ):
+        other = run_command(*command, "--runtime", "onnx")
+        assert other.returncode == 1
+        assert "slice for onnx, only for torchscript" in " ".join(other.stderr.split())
     missing = run_command("serve", f"{images}/none")
     assert missing.returncode == 1
     assert "is not a bundle" in missing.stderr

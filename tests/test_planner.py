@@ -23,6 +23,7 @@ from scissionlite.scissiontl.profile import (
     OffloadProfile,
     SliceProfile,
     TensorProfile,
+    TransferProfile,
 )
 
 LINK = sl.Link(rtt=0.010, bandwidth=8e6)  # 1 byte a microsecond
@@ -290,6 +291,22 @@ def test_accuracies_are_attached_and_have_a_floor() -> None:
     assert ("split", "b0", SPECS[2]) not in kept
     assert ("split", "b1", SPECS[2]) in kept
     assert ("split", "b0", SPECS[1]) in kept  # nobody measured it
+
+
+def test_learned_transfer_layers_are_offered_where_one_was_trained() -> None:
+    spec = sl.TransferSpec(pool_kind="learned", pool=2, reduction=4)
+    transfers = tuple(TransferProfile(i, spec, 0.002, 0.001, 64) for i in (0, 1))
+    device = written(transfers=(*written().transfers, *transfers))
+    edge = written("edge", EDGE, transfers=device.transfers)
+    trained = MeasuredAccuracy(kind="split", slicing_point="b1", spec=spec, accuracy=0.97)
+
+    def offered(**options: Any) -> list[tuple[str | None, float | None]]:
+        plans = sl.plan(device, edge, LINK, **options)
+        return [(p.slicing_point, p.accuracy) for p in plans if p.spec == spec]
+
+    assert offered() == []
+    assert offered(accuracies=[trained]) == [("b1", 0.97)]
+    assert sorted(point or "" for point, _ in offered(learned=True)) == ["b0", "b1"]
 
 
 def test_a_bundle_tells_its_accuracy(make_bundle: BundleFactory) -> None:

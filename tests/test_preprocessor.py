@@ -7,63 +7,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from conftest import TEXTURES
+from networks import small_network
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import scissionlite as sl
-from scissionlite.demo.textures import write_dataset
 from scissionlite.errors import BundleError, PrepareError, RuntimeUnavailableError
-from scissionlite.preprocessor import inserter, trainer
+from scissionlite.preprocessor import inserter, splitter, trainer
 from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import load_slice
 
-SIZE = 64
-PREPROCESSING = sl.Preprocessing(size=(SIZE, SIZE))
+SIZE = TEXTURES.size[0]
+CALIBRATE = Recipe(epochs=0)
 OURS = sl.Plan(kind="split", slicing_point="1", spec=sl.TransferSpec())
 
 
-def network() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(
-        nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)),
-        nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
-        nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, 6)),
-    )
-
-
 @pytest.fixture(scope="module")
-def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("textures")
-    write_dataset(folder, train=40, test=8, seed=5)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def graph(textures: Path) -> sl.Graph:
-    """A small network, trained as well as a minute on textures allows."""
-    model = network()
-    data = ImageFolder(textures / "train", PREPROCESSING, augment=True)
-    trainer.train(model, data, epochs=14, batch_size=16, learning_rate=6e-3)
-    return sl.capture(model, torch.zeros(1, 3, SIZE, SIZE), name="small")
-
-
-@pytest.fixture(scope="module")
-def bundle(graph: sl.Graph, textures: Path, tmp_path_factory: pytest.TempPathFactory) -> sl.Bundle:
+def bundle(
+    small_graph: sl.Graph, textures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> sl.Bundle:
     return sl.prepare(
-        graph,
+        small_graph,
         OURS,
         train=textures / "train",
         validate=textures / "test",
         out=tmp_path_factory.mktemp("out") / "bundle",
-        preprocessing=PREPROCESSING,
-        epochs=6,
-        batch_size=16,
-        learning_rate=3e-3,
+        preprocessing=TEXTURES,
+        recipe=Recipe(epochs=6, batch_size=16, learning_rate=3e-3),
     )
 
 
-def test_the_bundle_says_what_it_is(bundle: sl.Bundle, graph: sl.Graph) -> None:
+def test_the_bundle_says_what_it_is(bundle: sl.Bundle, small_graph: sl.Graph) -> None:
     manifest = sl.Bundle.load(bundle.path).manifest
     assert (manifest.kind, manifest.model, manifest.transfer) == ("split", "small", OURS.spec)
     assert manifest.slicing_point is not None
@@ -72,7 +47,7 @@ def test_the_bundle_says_what_it_is(bundle: sl.Bundle, graph: sl.Graph) -> None:
     assert crossing.shape == (1, 16, SIZE // 2, SIZE // 2)
     assert crossing.quantization is not None
     assert manifest.classes[0] == "crazing"
-    assert manifest.preprocessing == PREPROCESSING
+    assert manifest.preprocessing == TEXTURES
     assert set(manifest.slices) == {"device", "edge", "network"}
     assert set(manifest.versions) == {"scissionlite", "torch", "python"}
     assert manifest.training is not None
@@ -80,16 +55,16 @@ def test_the_bundle_says_what_it_is(bundle: sl.Bundle, graph: sl.Graph) -> None:
 
 
 def test_retraining_regains_what_the_transfer_layer_lost(
-    bundle: sl.Bundle, graph: sl.Graph, textures: Path, tmp_path: Path
+    bundle: sl.Bundle, small_graph: sl.Graph, textures: Path, tmp_path: Path
 ) -> None:
     untrained = sl.prepare(
-        graph,
+        small_graph,
         OURS,
         train=textures / "train",
         validate=textures / "test",
         out=tmp_path / "b",
-        preprocessing=PREPROCESSING,
-        epochs=0,
+        preprocessing=TEXTURES,
+        recipe=CALIBRATE,
     )
     without, with_ = untrained.manifest.accuracy, bundle.manifest.accuracy
     assert without is not None
@@ -105,9 +80,9 @@ def test_the_slices_answer_as_their_manifest_says(bundle: sl.Bundle, textures: P
     device = load_slice(bundle.slice_path("device"), "torchscript")
     edge = load_slice(bundle.slice_path("edge"), "torchscript")
     right = 0
-    data = ImageFolder(textures / "test", PREPROCESSING)
+    data = ImageFolder(textures / "test", TEXTURES)
     for index, (_, label) in enumerate(data.files):
-        (crossing,) = device(PREPROCESSING.tensor(data.frame(index)))
+        (crossing,) = device(TEXTURES.tensor(data.frame(index)))
         (tensor,) = manifest.crossing
         packed = sl.encode(crossing, tensor.transfer, tensor.quantization)
         assert packed.nbytes * 16 == crossing.nbytes
@@ -117,41 +92,40 @@ def test_the_slices_answer_as_their_manifest_says(bundle: sl.Bundle, textures: P
 
 
 def test_the_device_slice_keeps_its_weights_unless_asked(
-    graph: sl.Graph, textures: Path, tmp_path: Path
+    small_graph: sl.Graph, textures: Path, tmp_path: Path
 ) -> None:
-    data = ImageFolder(textures / "train", PREPROCESSING)
+    data = ImageFolder(textures / "train", TEXTURES)
     for asked in (False, True):
-        sliced = _insert(graph, data, train_device_slice=asked)
+        sliced = _insert(small_graph, data, train_device_slice=asked)
         before = {name: t.clone() for name, t in sliced.state_dict().items()}
-        trainer.train(sliced, data, epochs=1)
+        trainer.train(sliced, data, Recipe(epochs=1))
         changed = {n for n, t in sliced.state_dict().items() if not torch.equal(before[n], t)}
         assert any(name.startswith("edge_slice") for name in changed)
         assert any(name.startswith("device_slice") for name in changed) == asked
 
 
 def test_gradients_reach_the_device_slice_through_the_quantization(
-    graph: sl.Graph, textures: Path
+    small_graph: sl.Graph, textures: Path
 ) -> None:
-    data = ImageFolder(textures / "train", PREPROCESSING)
-    sliced = _insert(graph, data, train_device_slice=True)
-    x = torch.from_numpy(PREPROCESSING.tensor(data.frame(0)))
+    data = ImageFolder(textures / "train", TEXTURES)
+    sliced = _insert(small_graph, data, train_device_slice=True)
+    x = torch.from_numpy(TEXTURES.tensor(data.frame(0)))
     torch.as_tensor(sliced(x)).sum().backward()
     gradients = [p.grad for p in sliced.device_slice.parameters()]
     assert all(g is not None and bool(g.abs().sum() > 0) for g in gradients)
 
 
 def test_the_same_seed_gives_the_same_network(
-    graph: sl.Graph, textures: Path, tmp_path: Path
+    small_graph: sl.Graph, textures: Path, tmp_path: Path
 ) -> None:
     def prepared(name: str, seed: int) -> dict[str, str]:
         made = sl.prepare(
-            graph,
+            small_graph,
             OURS,
             train=textures / "train",
             out=tmp_path / name,
-            preprocessing=PREPROCESSING,
-            epochs=1,
-            seed=seed,
+            preprocessing=TEXTURES,
+            recipe=Recipe(epochs=1, seed=seed),
         )
         edge = load_slice(made.slice_path("edge"), "torchscript")
         answer = edge(np.ones((1, 16, SIZE // 2, SIZE // 2), np.float32))
@@ -163,30 +137,30 @@ def test_the_same_seed_gives_the_same_network(
 
 
 def test_a_float32_split_is_the_network_itself_and_needs_no_data(
-    graph: sl.Graph, tmp_path: Path
+    small_graph: sl.Graph, tmp_path: Path
 ) -> None:
     plan = sl.Plan(kind="split", slicing_point="0", spec=sl.TransferSpec.float32_split())
-    made = sl.prepare(graph, plan, out=tmp_path / "b", local_fallback=False)
+    made = sl.prepare(small_graph, plan, out=tmp_path / "b", local_fallback=False)
     assert set(made.manifest.slices) == {"device", "edge"}
     x = np.random.default_rng(0).normal(size=(1, 3, SIZE, SIZE)).astype(np.float32)
     device = load_slice(made.slice_path("device"), "torchscript")
     edge = load_slice(made.slice_path("edge"), "torchscript")
     with torch.inference_mode():
-        expected = graph.module(torch.from_numpy(x)).numpy()
+        expected = small_graph.module(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(edge(*device(x))[0], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_images_and_local_plans_are_prepared_too(
-    graph: sl.Graph, textures: Path, tmp_path: Path
+    small_graph: sl.Graph, textures: Path, tmp_path: Path
 ) -> None:
     afters = {}
     for plan in (sl.Plan(kind="local"), sl.Plan(kind="image", image_format="jpeg", jpeg_quality=5)):
         made = sl.prepare(
-            graph,
+            small_graph,
             plan,
             validate=textures / "test",
             out=tmp_path / plan.kind,
-            preprocessing=PREPROCESSING,
+            preprocessing=TEXTURES,
         )
         assert set(made.manifest.slices) == {"network"}
         assert made.manifest.accuracy is not None
@@ -195,16 +169,43 @@ def test_images_and_local_plans_are_prepared_too(
     assert afters["image"].after != afters["image"].before  # quality 5 shows
 
 
-def test_onnx_slices_answer_as_torchscript_slices(graph: sl.Graph, tmp_path: Path) -> None:
+def test_a_bundle_for_every_runtime_answers_the_same(small_graph: sl.Graph, tmp_path: Path) -> None:
     plan = sl.Plan(kind="split", slicing_point="1", spec=sl.TransferSpec.float32_split())
-    x = np.random.default_rng(0).normal(size=(1, 3, SIZE, SIZE)).astype(np.float32)
-    answers = {}
-    for runtime in ("torchscript", "onnx"):
-        made = sl.prepare(graph, plan, out=tmp_path / runtime, runtime=runtime)
-        device = load_slice(made.slice_path("device"), runtime, threads=1)
-        edge = load_slice(made.slice_path("edge"), runtime, threads=1)
-        (answers[runtime],) = edge(*device(x))
-    np.testing.assert_allclose(answers["onnx"], answers["torchscript"], rtol=1e-3, atol=1e-4)
+    runtimes = ("onnx", "aotinductor", "torchscript")
+    made = sl.prepare(
+        small_graph, plan, out=tmp_path / "b", runtimes=runtimes, local_fallback=False, max_batch=2
+    )
+    assert made.runtimes("device") == made.runtimes("edge") == runtimes
+    assert made.slice_path("device") == made.slice_path("device", "onnx")
+    assert {path.name for path in made.path.iterdir()} == {
+        "manifest.json",
+        *("device.onnx", "device.pt2", "device.pt", "edge.onnx", "edge.pt2", "edge.pt"),
+    }
+    x = np.random.default_rng(0).normal(size=(2, 3, SIZE, SIZE)).astype(np.float32)
+    with torch.inference_mode():
+        expected = small_graph.module(torch.from_numpy(x)).numpy()
+    for runtime in runtimes:
+        with (
+            # Device and edge need not take the same.
+            sl.EdgeServer(made, "tcp://127.0.0.1:*", runtime=runtime, threads=1) as edge,
+            sl.Device(
+                made, edge.endpoint, control=edge.control_endpoint, runtime="onnx", threads=1
+            ) as device,
+        ):
+            np.testing.assert_allclose(device.infer(x), expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(BundleError, match="no device slice for tvm, only for onnx, aotinductor, t"):
+        made.slice_path("device", "tvm")
+
+
+def test_what_answers_something_else_is_not_deployed(small_graph: sl.Graph, tmp_path: Path) -> None:
+    other = sl.capture(small_network(), small_graph.example, name="untrained")
+    sl.prepare(other, sl.Plan(kind="local"), out=tmp_path / "b", runtimes=("onnx",))
+    slices = sl.Bundle.load(tmp_path / "b").manifest.slices
+    wrong = splitter.load_exported(slices, "network", "onnx", tmp_path / "b")
+    x = (torch.randn(1, 3, SIZE, SIZE),)
+    splitter.verify(other.module, wrong, x, "onnx")
+    with pytest.raises(PrepareError, match=r"the onnx slices do not answer .* prepare it without"):
+        splitter.verify(small_graph.module, wrong, x, "onnx")
 
 
 class _Pairs(Dataset[tuple[torch.Tensor, int]]):
@@ -218,64 +219,73 @@ class _Pairs(Dataset[tuple[torch.Tensor, int]]):
         return torch.full((3, SIZE, SIZE), self.value), index % 6
 
 
-def test_any_torch_dataset_will_do(graph: sl.Graph, tmp_path: Path) -> None:
+def test_any_torch_dataset_will_do(small_graph: sl.Graph, tmp_path: Path) -> None:
     data = TensorDataset(torch.randn(20, 3, SIZE, SIZE), torch.arange(20) % 6)
-    made = sl.prepare(graph, OURS, train=data, validate=data, out=tmp_path / "b", epochs=1)  # type: ignore[arg-type]  # labels are tensors
+    made = sl.prepare(
+        small_graph, OURS, train=data, validate=data, out=tmp_path / "b", recipe=Recipe(epochs=1)
+    )
     assert made.manifest.accuracy is not None
     assert made.manifest.accuracy.samples == 20
     assert made.manifest.classes == ()
 
 
 def test_what_is_wrong_is_told_and_no_bundle_is_left(
-    graph: sl.Graph, textures: Path, tmp_path: Path
+    small_graph: sl.Graph, textures: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "b"
     flat = sl.Plan(kind="split", slicing_point="3.1", spec=sl.TransferSpec())
     with pytest.raises(PrepareError, match=r"cannot stand after 3\.1"):
-        sl.prepare(graph, flat, train=_Pairs(0), out=out)
+        sl.prepare(small_graph, flat, train=_Pairs(0), out=out)
     with pytest.raises(PrepareError, match="give train="):
-        sl.prepare(graph, OURS, out=out)
+        sl.prepare(small_graph, OURS, out=out)
     with pytest.raises(PrepareError, match="give preprocessing"):
-        sl.prepare(graph, OURS, train=textures / "train", out=out)
-    with pytest.raises(PrepareError, match=r"no images in subfolders: expected .*/CLASS/"):
-        sl.prepare(graph, OURS, train=tmp_path, out=out, preprocessing=PREPROCESSING)
+        sl.prepare(small_graph, OURS, train=textures / "train", out=out)
+    with pytest.raises(PrepareError, match=r"holds no images: expected .*/CLASS/"):
+        sl.prepare(small_graph, OURS, train=tmp_path, out=out, preprocessing=TEXTURES)
     with pytest.raises(PrepareError, match="NaN, infinities or nothing on the calibration"):
-        sl.prepare(graph, OURS, train=_Pairs(float("nan")), out=out)
+        sl.prepare(small_graph, OURS, train=_Pairs(float("nan")), out=out)
     with pytest.raises(PrepareError, match=r"nothing to train: .* 0 samples"):
-        trainer.train(network(), _Pairs(0, count=0), epochs=1)
+        trainer.train(small_network(), _Pairs(0, count=0), Recipe(epochs=1))
     with pytest.raises(PrepareError, match=r"the loss became .* lower the learning rate"):
-        trainer.train(network(), _Pairs(float("inf")), epochs=1)
+        trainer.train(small_network(), _Pairs(float("inf")), Recipe(epochs=1))
     with pytest.raises(RuntimeUnavailableError, match="unknown runtime 'tvm'"):
-        sl.prepare(graph, OURS, train=_Pairs(0.5), out=out, epochs=0, runtime="tvm")
+        sl.prepare(
+            small_graph, OURS, train=_Pairs(0.5), out=out, recipe=CALIBRATE, runtimes=("tvm",)
+        )
+    for none in ((), "onnx", ("onnx", "onnx")):
+        with pytest.raises(PrepareError, match=r"runtimes= is a sequence of different ones"):
+            sl.prepare(
+                small_graph, OURS, train=_Pairs(0.5), out=out, recipe=CALIBRATE, runtimes=none
+            )
     assert not out.exists()
 
 
 def test_different_classes_and_foreign_folders_are_refused(
-    graph: sl.Graph, textures: Path, tmp_path: Path
+    small_graph: sl.Graph, textures: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other" / "rust"
     other.mkdir(parents=True)
     (other / "1.jpg").write_bytes((textures / "test" / "crazing" / "0000.jpg").read_bytes())
     with pytest.raises(PrepareError, match=r"different classes: crazing, .* against rust"):
         sl.prepare(
-            graph,
+            small_graph,
             OURS,
             train=textures / "train",
             validate=tmp_path / "other",
             out=tmp_path / "b",
-            preprocessing=PREPROCESSING,
+            preprocessing=TEXTURES,
         )
     with pytest.raises(BundleError, match="is not a bundle"):
-        sl.prepare(graph, OURS, train=_Pairs(0.5), out=tmp_path, epochs=0)
+        sl.prepare(small_graph, OURS, train=_Pairs(0.5), out=tmp_path, recipe=CALIBRATE)
 
 
 def _insert(
-    graph: sl.Graph, data: ImageFolder, *, train_device_slice: bool
+    small_graph: sl.Graph, data: ImageFolder, *, train_device_slice: bool
 ) -> inserter.SlicedNetwork:
     return inserter.insert(
-        graph,
+        small_graph,
         "1",
         sl.TransferSpec(),
-        calibration=DataLoader(data, 16),
-        train_device_slice=train_device_slice,
+        calibration=inserter.input_batches(DataLoader(data, 16)),
+        recipe=Recipe(train_device_slice=train_device_slice),
     )

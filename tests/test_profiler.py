@@ -16,7 +16,7 @@ from torch import nn
 import scissionlite as sl
 from scissionlite import _core
 from scissionlite.errors import ProfileError
-from scissionlite.scissiontl.codecs import CODECS
+from scissionlite.scissiontl.codecs import CODECS, LEARNED
 from scissionlite.scissiontl.profiler import MIN_IMAGES
 from scissionlite.scissiontl.timing import promising
 
@@ -67,7 +67,9 @@ def test_a_profile_has_every_block_codec_slice_and_image(measured: sl.Profile) -
         assert transfer.nbytes == exact if spec.entropy is None else transfer.nbytes <= exact
         assert transfer.encode > 0
         assert transfer.decode > 0
-    assert {spec for _, spec in codecs} == set(CODECS)
+    assert {spec for _, spec in codecs} == {*CODECS, *LEARNED}
+    # Learned ones where slices were timed, and where they do not cost the device too much.
+    assert {block for block, spec in codecs if spec.learned} == {0, 2}
 
     # Fewer bytes cross only behind the second convolution and the pooling.
     assert [s.block for s in measured.slices] == [0, 2, 3]
@@ -126,7 +128,7 @@ def test_wrong_requests_are_told() -> None:
     graph = sl.capture(network(), torch.zeros(1, 3, 16, 16))
     with pytest.raises(ProfileError, match=r"needs uint8 of shape \(16, 16, 3\)"):
         sl.profile(graph, images=[np.zeros((8, 8, 3), np.uint8)], repetitions=1)
-    with pytest.raises(ProfileError, match="no runtime 'tvm': there are onnx, torchscript"):
+    with pytest.raises(ProfileError, match="no runtime 'tvm': there are aotinductor, onnx"):
         sl.profile(graph, runtime="tvm")
     with pytest.raises(ProfileError, match="repetitions"):
         sl.profile(graph, repetitions=0)

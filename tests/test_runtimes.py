@@ -5,31 +5,127 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
-from scissionlite.errors import RuntimeUnavailableError
+import scissionlite as sl
+from scissionlite.errors import PrepareError, RuntimeUnavailableError
 from scissionlite.runtimes import RUNTIMES, load_slice, runtime_module
+
+INPUT = (1, 3, 64, 64)
+
+
+def network() -> nn.Module:
+    """Convolutions with batch norms behind them, and something that is no part of them."""
+    torch.manual_seed(0)
+    layers = [
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.ConvTranspose2d(8, 4, 2, stride=2), nn.BatchNorm2d(4), nn.Softplus()),
+    ]
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):  # as training leaves them
+            layer.running_mean = torch.randn(layer.num_features)
+            layer.running_var = 0.5 + torch.rand(layer.num_features)
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The network's file for a runtime; AOTInductor's compiler takes its time, so once."""
+    folder = tmp_path_factory.mktemp("slices")
+
+    def export(runtime: str) -> Path:
+        exporter = runtime_module(runtime)
+        path = folder / f"slice{exporter.SUFFIX}"
+        if not path.exists():
+            exporter.export(network(), (torch.zeros(INPUT),), path)
+        return path
+
+    return export
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_an_exported_slice_answers_as_its_module(runtime: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
-    exporter = runtime_module(runtime)
-    path = tmp_path / f"slice{exporter.SUFFIX}"
-    exporter.export(module, (torch.zeros(1, 3, 9, 7),), path)
-    x = np.random.default_rng(0).normal(size=(1, 3, 9, 7)).astype(np.float32)
+def test_an_exported_slice_answers_as_its_module(
+    runtime: str, exported: Callable[[str], Path]
+) -> None:
+    x = np.random.default_rng(0).normal(size=INPUT).astype(np.float32)
     kept = x.copy()
-    (y,) = load_slice(path, runtime, threads=1)(x)
+    (y,) = load_slice(exported(runtime), runtime, threads=1)(x)
     with torch.inference_mode():
-        np.testing.assert_allclose(y, module(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-5)
+        expected = network()(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    assert y.dtype == np.float32
     assert y.flags.c_contiguous
     np.testing.assert_array_equal(x, kept)
+
+
+def test_suffixes_differ() -> None:
+    # A bundle's slices are named after role and suffix.
+    assert len({runtime_module(runtime).SUFFIX for runtime in RUNTIMES}) == len(RUNTIMES)
+
+
+def test_no_batch_norm_is_left_behind_a_convolution(exported: Callable[[str], Path]) -> None:
+    frozen = runtime_module("torchscript").compile_module(network(), (torch.zeros(INPUT),))
+    kinds = [node.kind() for node in frozen.graph.nodes()]
+    assert kinds.count("aten::_convolution") == 2
+    assert not [kind for kind in kinds if "batch_norm" in kind]
+
+    nodes = [node.op_type for node in onnx.load(exported("onnx")).graph.node]
+    assert nodes.count("Conv") + nodes.count("ConvTranspose") == 2
+    assert "BatchNormalization" not in nodes
+
+    # Inductor has no batch norm, but kernels that divide by the root of a variance.
+    with zipfile.ZipFile(exported("aotinductor")) as package:
+        sources = [name for name in package.namelist() if name.endswith(".kernel.cpp")]
+        kernels = b"".join(package.read(name) for name in sources)
+    assert b"exp" in kernels  # softplus is there
+    assert b"sqrt" not in kernels
+
+
+class _UsedTwice(nn.Module):
+    """A batch norm behind a convolution whose own answer is used, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.ConvTranspose2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        convolved = self.convolution(x)
+        answer: torch.Tensor = self.norm(convolved) + convolved
+        return answer
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        _UsedTwice(),
+        nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), nn.BatchNorm2d(4)),
+        pytest.param(
+            nn.Sequential(
+                nn.ConvTranspose2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)
+            ),
+            marks=pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+        ),
+        nn.Sequential(nn.Flatten(), nn.BatchNorm1d(100)),
+    ],
+    ids=["used twice", "grouped", "of this batch", "no convolution"],
+)
+def test_a_batch_norm_that_cannot_be_folded_stays(module: nn.Module, tmp_path: Path) -> None:
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and norm.track_running_stats:
+            norm.running_mean = torch.linspace(-1, 1, norm.num_features)
+    x = torch.randn(2, 4, 5, 5)
+    runtime_module("torchscript").export(module.eval(), (x,), tmp_path / "slice.pt")
+    (y,) = load_slice(tmp_path / "slice.pt", "torchscript")(x.numpy())
+    with torch.inference_mode():
+        np.testing.assert_allclose(y, module(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
 class _Skip(nn.Module):
@@ -42,31 +138,185 @@ class _Skip(nn.Module):
         return pooled + y, y, pooled.flatten(1).sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_slice_of_several_tensors_answers_as_its_module(
-    runtime: str, batch: int, tmp_path: Path
+def test_a_slice_of_several_tensors_and_any_batch_answers_as_its_module(
+    runtime: str, tmp_path: Path
 ) -> None:
     exporter = runtime_module(runtime)
     path = tmp_path / f"slice{exporter.SUFFIX}"
     shapes = [(2, 8, 8), (2, 4, 4), (5,)]
     example = tuple(torch.zeros(1, *shape) for shape in shapes)
     exporter.export(_Skip().eval(), example, path, dynamic_batch=True)
+    loaded = load_slice(path, runtime, threads=1)
     rng = np.random.default_rng(0)
-    inputs = [rng.normal(size=(batch, *shape)).astype(np.float32) for shape in shapes]
-    answers = load_slice(path, runtime, threads=1)(*inputs)
-    with torch.inference_mode():
-        expected = _Skip()(*map(torch.from_numpy, inputs))
-    assert len(answers) == len(expected)
-    for answer, wanted in zip(answers, expected, strict=True):
-        np.testing.assert_allclose(answer, wanted.numpy(), rtol=1e-4, atol=1e-5)
+    for batch in (1, 3):
+        inputs = [rng.normal(size=(batch, *shape)).astype(np.float32) for shape in shapes]
+        answers = loaded(*inputs)
+        with torch.inference_mode():
+            expected = _Skip()(*map(torch.from_numpy, inputs))
+        assert len(answers) == len(expected)
+        for answer, wanted in zip(answers, expected, strict=True):
+            np.testing.assert_allclose(answer, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_unknown_runtimes_are_told_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
-        RuntimeUnavailableError, match="unknown runtime 'tvm': this build knows onnx"
+        RuntimeUnavailableError, match="unknown runtime 'tvm': this build knows aotinductor, onnx"
     ):
         load_slice(tmp_path, "tvm")
+
+
+def test_compiled_code_is_given_only_what_it_was_compiled_for(
+    exported: Callable[[str], Path],
+) -> None:
+    loaded = load_slice(exported("aotinductor"), "aotinductor", threads=1)
+    shape = (1, 3, 32, 32)
+    for wrong in (
+        [np.zeros(shape, np.float32)],
+        [np.zeros(INPUT)],
+        [np.zeros(INPUT, "f4")] * 2,
+        [],
+    ):
+        with pytest.raises(ValueError, match="was compiled for"):
+            loaded(*wrong)
+    x = np.random.default_rng(0).normal(size=INPUT).astype(np.float32)
+    turned = np.ascontiguousarray(x.swapaxes(2, 3)).swapaxes(2, 3)  # the same, in another order
+    np.testing.assert_array_equal(loaded(turned)[0], loaded(x)[0])
+
+
+def _altered(package: Path, to: Path, suffix: str, change: Callable[[bytes], bytes]) -> Path:
+    """A copy of a package with something else in its files of a suffix."""
+    with zipfile.ZipFile(package) as source, zipfile.ZipFile(to, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, change(content) if name.endswith(suffix) else content)
+    return to
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change", "said"),
+    [
+        (
+            "metadata.json",
+            lambda told: told.replace(b"architecture", b"avx4096 of"),
+            "was compiled for a processor with avx4096 of .*, which this one lacks: prepare",
+        ),
+        ("metadata.json", lambda _: b"{}", "was not written by this project"),
+        (
+            ".so",
+            lambda library: library.replace(b"aoti_torch_get_data_ptr", b"aoti_torch_no_such_name"),
+            r"was compiled with torch 2\..* and cannot be loaded by torch 2\..*undefined symbol",
+        ),
+    ],
+    ids=["another processor", "foreign", "another torch"],
+)
+def test_packages_made_for_something_else_are_refused(
+    suffix: str,
+    change: Callable[[bytes], bytes],
+    said: str,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    other = _altered(exported("aotinductor"), tmp_path / "other.pt2", suffix, change)
+    with pytest.raises(RuntimeUnavailableError, match=said):
+        load_slice(other, "aotinductor")
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeUnavailableError, match=r"no no-such-compiler: apt install g\+\+"):
+        runtime_module("aotinductor").export(nn.ReLU(), (torch.zeros(1),), tmp_path / "slice.pt2")
+
+
+def test_what_cannot_be_compiled_is_told(tmp_path: Path) -> None:
+    class Undecided(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(PrepareError, match="AOTInductor cannot compile this network: "):
+        runtime_module("aotinductor").export(
+            Undecided(), (torch.zeros(1, 3),), tmp_path / "slice.pt2"
+        )
+
+
+_RUN_ELSEWHERE = """
+import os, sys, tempfile, threading
+import numpy as np
+from pathlib import Path
+from scissionlite.runtimes import load_slice
+
+loaded = load_slice(Path(sys.argv[1]), "aotinductor", threads=1)
+x = np.ones((1, 3, 64, 64), np.float32)
+before = len(os.listdir("/proc/self/task"))
+after = []
+def run():
+    loaded(x)
+    after.append(len(os.listdir("/proc/self/task")))
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+print(float(loaded(x)[0].sum()), after[0] - before, os.listdir(tempfile.gettempdir()))
+"""
+
+
+def test_a_compiled_slice_runs_elsewhere(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    package = exported("aotinductor")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _RUN_ELSEWHERE, str(package)],
+        # Without a compiler, and with a folder for what is temporary.
+        env={"PATH": "", "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    total, threads, left = done.stdout.split(maxsplit=2)
+    (expected,) = load_slice(package, "aotinductor")(np.ones(INPUT, np.float32))
+    assert float(total) == pytest.approx(float(expected.sum()), rel=1e-4)
+    assert int(threads) == 1  # the one that was started: threads=1 holds for every thread
+    assert left.strip() == "[]"  # nothing that a killed daemon could leave
+
+
+_ANSWER_WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # as where it is not installed
+
+import numpy as np
+import scissionlite as sl
+from scissionlite.errors import RuntimeUnavailableError
+from scissionlite.offloader import Device
+
+x = np.ones((1, 3, 8, 8), np.float32)
+with Device(sys.argv[1]) as device:
+    print(float(device.infer(x).sum()))
+for bundle, runtime in ((sys.argv[1], "torchscript"), (sys.argv[2], None)):
+    try:
+        Device(bundle, runtime=runtime)
+    except RuntimeUnavailableError as error:
+        print(error)
+"""
+
+
+def test_a_device_without_torch_takes_the_slices_that_it_can_run(tmp_path: Path) -> None:
+    model = torch.nn.Conv2d(3, 2, 3).eval()
+    graph = sl.capture(model, torch.zeros(1, 3, 8, 8))
+    for runtimes in (("torchscript", "onnx"), ("torchscript",)):
+        sl.prepare(
+            graph, sl.Plan(kind="local"), out=tmp_path / str(len(runtimes)), runtimes=runtimes
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", _ANSWER_WITHOUT_TORCH, str(tmp_path / "2"), str(tmp_path / "1")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer, asked, only = done.stdout.splitlines()
+    with torch.inference_mode():
+        assert float(answer) == pytest.approx(float(model(torch.ones(1, 3, 8, 8)).sum()), rel=1e-4)
+    for said in (asked, only):
+        assert said == (
+            "the network slice cannot run here: the torchscript runtime needs torch, which is not "
+            "installed: pip install 'scissionlite[torch]'"
+        )
 
 
 _COUNT_FAULTS = """

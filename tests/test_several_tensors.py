@@ -18,7 +18,8 @@ from scissionlite.errors import CaptureError, PrepareError
 from scissionlite.offloader import EdgeServer, control
 from scissionlite.offloader.inference import DeviceSide, EdgeSide, Stopwatch
 from scissionlite.preprocessor.data import Sample
-from scissionlite.preprocessor.inserter import insert
+from scissionlite.preprocessor.inserter import input_batches, insert
+from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.values import flat
 
 SHAPE = (3, 13, 18)
@@ -56,7 +57,7 @@ def bundle(unet: sl.Graph, tmp_path_factory: pytest.TempPathFactory) -> sl.Bundl
         unet,
         sl.Plan(kind="split", slicing_point=widest(unet).name, spec=SPEC),
         train=Noise(SHAPE),
-        epochs=0,
+        recipe=Recipe(epochs=0),
         out=tmp_path_factory.mktemp("unet") / "bundle",
         max_batch=3,
     )
@@ -151,7 +152,7 @@ def test_several_inputs_and_outputs(runtime: str, tmp_path: Path) -> None:
         graph,
         sl.Plan(kind="split", slicing_point="body.1", spec=sl.TransferSpec.float32_split()),
         out=tmp_path / "bundle",
-        runtime=runtime,
+        runtimes=(runtime,),
         max_batch=2,
     )
     rng = np.random.default_rng(0)
@@ -174,7 +175,13 @@ def test_several_inputs_and_outputs(runtime: str, tmp_path: Path) -> None:
 
 def test_every_transfer_layer_of_a_cut_is_trained_with(unet: sl.Graph) -> None:
     loader = torch.utils.data.DataLoader(Noise(SHAPE), 4)
-    network = insert(unet, widest(unet), SPEC, calibration=loader, train_device_slice=True)
+    network = insert(
+        unet,
+        widest(unet),
+        SPEC,
+        calibration=input_batches(loader),
+        recipe=Recipe(train_device_slice=True),
+    )
     assert len(network.layers) == 5
     sum(answer.sum() for answer in flat(network(torch.randn(2, *SHAPE)))).backward()
     for part in (network.device_slice, network.edge_slice):

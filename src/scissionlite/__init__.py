@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scissionlite.graph import Graph, SlicingPoint
     from scissionlite.images import Preprocessing
     from scissionlite.offloader import Answer, Device, EdgeServer
-    from scissionlite.preprocessor import prepare
+    from scissionlite.preprocessor.pipeline import prepare
     from scissionlite.scissiontl.constraints import Constraints
     from scissionlite.scissiontl.network import Link
     from scissionlite.scissiontl.planner import Plan, plan
@@ -47,7 +47,7 @@ _HOMES = {
     "decode": "transfer_layer",
     "encode": "transfer_layer",
     "plan": "scissiontl.planner",
-    "prepare": "preprocessor",
+    "prepare": "preprocessor.pipeline",
     "profile": "scissiontl.profiler",
 }
 

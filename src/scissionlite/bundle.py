@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 
+from scissionlite.atomic_folder import atomic_folder, replaced_folder
 from scissionlite.errors import BundleError
 from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.transfer_layer import Quantization, TransferSpec
 from scissionlite.transfer_layer.fitted import check_quantization
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 Kind = Literal["split", "image", "local"]
 """What crosses the link: packed feature maps, an image, or nothing."""
@@ -55,10 +55,21 @@ class TensorInfo(msgspec.Struct, frozen=True):
 
 
 class CrossingTensor(TensorInfo, frozen=True, kw_only=True):
-    """A tensor that crosses the link, with its own Transfer Layer."""
+    """A tensor that crosses the link, and how it is packed.
+
+    ``shape`` is what the device slice answers. With a learned Transfer Layer that is what its
+    bottleneck leaves of a feature map of shape ``feature_shape``; otherwise this is None.
+    """
 
     transfer: TransferSpec
     quantization: Quantization | None = None
+    feature_shape: tuple[int, ...] | None = None
+
+    @property
+    def feature_nbytes(self) -> int:
+        """Bytes of the feature map as it is, without any Transfer Layer."""
+        whole = self.feature_shape or self.shape
+        return int(np.prod(whole, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
 class SliceFile(msgspec.Struct, frozen=True):
@@ -84,33 +95,44 @@ class SlicingPointInfo(msgspec.Struct, frozen=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True):
-    """Share of right answers (0 to 1) on ``samples`` validation images.
+    """The task's metric (0 to 1; for classes the share of right answers) on validation samples.
 
-    ``before`` is the uncut network; ``after`` is what this bundle's exported slices answer,
-    with the real codec between them.
+    ``before`` is the uncut network's; ``after`` is that of this bundle's exported slices, with the
+    real codec between them. ``sent_bytes`` are the mean bytes of payload that crossed for a sample.
     """
 
     before: float
     after: float
     samples: int
+    metric: str = "accuracy"
+    sent_bytes: float = 0.0
 
 
 class Training(msgspec.Struct, frozen=True):
-    """How the slices were retrained: epochs, seconds, seed, and what was trainable."""
+    """How the slices were retrained.
+
+    ``labels`` tells whether any were looked at, ``distillation`` which share of the loss compared
+    with the uncut network instead, ``processor`` where ("cpu" or "cuda").
+    """
 
     epochs: int
     seconds: float
     seed: int
     learning_rate: float
     device_slice_trained: bool
+    labels: bool = True
+    distillation: float = 0.0
+    processor: str = "cpu"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a bundle but the weights; ``manifest.json`` is its JSON form.
 
     ``transfer`` is the Transfer Layer that was asked for; each tensor of ``crossing`` has it as far
-    as it makes sense for its shape. Nothing packed crosses for the kinds "image" and "local". With
-    ``max_batch`` over 1 a request may hold any number of inputs up to it.
+    as it makes sense for its shape, and without the bottleneck of a learned one, which is part of
+    the slices. Nothing packed crosses for the kinds "image" and "local". With ``max_batch`` over 1
+    a request may hold any number of inputs up to it. ``slices`` holds each slice for one or more
+    runtimes, in the order of preference.
     """
 
     format: Literal["scissionlite-bundle"] = "scissionlite-bundle"
@@ -121,7 +143,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorInfo, ...]
     output_kind: OutputKind = "tensor"
     max_batch: int = 1
-    slices: dict[Role, SliceFile]
+    slices: dict[Role, tuple[SliceFile, ...]]
     slicing_point: SlicingPointInfo | None = None
     crossing: tuple[CrossingTensor, ...] = ()
     transfer: TransferSpec | None = None
@@ -142,12 +164,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         }
         missing = [field for field in needed[self.kind] if getattr(self, field) in (None, ())]
         roles: tuple[Role, ...] = ("device", "edge") if self.kind == "split" else ("network",)
-        missing += [f"slices.{role}" for role in roles if role not in self.slices]
+        missing += [
+            f"slices.{role}"
+            for role in dict.fromkeys((*roles, *self.slices))
+            if not self.slices.get(role)
+        ]
         missing += [field for field in ("inputs", "outputs") if not getattr(self, field)]
         if self.image_format == "jpeg" and self.jpeg_quality is None:
             missing.append("jpeg_quality")
         if missing:
             raise ValueError(f"a bundle of kind {self.kind!r} needs {', '.join(missing)}")
+        for role, files in self.slices.items():
+            if len({file.runtime for file in files}) < len(files):
+                raise ValueError(f"more than one {role} slice for the same runtime")
         if not 1 <= self.max_batch <= MAX_BATCH:
             raise ValueError(f"max_batch must be 1 to {MAX_BATCH}, got {self.max_batch}")
         if self.output_kind == "tensor" and len(self.outputs) != 1:
@@ -163,7 +192,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def crossing_bytes(self) -> int:
         """Bytes that would cross as they are, without a Transfer Layer."""
-        return sum(tensor.nbytes for tensor in self.crossing)
+        return sum(tensor.feature_nbytes for tensor in self.crossing)
 
     def takes_batch(self, batch: int) -> bool:
         """Whether a request may hold so many inputs."""
@@ -211,9 +240,15 @@ class Bundle:
         try:
             raw = (folder / MANIFEST_NAME).read_bytes()
         except OSError as error:
+            earlier = replaced_folder(folder)
+            hint = (
+                "`scissionlite prepare` makes one"
+                if earlier is None
+                else f"replacing it was interrupted, and the earlier one is {earlier}: rename it"
+            )
             raise BundleError(
                 f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
-                "`scissionlite prepare` makes one"
+                f"{hint}"
             ) from error
         try:
             version = msgspec.json.decode(raw, type=_Versioned).version
@@ -229,12 +264,13 @@ class Bundle:
 
     @classmethod
     def write(cls, path: str | Path, manifest: Manifest, files: dict[str, Path]) -> Bundle:
-        """Write a bundle whole or not at all: into a temporary folder that is then renamed.
+        """Write a bundle whole or not at all, whatever becomes of the process or the power.
 
         Parameters
         ----------
         path
-            The folder to make. An earlier bundle there is replaced; anything else is an error.
+            The folder to make. An earlier bundle there stays until it is replaced, at once, by
+            the whole new one; anything else there is an error.
         manifest
             Its ``slices`` must name the keys of ``files``.
         files
@@ -250,34 +286,54 @@ class Bundle:
             raise BundleError(
                 f"{folder} exists and is not a bundle: choose another folder or remove it"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            staging.chmod(0o755)  # mkdtemp makes it private, but a daemon of another user reads it
+        with atomic_folder(folder) as staging:
             for name, source in files.items():
                 shutil.move(source, staging / name)
             encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
             (staging / MANIFEST_NAME).write_bytes(encoded + b"\n")
-            if folder.exists():
-                shutil.rmtree(folder)
-            staging.replace(folder)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
         return cls.load(folder)
 
-    def slice_path(self, role: Role) -> Path:
+    @property
+    def files(self) -> tuple[SliceFile, ...]:
+        """The files of all slices."""
+        return tuple(file for files in self.manifest.slices.values() for file in files)
+
+    def runtimes(self, role: Role) -> tuple[str, ...]:
+        """The runtimes that a slice was prepared for, in the order of preference.
+
+        Raises
+        ------
+        BundleError
+            If the bundle has no such slice.
+        """
+        files = self.manifest.slices.get(role, ())
+        if not files:
+            hint = "; prepare it with the local fallback" if role == "network" else ""
+            raise BundleError(f"bundle {self.path} has no {role} slice{hint}")
+        return tuple(file.runtime for file in files)
+
+    def slice_path(self, role: Role, runtime: str | None = None) -> Path:
         """Path of a slice, after its size and SHA-256 digest were found to match the manifest.
+
+        Parameters
+        ----------
+        role
+            Which slice.
+        runtime
+            For which runtime; by default the first that it was prepared for.
 
         Raises
         ------
         BundleError
             If the bundle has no such slice, its file is missing, or it was altered.
         """
-        entry = self.manifest.slices.get(role)
-        if entry is None:
-            hint = "; prepare it with the local fallback" if role == "network" else ""
-            raise BundleError(f"bundle {self.path} has no {role} slice{hint}")
+        runtimes = self.runtimes(role)
+        if runtime is not None and runtime not in runtimes:
+            raise BundleError(
+                f"bundle {self.path} has no {role} slice for {runtime}, only for "
+                f"{', '.join(runtimes)}: prepare it with --runtime {runtime} too"
+            )
+        entry = self.manifest.slices[role][0 if runtime is None else runtimes.index(runtime)]
         file = self.path / entry.file
         if not file.is_file():
             raise BundleError(f"{file} is missing: copy the whole bundle folder")

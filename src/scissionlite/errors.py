@@ -43,7 +43,7 @@ class BundleError(ScissionLiteError, ValueError):
 
 
 class RuntimeUnavailableError(ScissionLiteError, RuntimeError):
-    """A slice needs a runtime (LibTorch, ONNX Runtime) that is not installed here."""
+    """A slice needs a runtime (LibTorch, ONNX Runtime), compiler or processor that is not here."""
 
 
 class WireError(ScissionLiteError, ValueError):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from scissionlite import __version__, _core
 from scissionlite.cli.output import JsonOption, print_json, print_table
-from scissionlite.runtimes import RUNTIMES
-
-_NEEDED = {"torchscript": "torch", "onnx": "onnxruntime"}
+from scissionlite.errors import RuntimeUnavailableError
+from scissionlite.runtimes import PACKAGES, RUNTIMES, runtime_module
 
 
 def doctor(json: JsonOption = False) -> None:
@@ -24,12 +22,17 @@ def doctor(json: JsonOption = False) -> None:
         "instruction sets": ", ".join(_core.available_isas()),
         "in use": _core.isa(),
     }
-    for runtime, extra in RUNTIMES.items():
-        package = _NEEDED[runtime]
-        if importlib.util.find_spec(package) is None:
-            found[f"{runtime} slices"] = f"no: pip install 'scissionlite[{extra}]'"
-        else:
-            found[f"{runtime} slices"] = f"yes, {package} {version(package)}"
+    for runtime in RUNTIMES:
+        try:
+            module = runtime_module(runtime)
+        except RuntimeUnavailableError as error:
+            found[f"{runtime} slices"] = f"no: {error}"
+            continue
+        found[f"{runtime} slices"] = f"yes, {PACKAGES[runtime]} {version(PACKAGES[runtime])}"
+        try:
+            module.check_export()
+        except RuntimeUnavailableError as error:
+            found[f"{runtime} slices"] += f", but none can be written here: {error}"
     for package in (
         "numpy",
         "pyzmq",

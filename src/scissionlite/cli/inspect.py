@@ -18,7 +18,8 @@ def inspect(
     """Show a bundle's manifest, after checking every slice against its digest."""
     opened = Bundle.load(bundle)
     for role in opened.manifest.slices:
-        opened.slice_path(role)
+        for runtime in opened.runtimes(role):
+            opened.slice_path(role, runtime)
     manifest = opened.manifest
     if json:
         print_json({"id": opened.id, "manifest": manifest})
@@ -29,7 +30,12 @@ def inspect(
         rows.append(["slicing point", f"after {cut.after}, before {cut.before}"])
         for tensor in manifest.crossing:
             shape = "x".join(map(str, tensor.shape))
-            rows.append(["crosses", f"{tensor.dtype} {shape}: {tensor.transfer.label}"])
+            if tensor.feature_shape is None:
+                rows.append(["crosses", f"{tensor.dtype} {shape}: {tensor.transfer.label}"])
+            else:
+                whole = "x".join(map(str, tensor.feature_shape))
+                told = f"{manifest.transfer.label}, {shape} of them"
+                rows.append(["crosses", f"{tensor.dtype} {whole}: {told}"])
             if tensor.quantization is not None:
                 rows.append(["", _told(tensor.quantization)])
         rows.append(
@@ -48,13 +54,19 @@ def inspect(
     if manifest.accuracy:
         a = manifest.accuracy
         rows.append(
-            ["accuracy", f"{a.before:.2%} before, {a.after:.2%} after, on {a.samples} samples"]
+            [a.metric, f"{a.before:.2%} before, {a.after:.2%} after, on {a.samples} samples"]
         )
     if manifest.training:
         t = manifest.training
-        rows.append(["retrained", f"{t.epochs} epochs in {t.seconds:.0f} s, seed {t.seed}"])
-    for role, file in manifest.slices.items():
-        rows.append([f"{role} slice", f"{file.file}, {file.runtime}, {kilobytes(file.bytes)} kB"])
+        how = "with labels" if t.labels else "without labels"
+        how += f", distillation {t.distillation:g}" if t.distillation else ""
+        told = f"{t.epochs} epochs in {t.seconds:.0f} s, {how}, seed {t.seed}"
+        rows.append(["retrained", told])
+    for role, files in manifest.slices.items():
+        rows += [
+            [f"{role} slice", f"{file.file}, {file.runtime}, {kilobytes(file.bytes)} kB"]
+            for file in files
+        ]
     if manifest.classes:
         rows.append(["classes", ", ".join(manifest.classes)])
     rows += [["created", manifest.created], *([k, v] for k, v in manifest.versions.items())]

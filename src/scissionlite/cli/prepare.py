@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -23,13 +24,19 @@ from scissionlite.cli.network import (
     parse_link,
     preprocessing_for,
 )
-from scissionlite.cli.output import JsonOption
+from scissionlite.cli.output import JsonOption, error_console, milliseconds, print_table
 from scissionlite.cli.plan import SlowdownOption
 from scissionlite.errors import CodecError
+from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.scissiontl.network import Link
 from scissionlite.scissiontl.planner import JPEG_QUALITY, Plan
 from scissionlite.scissiontl.planner import plan as rank
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
+
+if TYPE_CHECKING:
+    from scissionlite.graph import Graph
+    from scissionlite.preprocessor.choosing import Attempt
 
 
 class Codec(str, Enum):
@@ -56,7 +63,16 @@ _PANEL = "Transfer Layer, with --at: changes to what --codec is"
 PoolOption = Annotated[
     int | None, typer.Option(help="Window and stride: 1 (none), 2 or 4.", rich_help_panel=_PANEL)
 ]
-PoolKindOption = Annotated[str | None, typer.Option(help="max or average.", rich_help_panel=_PANEL)]
+PoolKindOption = Annotated[
+    str | None, typer.Option(help="max, average or learned.", rich_help_panel=_PANEL)
+]
+ReductionOption = Annotated[
+    int | None,
+    typer.Option(
+        help="With --pool-kind learned: how many times fewer channels, 1 to 16.",
+        rich_help_panel=_PANEL,
+    ),
+]
 DtypeOption = Annotated[
     str | None, typer.Option(help="float32, float16, int8 or int4.", rich_help_panel=_PANEL)
 ]
@@ -81,11 +97,37 @@ EntropyLevelOption = Annotated[
 ]
 
 
-class RuntimeChoice(str, Enum):
+_TRAINING = "Training"
+
+_DEFAULT = Recipe()
+
+
+def _training(said: str, **options: Any) -> Any:
+    return typer.Option(help=said, rich_help_panel=_TRAINING, **options)
+
+
+class CalibrationChoice(str, Enum):
+    """How scales are found."""
+
+    RANGE = "range"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+
+
+class ProcessorChoice(str, Enum):
+    """Where to train."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class RuntimeChoice(str, Enum):  # typer takes no list of literals
     """What the slices are written for."""
 
     TORCHSCRIPT = "torchscript"
     ONNX = "onnx"
+    AOTINDUCTOR = "aotinductor"
 
 
 def prepare(
@@ -97,6 +139,14 @@ def prepare(
     train: Annotated[
         Path | None,
         typer.Option(help="Training photographs: TRAIN/CLASS/*.jpg.", exists=True, file_okay=False),
+    ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            help="Or photographs without labels, in any folders: the uncut network teaches.",
+            exists=True,
+            file_okay=False,
+        ),
     ] = None,
     validate: Annotated[
         Path | None,
@@ -117,22 +167,75 @@ def prepare(
     layout: LayoutOption = None,
     entropy: EntropyOption = None,
     entropy_level: EntropyLevelOption = None,
+    reduction: ReductionOption = None,
+    accuracy_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --at: points of accuracy that may be lost. Prepares the most "
+            "promising plans in order of predicted latency, and keeps the first that holds.",
+            min=0,
+            max=100,
+        ),
+    ] = None,
+    tries: Annotated[int, typer.Option(help="Most plans to train for it.", min=0)] = 5,
     device_profile: Annotated[
         Path | None, typer.Option(help="Instead of --at: profile of the device,")
     ] = None,
-    edge_profile: Annotated[Path | None, typer.Option(help="and of the edge: best plan.")] = None,
+    edge_profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="and of the edge: best plan. (With --accuracy-drop this machine is profiled for "
+            "both unless they are given.)"
+        ),
+    ] = None,
     link: LinkOption = PAPER_NETWORK,
     slowdown: SlowdownOption = 1.0,
     runtime: Annotated[
-        RuntimeChoice, typer.Option(help="What the slices are written for.")
-    ] = RuntimeChoice.TORCHSCRIPT,
-    epochs: Annotated[int, typer.Option(help="Of retraining; 0 only calibrates.", min=0)] = 3,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 5e-4,
-    seed: Annotated[int, typer.Option()] = 0,
+        list[RuntimeChoice],
+        typer.Option(
+            help="What the slices are written for; may be repeated, best first: devices take what "
+            "they can run. aotinductor compiles for processors like this machine's."
+        ),
+    ] = [RuntimeChoice.TORCHSCRIPT],  # noqa: B006 - typer reads it and never changes it
+    epochs: Annotated[int, _training("0 only calibrates.", min=0)] = _DEFAULT.epochs,
+    batch_size: Annotated[int, _training("Photographs a step.", min=1)] = _DEFAULT.batch_size,
+    learning_rate: Annotated[float, _training("Peak of the schedule.")] = _DEFAULT.learning_rate,
+    seed: Annotated[int, _training("Of order, augmentation and split.")] = _DEFAULT.seed,
+    distillation: Annotated[
+        float, _training("Share of the loss that compares with the uncut network.", min=0, max=1)
+    ] = _DEFAULT.distillation,
+    calibration: Annotated[
+        CalibrationChoice, _training("How scales are found.")
+    ] = CalibrationChoice.MSE,
+    levels: Annotated[
+        int | None,
+        _training(
+            "Codes that the calibrated range takes; fewer send less with --entropy zstd.",
+            min=2,
+            max=256,
+        ),
+    ] = _DEFAULT.levels,
+    learn_scales: Annotated[
+        bool, _training("Let the scales learn with the weights.")
+    ] = _DEFAULT.learn_scales,
+    patience: Annotated[
+        int | None,
+        _training("Stop after so many epochs without a better score on a split.", min=1),
+    ] = _DEFAULT.patience,
     train_device_slice: Annotated[
-        bool, typer.Option("--train-device-slice", help="Let the device slice learn too.")
-    ] = False,
+        bool, _training("Let the device slice learn too.")
+    ] = _DEFAULT.train_device_slice,
+    train_edge_slice: Annotated[
+        bool, _training("Let the edge slice learn; without it only what stands between does.")
+    ] = _DEFAULT.train_edge_slice,
+    processor: Annotated[ProcessorChoice, _training("Where to train.")] = ProcessorChoice.AUTO,
+    checkpoint: Annotated[
+        Path | None,
+        _training(
+            "File from which an interrupted training goes on when the command is given again; "
+            "one beside --out unless given."
+        ),
+    ] = None,
     max_tensors: MaxTensorsOption = 1,
     max_batch: Annotated[
         int, typer.Option(help="Most inputs that one request may hold.", min=1, max=MAX_BATCH)
@@ -143,7 +246,8 @@ def prepare(
     json: JsonOption = False,
 ) -> None:
     """Prepare a bundle for a plan: the slices, retrained with the Transfer Layer in between."""
-    from scissionlite.preprocessor import prepare as carry_out
+    from scissionlite.preprocessor.choosing import choose
+    from scissionlite.preprocessor.pipeline import prepare as carry_out
 
     changes = {
         "pool": pool,
@@ -155,32 +259,109 @@ def prepare(
         "layout": layout,
         "entropy": entropy,
         "entropy_level": entropy_level,
+        "reduction": reduction,
     }
     given = {name: value for name, value in changes.items() if value is not None}
-    chosen = _choose(at, codec, given, device_profile, edge_profile, link, slowdown)
+    if accuracy_drop is not None and (at is not None or given or validate is None):
+        raise typer.BadParameter(
+            "--accuracy-drop chooses slicing point and Transfer Layer itself, and needs --validate"
+        )
+    if accuracy_drop is not None and checkpoint is not None:
+        raise typer.BadParameter("--checkpoint is one training's; --accuracy-drop has several")
+    chosen = None
+    if accuracy_drop is None:
+        chosen = _choose(at, codec, given, device_profile, edge_profile, link, slowdown)
     if num_classes is None and train is not None:
         num_classes = sum(1 for entry in train.iterdir() if entry.is_dir())
     graph = capture_model(
         model, size=size, num_classes=num_classes, weights=weights, max_tensors=max_tensors
     )
-    bundle = carry_out(
-        graph,
-        chosen,
-        train=train,
-        validate=validate,
-        out=out,
-        preprocessing=preprocessing_for(size),
-        runtime=runtime.value,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        train_device_slice=train_device_slice,
-        local_fallback=local_fallback,
-        max_batch=max_batch,
-        progress=not json,
-    )
+    options: dict[str, Any] = {
+        "train": train,
+        "unlabelled": unlabelled,
+        "validate": validate,
+        "out": out,
+        "preprocessing": preprocessing_for(size),
+        "recipe": Recipe(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            distillation=distillation,
+            calibration=calibration.value,
+            levels=levels,
+            learn_scales=learn_scales,
+            patience=patience,
+            train_device_slice=train_device_slice,
+            train_edge_slice=train_edge_slice,
+            processor=processor.value,
+        ),
+        "runtimes": [choice.value for choice in runtime],
+        "local_fallback": local_fallback,
+        "max_batch": max_batch,
+        "progress": not json,
+    }
+    try:
+        if chosen is not None:
+            bundle = carry_out(graph, chosen, checkpoint=checkpoint, **options)
+        else:
+            assert accuracy_drop is not None
+            profiles = _profiles(graph, device_profile, edge_profile, runtime[0].value)
+            device = profiles[0].slowed(slowdown)
+            plans = rank(device, profiles[1], parse_link(link), learned=True)
+            choice = choose(
+                graph, plans, accuracy_drop=accuracy_drop / 100, tries=tries, told=_tell, **options
+            )
+            bundle = choice.bundle
+            if not json:
+                _print_attempts(choice.attempts, parse_link(link))
+    except KeyboardInterrupt:
+        error_console.print("Interrupted: the same command goes on after the last whole epoch.")
+        raise
     inspect(bundle.path, json=json)
+
+
+def _profiles(
+    graph: Graph, device: Path | None, edge: Path | None, runtime: str
+) -> tuple[Profile, Profile]:
+    """The two profiles, or one of this machine for both."""
+    from scissionlite.scissiontl.profiler import profile
+
+    if device is not None and edge is not None:
+        return Profile.load(device), Profile.load(edge)
+    if device is not None or edge is not None:
+        raise typer.BadParameter("--device-profile and --edge-profile go together")
+    error_console.print("Profiling the network on this machine, which stands for both ...")
+    measured = profile(graph, runtime=runtime)
+    return measured, measured
+
+
+def _tell(plan: Plan) -> None:
+    error_console.print(
+        f"Trying {plan.label} at {plan.place}, predicted {milliseconds(plan.predicted.latency)} ms",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _print_attempts(attempts: Sequence[Attempt], link: Link) -> None:
+    rows = [
+        [
+            str(number),
+            attempt.plan.place,
+            attempt.plan.label,
+            milliseconds(attempt.plan.predicted.latency),
+            f"{attempt.accuracy.sent_bytes / 1e3:.2f}",
+            f"{attempt.accuracy.after * 100:.2f}",
+            f"{(attempt.accuracy.after - attempt.accuracy.before) * 100:+.2f}",
+            f"{attempt.seconds:.0f}",
+            "kept" if attempt.held else "",
+        ]
+        for number, attempt in enumerate(attempts, 1)
+    ]
+    columns = ["try (#)", "slicing point", "what crosses", "predicted (ms)", "sent (kB)"]
+    columns += [f"{attempts[0].accuracy.metric} (%)", "change (points)", "took (s)", ""]
+    print_table(f"Tried for {link}", columns, rows)
 
 
 def _choose(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from scissionlite.cli.network import (
 )
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
 from scissionlite.cli.remote import RemoteControlOption, RemoteOption, profile_there
+from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.cost import Machine
 from scissionlite.scissiontl.planner import JPEG_QUALITY
 from scissionlite.scissiontl.profile import Profile
@@ -50,7 +51,7 @@ def profile(
         int, typer.Option(help="Slicing points at which the slices are built and timed.", min=0)
     ] = 12,
     runtime: Annotated[
-        Literal["torchscript", "onnx"], typer.Option(help="What runs blocks and slices.")
+        RuntimeName, typer.Option(help="What runs blocks and slices.")
     ] = "torchscript",
     max_tensors: MaxTensorsOption = 1,
     remote: RemoteOption = None,

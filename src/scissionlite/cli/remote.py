@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from scissionlite.errors import ScissionLiteError
 from scissionlite.offloader.remote_profile import remote_profile
+from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.profile import Profile
 
 RemoteOption = Annotated[
@@ -31,7 +32,7 @@ def profile_there(
     local: dict[str, object],
     size: int,
     num_classes: int | None,
-    runtime: Literal["torchscript", "onnx"],
+    runtime: RuntimeName,
     threads: int | None,
     repetitions: int,
     max_tensors: int,

@@ -23,6 +23,7 @@ from scissionlite.cli.output import (
 from scissionlite.errors import ScissionLiteError
 from scissionlite.images import Preprocessing, image_files
 from scissionlite.offloader.device import Answer, Device
+from scissionlite.runtimes import RuntimeName
 
 
 class ImageAnswer(msgspec.Struct):
@@ -68,6 +69,13 @@ def run(
     ] = None,
     deadline: Annotated[float, typer.Option(help="Seconds until an answer is due.")] = 5.0,
     threads: Annotated[int | None, typer.Option(help="Threads of an inference.", min=1)] = None,
+    runtime: Annotated[
+        RuntimeName | None,
+        typer.Option(
+            help="Which of the bundle's runtimes runs the slices.",
+            show_default="the first that can",
+        ),
+    ] = None,
     slowdown: Annotated[
         float, typer.Option(help="Emulate a device this many times slower.", min=1)
     ] = 1.0,
@@ -92,6 +100,7 @@ def run(
             fallback=chosen,
             deadline=deadline,
             threads=threads,
+            runtime=runtime,
             slowdown=slowdown,
         )
     except ScissionLiteError:

@@ -12,8 +12,10 @@ import typer
 
 from scissionlite.bundle import Bundle
 from scissionlite.cli.output import JsonOption, error_console, print_table
+from scissionlite.errors import ScissionLiteError
 from scissionlite.offloader.edge import EdgeServer
 from scissionlite.offloader.edge_services import PROFILE_SECONDS
+from scissionlite.runtimes import RuntimeName
 
 
 def serve(
@@ -32,6 +34,13 @@ def serve(
         typer.Option(help="Control endpoint to listen on.", show_default="the next port"),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of an inference.", min=1)] = None,
+    runtime: Annotated[
+        RuntimeName | None,
+        typer.Option(
+            help="Which of the bundle's runtimes runs the slices.",
+            show_default="the first that can",
+        ),
+    ] = None,
     credit: Annotated[
         int, typer.Option(help="Requests that a device may have unanswered.", min=1, max=1024)
     ] = 8,
@@ -58,10 +67,13 @@ def serve(
             bind,
             control=control,
             threads=threads,
+            runtime=runtime,
             credit=credit,
             profile_models=profile_models,
             profile_seconds=profile_seconds,
         )
+    except ScissionLiteError:
+        raise
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     server.start()

@@ -15,8 +15,10 @@ from scissionlite.demo.textures import write_dataset
 from scissionlite.graph import Graph
 from scissionlite.images import Preprocessing
 from scissionlite.models import load_model
-from scissionlite.preprocessor import prepare, trainer
+from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.preprocessor.pipeline import prepare
+from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.scissiontl.network import Link
 from scissionlite.scissiontl.planner import Plan, plan
 from scissionlite.scissiontl.profile import Profile
@@ -25,9 +27,6 @@ from scissionlite.tracing import capture
 
 TEXTURES = {"train": 60, "test": 40}
 """Generated images of each class."""
-
-RETRAINING_RATE = 1e-3
-"""Peak learning rate: high, for few epochs on small data."""
 
 
 class Demo:
@@ -66,7 +65,7 @@ class Demo:
 
     def open_data(self, folder: Path, preprocessing: Preprocessing) -> None:
         """Open ``folder/train`` and ``folder/test``."""
-        self.train_data = ImageFolder(folder / "train", preprocessing, augment=True)
+        self.train_data = ImageFolder(folder / "train", preprocessing)
         self.test_data = ImageFolder(folder / "test", preprocessing)
         self._tell(
             f"{len(self.train_data)} training and {len(self.test_data)} test images, "
@@ -82,8 +81,7 @@ class Demo:
             trainer.train(
                 network,
                 self.train_data,
-                epochs=epochs,
-                seed=self.seed,
+                Recipe(epochs=epochs, seed=self.seed),
                 progress=self.progress,
                 description="training the network",
             )
@@ -135,9 +133,7 @@ class Demo:
                 validate=self.test_data,
                 out=self.out / "bundles" / name,
                 preprocessing=self.test_data.preprocessing,
-                epochs=epochs,
-                learning_rate=RETRAINING_RATE,
-                seed=self.seed,
+                recipe=Recipe(epochs=epochs, seed=self.seed),
                 local_fallback=False,
                 progress=self.progress,
             )

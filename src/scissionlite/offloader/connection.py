@@ -96,12 +96,12 @@ class EdgeConnection:
         self._control = control.check_endpoint(control_endpoint)
         self._bundle = bundle
         self._give_up_early = give_up_early
-        runtimes = [f"{role}={file.runtime}" for role, file in bundle.manifest.slices.items()]
+        runtimes = [f"{role}={','.join(bundle.runtimes(role))}" for role in bundle.manifest.slices]
         self._hello = control.Hello(
             control.PROTOCOL_VERSION,
             bundle.id,
             name,
-            {"machine": platform.machine(), "slices": " ".join(runtimes)},
+            {"machine": platform.machine(), "slices": " ".join(runtimes)[:256]},
         )
         # ZeroMQ keeps identities that begin with a zero byte for itself.
         self._device_id = b"\x01" + os.urandom(wire.DEVICE_ID_BYTES - 1)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from scissionlite.errors import ControlMessageError, ControlSizeError
+from scissionlite.runtimes import RuntimeName
 
 PROTOCOL_VERSION = 2
 MAX_CONTROL_BYTES = 1 << 16
@@ -185,7 +186,7 @@ class ProfileRequest(msgspec.Struct, tag="profile", frozen=True, forbid_unknown_
     model: ModelName
     size: Annotated[int, msgspec.Meta(ge=8, le=4096)]
     num_classes: Annotated[int, msgspec.Meta(ge=2, le=1 << 20)] | None
-    runtime: Literal["torchscript", "onnx"]
+    runtime: RuntimeName
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None
     repetitions: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     max_tensors: Annotated[int, msgspec.Meta(ge=1, le=16)]

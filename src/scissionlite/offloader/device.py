@@ -92,6 +92,9 @@ class Device:
         local answer may come later: a run that has begun is not interrupted.
     threads
         Threads of a slice's run; None is the runtime's default.
+    runtime
+        Which of the runtimes that the bundle was prepared for runs the slices here; by default the
+        first of them that can.
     slowdown
         Emulates a slower device, for demos and what-ifs: after each stage of computation on the
         device it waits until the stage has taken this many times as long. All reported times
@@ -105,6 +108,8 @@ class Device:
         If an argument is out of range, or nothing could ever answer.
     BundleError
         If the bundle or a slice needed here is missing or altered.
+    RuntimeUnavailableError
+        If none of the runtimes that the bundle was prepared for can run here.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class Device:
         fallback: Literal["local"] | None = None,
         deadline: float = 5.0,
         threads: int | None = None,
+        runtime: str | None = None,
         slowdown: float = 1.0,
         name: str | None = None,
     ) -> None:
@@ -140,9 +146,9 @@ class Device:
         self._side: DeviceSide | None = None
         self._connection: EdgeConnection | None = None
         if fallback == "local" or kind == "local":
-            self._local = LocalSide(self._bundle, threads, slowdown)
+            self._local = LocalSide(self._bundle, threads, runtime, slowdown)
         if connect is not None and kind != "local":
-            self._side = DeviceSide(self._bundle, threads)
+            self._side = DeviceSide(self._bundle, threads, runtime)
             self._connection = EdgeConnection(
                 connect,
                 control_endpoint(connect) if control is None else control,

@@ -41,6 +41,9 @@ class EdgeServer:
         Control endpoint; by default the port after that of ``bind``, or any free one.
     threads
         Threads of a slice's run; None is the runtime's default.
+    runtime
+        Which of the runtimes that the bundle was prepared for runs the slice here; by default the
+        first of them that can.
     credit
         Requests that a device may have unanswered at once.
     queue
@@ -64,6 +67,8 @@ class EdgeServer:
         If the bundle has no work for an edge.
     BundleError
         If the bundle or a slice needed here is missing or altered.
+    RuntimeUnavailableError
+        If none of the runtimes that the bundle was prepared for can run here.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class EdgeServer:
         *,
         control: str | None = None,
         threads: int | None = None,
+        runtime: str | None = None,
         credit: int = 8,
         queue: int = 64,
         name: str | None = None,
@@ -87,7 +93,7 @@ class EdgeServer:
             )
         opened = Bundle.load(bundle) if isinstance(bundle, str | Path) else bundle
         self._binds = (bind, control_endpoint(bind) if control is None else control)
-        self._side = None if opened is None else EdgeSide(opened, threads)
+        self._side = None if opened is None else EdgeSide(opened, threads, runtime)
         welcome = Welcome(
             secrets.randbits(63), credit, (name or socket.gethostname())[:256], heartbeat
         )

@@ -7,6 +7,7 @@ and edge give over the wire. :mod:`.contents` says what a request and an answer 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from contextlib import contextmanager
 import numpy as np
 
 from scissionlite.bundle import Bundle, Manifest, Role, TensorInfo
+from scissionlite.errors import RuntimeUnavailableError
 from scissionlite.images import image_decode, image_encode
 from scissionlite.offloader.contents import Inputs, Outputs, request_tensors
 from scissionlite.offloader.wire import Buffer, TensorHeader
 from scissionlite.runtimes import Slice, load_slice, warm_up
 from scissionlite.transfer_layer import Packed, decode, encode
+
+logger = logging.getLogger(__name__)
 
 
 class Stopwatch:
@@ -57,14 +61,18 @@ class DeviceSide:
         Of kind "split" (runs its device slice) or "image" (sends frames).
     threads
         For one run of the slice; None is the runtime's default.
+    runtime
+        Which of the bundle's runtimes runs it; None is the first that can here.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, runtime: str | None = None
+    ) -> None:
         self._manifest = bundle.manifest
         request_tensors(bundle.manifest)
         self._slice = None
         if bundle.manifest.kind == "split":
-            self._slice = _load(bundle, "device", bundle.manifest.inputs, threads)
+            self._slice = _load(bundle, "device", bundle.manifest.inputs, threads, runtime)
 
     def __call__(
         self, inputs: Inputs, watch: Stopwatch
@@ -108,6 +116,8 @@ class EdgeSide:
         Of kind "split" (runs its edge slice) or "image" (runs the uncut network).
     threads
         For one run of the slice; None is the runtime's default.
+    runtime
+        Which of the bundle's runtimes runs it; None is the first that can here.
 
     Raises
     ------
@@ -115,14 +125,16 @@ class EdgeSide:
         If the bundle has no work for an edge.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, runtime: str | None = None
+    ) -> None:
         manifest = bundle.manifest
         request_tensors(manifest)
         self._manifest = manifest
         if manifest.kind == "split":
-            self._slice = _load(bundle, "edge", manifest.crossing, threads)
+            self._slice = _load(bundle, "edge", manifest.crossing, threads, runtime)
         else:
-            self._slice = _load(bundle, "network", manifest.inputs, threads)
+            self._slice = _load(bundle, "network", manifest.inputs, threads, runtime)
 
     def __call__(
         self,
@@ -169,6 +181,8 @@ class LocalSide:
         One with a network slice.
     threads
         For one run of the slice; None is the runtime's default.
+    runtime
+        Which of the bundle's runtimes runs it; None is the first that can here.
 
     Attributes
     ----------
@@ -176,9 +190,15 @@ class LocalSide:
         How long an answer last took, stretched as its stopwatch said.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, slowdown: float = 1.0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        runtime: str | None = None,
+        slowdown: float = 1.0,
+    ) -> None:
         self._manifest = bundle.manifest
-        self._slice = _load(bundle, "network", bundle.manifest.inputs, threads)
+        self._slice = _load(bundle, "network", bundle.manifest.inputs, threads, runtime)
         start = time.monotonic()
         _warm_up(self._slice, bundle.manifest.inputs, runs=1)
         self.seconds = slowdown * (time.monotonic() - start)
@@ -202,10 +222,24 @@ def network_inputs(manifest: Manifest, inputs: Inputs, watch: Stopwatch) -> Inpu
         return (manifest.preprocessing.tensor(inputs[0].view(np.uint8)),)
 
 
-def _load(bundle: Bundle, role: Role, inputs: Sequence[TensorInfo], threads: int | None) -> Slice:
-    loaded = load_slice(bundle.slice_path(role), bundle.manifest.slices[role].runtime, threads)
-    _warm_up(loaded, inputs)
-    return loaded
+def _load(
+    bundle: Bundle,
+    role: Role,
+    inputs: Sequence[TensorInfo],
+    threads: int | None,
+    runtime: str | None,
+) -> Slice:
+    failures: list[str] = []
+    for name in bundle.runtimes(role) if runtime is None else (runtime,):
+        try:
+            loaded = load_slice(bundle.slice_path(role, name), name, threads)
+        except RuntimeUnavailableError as error:
+            failures.append(str(error))
+            continue
+        logger.info("%s runs the %s slice%s", name, role, "".join(f"; {f}" for f in failures))
+        _warm_up(loaded, inputs)
+        return loaded
+    raise RuntimeUnavailableError(f"the {role} slice cannot run here: {'; or '.join(failures)}")
 
 
 def _warm_up(loaded: Slice, inputs: Sequence[TensorInfo], runs: int = 3) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 import numpy as np
 
 from scissionlite.errors import CodecError, ProfileError
 from scissionlite.offloader.control import ProfileReply, ProfileRequest
 from scissionlite.offloader.visitor import Visitor
+from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer.entropy import decompress
 
@@ -21,7 +20,7 @@ def remote_profile(
     control: str | None = None,
     size: int = 224,
     num_classes: int | None = None,
-    runtime: Literal["torchscript", "onnx"] = "torchscript",
+    runtime: RuntimeName = "torchscript",
     threads: int | None = None,
     repetitions: int = 20,
     max_tensors: int = 4,

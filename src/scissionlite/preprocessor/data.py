@@ -1,21 +1,25 @@
-"""Data for training: photographs in folders, read exactly as the device will read them."""
+"""Data for training: photographs, read exactly as the device will read them, or any torch data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from scissionlite.errors import PrepareError
 from scissionlite.images import IMAGE_SUFFIXES, Preprocessing, image_files
 
 Sample: TypeAlias = tuple[torch.Tensor | tuple[torch.Tensor, ...], Any]
-"""The network's input, or a tuple of several, without batch dimension; and the label."""
+"""The network's input, or a tuple of several, without batch dimension; and the label or target."""
+
+Data: TypeAlias = Dataset[Any] | DataLoader[Any]
+"""What can be trained on and validated with: samples, or batches of them."""
 
 
 def as_inputs(x: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -23,19 +27,22 @@ def as_inputs(x: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, .
     return (x,) if isinstance(x, torch.Tensor) else tuple(x)
 
 
+UNLABELLED = -1
+"""What stands in the label's place where there is none."""
+
 _CACHE_BYTES = 1 << 30
 
 
-class ImageFolder(Dataset[Sample]):
-    """A folder in ImageFolder layout: ``FOLDER/CLASS/anything.jpg``.
+class Photographs(Dataset[Sample]):
+    """All photographs below a folder, in any layout, without labels.
 
-    Unlike torchvision's, it decodes and resizes with the bundle's own :class:`Preprocessing`, so
-    training sees the very pixels that the device will see, and needs no torchvision.
+    They are decoded and resized with the bundle's own :class:`Preprocessing`, so training sees the
+    very pixels that the device will see, and needs no torchvision.
 
     Parameters
     ----------
     folder
-        The folder; classes are its subfolders in sorted order.
+        The folder.
     preprocessing
         How an image becomes the network's input.
     augment
@@ -43,16 +50,16 @@ class ImageFolder(Dataset[Sample]):
 
     Attributes
     ----------
-    classes : tuple of str
-        Class names; a label is an index into them.
     files : list of (pathlib.Path, int)
-        Every image with its label, sorted.
+        Every image with its label, sorted; here the label is ``UNLABELLED``.
 
     Raises
     ------
     PrepareError
-        If there is no such folder, or no images in its subfolders.
+        If there is no such folder, or there are no images in it.
     """
+
+    expected = "expected images in it, or in folders below it"
 
     def __init__(
         self, folder: str | Path, preprocessing: Preprocessing, *, augment: bool = False
@@ -61,22 +68,20 @@ class ImageFolder(Dataset[Sample]):
         if not root.is_dir():
             raise PrepareError(f"{root} is not a folder")
         self.preprocessing = preprocessing
-        self.augment = augment
-        self.classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
-        self.files = [
-            (file, label)
-            for label, name in enumerate(self.classes)
-            for file in image_files(root / name)
-        ]
+        self.mirrored: bool | None = None if augment else False
+        self.files = self._find(root)
         if not self.files:
             raise PrepareError(
-                f"{root} holds no images in subfolders: expected {root}/CLASS/image.jpg "
-                f"(ImageFolder layout), with one of {', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"{root} holds no images: {self.expected.format(root=root)}, with one of "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         frame_bytes = int(np.prod(preprocessing.frame_shape))
         self._cache: dict[int, npt.NDArray[np.uint8]] | None = (
             {} if frame_bytes * len(self.files) <= _CACHE_BYTES else None
         )
+
+    def _find(self, root: Path) -> list[tuple[Path, int]]:
+        return [(file, UNLABELLED) for file in image_files(root)]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -90,10 +95,45 @@ class ImageFolder(Dataset[Sample]):
         return self._cache[index]
 
     def __getitem__(self, index: int) -> Sample:
+        mirrored = bool(torch.rand(()) < 0.5) if self.mirrored is None else self.mirrored
         frame = self.frame(index)
-        if self.augment and bool(torch.rand(()) < 0.5):
+        if mirrored:
             frame = frame[:, ::-1]
         return torch.from_numpy(self.preprocessing.tensor(frame)[0]), self.files[index][1]
+
+    @property
+    def augment(self) -> bool:
+        """Whether images are mirrored at random."""
+        return self.mirrored is None
+
+    def side(self, mirrored: bool | None) -> Photographs:
+        """The same photographs, all mirrored, none, or (None) at random."""
+        view = copy.copy(self)
+        view.mirrored = mirrored
+        return view
+
+
+class ImageFolder(Photographs):
+    """Photographs with labels, in ImageFolder layout: ``FOLDER/CLASS/anything.jpg``.
+
+    Parameters and errors are those of :class:`Photographs`; classes are the folder's subfolders in
+    sorted order.
+
+    Attributes
+    ----------
+    classes : tuple of str
+        Class names; a label is an index into them.
+    """
+
+    expected = "expected {root}/CLASS/image.jpg (ImageFolder layout)"
+
+    def _find(self, root: Path) -> list[tuple[Path, int]]:
+        self.classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+        return [
+            (file, label)
+            for label, name in enumerate(self.classes)
+            for file in image_files(root / name)
+        ]
 
 
 def sample_frames(
@@ -114,9 +154,9 @@ def sample_frames(
 
 
 def open_data(
-    data: str | Path | Dataset[Sample], preprocessing: Preprocessing | None, *, augment: bool
-) -> Dataset[Sample]:
-    """A dataset as it is, or a folder of images as an :class:`ImageFolder`.
+    data: str | Path | Data, preprocessing: Preprocessing | None, *, kind: type[Photographs]
+) -> Data:
+    """A dataset or loader as it is, or a folder of images as ``kind``.
 
     Raises
     ------
@@ -129,10 +169,63 @@ def open_data(
         raise PrepareError(
             f"to read the images in {data}, give preprocessing=Preprocessing(size=(height, width))"
         )
-    return ImageFolder(data, preprocessing, augment=augment)
+    return kind(data, preprocessing)
 
 
-def class_names(*datasets: Dataset[Sample] | None) -> tuple[str, ...]:
+def augmented(data: Data) -> Data:
+    """Photographs mirrored at random; other data are what their owner has made them."""
+    if not isinstance(data, Photographs):
+        return data
+    return data.side(None)
+
+
+def split_off(data: Data, share: float, seed: int) -> tuple[Data, Data]:
+    """Split a share of a dataset off, at random; what is split off is never mirrored.
+
+    Raises
+    ------
+    PrepareError
+        If it is a loader, which cannot be split, or too small.
+    """
+    if isinstance(data, DataLoader):
+        raise PrepareError(
+            "a DataLoader cannot be split: to stop early give its dataset, or patience=None"
+        )
+    size = len(cast(Sized, data))
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+    count = round(share * size)
+    if not 0 < count < size:
+        raise PrepareError(f"{size} samples cannot be split: {share:g} of them would be {count}")
+    plain = data.side(False) if isinstance(data, Photographs) else data
+    return Subset(data, order[count:]), Subset(plain, order[:count])
+
+
+def loader_of(
+    data: Data, batch_size: int, *, generator: torch.Generator | None = None
+) -> DataLoader[Sample]:
+    """A loader over a dataset, shuffled if there is a generator; a loader as it is."""
+    if isinstance(data, DataLoader):
+        return data
+    size = len(cast(Sized, data))
+    return DataLoader(
+        data,
+        batch_size,
+        shuffle=generator is not None and size > 0,
+        # A last batch of one would have no batch statistics.
+        drop_last=generator is not None and size > batch_size,
+        generator=generator,
+    )
+
+
+def samples_of(data: Data) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
+    """Every sample as a batch of one: its inputs, and its target."""
+    for x, target in loader_of(data, 1):
+        inputs = as_inputs(x)
+        for i in range(len(inputs[0])):
+            yield tuple(part[i : i + 1] for part in inputs), target[i : i + 1]
+
+
+def class_names(*datasets: Data | None) -> tuple[str, ...]:
     """The classes that the datasets name, which must agree.
 
     Raises
@@ -143,7 +236,7 @@ def class_names(*datasets: Dataset[Sample] | None) -> tuple[str, ...]:
     named: list[Sequence[str]] = []
     for data in datasets:
         whole: object = data
-        while isinstance(whole, Subset):
+        while isinstance(whole, (Subset, DataLoader)):
             whole = whole.dataset
         if classes := getattr(whole, "classes", None):
             named.append(classes)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import getitem
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
-from scissionlite.errors import PrepareError
+from scissionlite.errors import CodecError, PrepareError
 from scissionlite.graph import Graph, SlicingPoint
+from scissionlite.preprocessor.calibration import calibrate
 from scissionlite.preprocessor.data import Sample, as_inputs
-from scissionlite.transfer_layer import Quantization, TransferSpec
+from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.transfer_layer import TransferSpec
 from scissionlite.transfer_layer.layers import TransferLayer
-from scissionlite.values import flat
+from scissionlite.transfer_layer.learned import bottleneck, initialise
+from scissionlite.values import flat, placeholders
+
+CALIBRATION_INPUTS = 256
+"""Most inputs that scales and learned Transfer Layers start from."""
+
+_CALIBRATION_BYTES = 1 << 29
+"""Most bytes of what crosses for them."""
 
 
 class SlicedNetwork(nn.Module):
@@ -27,9 +37,9 @@ class SlicedNetwork(nn.Module):
         The two slices; copies, so the captured network keeps its weights.
     transfer_layers : torch.nn.ModuleList of TransferLayer
         What stands between them: one for each tensor that crosses.
-    train_device_slice : bool
-        Whether the device slice learns too. Frozen, it also keeps its batch statistics, so that
-        several slicing points can share one device network.
+    train_device_slice, train_edge_slice : bool
+        Whether they learn. Frozen, a slice also keeps its batch statistics, so that several slicing
+        points can share one device network.
     """
 
     def __init__(
@@ -39,37 +49,110 @@ class SlicedNetwork(nn.Module):
         edge_slice: nn.Module,
         *,
         train_device_slice: bool = False,
+        train_edge_slice: bool = True,
     ) -> None:
         super().__init__()
         self.device_slice = device_slice
         self.transfer_layers = nn.ModuleList(transfer_layers)
         self.edge_slice = edge_slice
         self.train_device_slice = train_device_slice
+        self.train_edge_slice = train_edge_slice
+        # The device slice last: a weight that both use stays as it is if the device's does.
+        self.edge_slice.requires_grad_(train_edge_slice)
         self.device_slice.requires_grad_(train_device_slice)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Answer as the two machines together will: one tensor, or a tuple of several."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_device_slice):
-            crossing = self.device_slice(*inputs)
-        answer: torch.Tensor | tuple[torch.Tensor, ...] = self.edge_slice(*self.transfer(crossing))
+        answer: torch.Tensor | tuple[torch.Tensor, ...]
+        answer = self.edge_slice(*self.transfer(self.features(*inputs)))
         return answer
+
+    def features(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """What the device slice answers, before the Transfer Layers."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_device_slice):
+            return flat(self.device_slice(*inputs))
+
+    def transfer(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Send what crosses through the Transfer Layers, in float32 under any autocast."""
+        with torch.autocast(features[0].device.type, enabled=False):
+            pairs = zip(self.transfer_layers, features, strict=True)
+            return [layer(tensor.float()) for layer, tensor in pairs]
+
+    @property
+    def outputs(self) -> int:
+        """How many tensors the network answers."""
+        assert isinstance(self.edge_slice, fx.GraphModule)  # Graph.split gives nothing else
+        (output,) = (node for node in self.edge_slice.graph.nodes if node.op == "output")
+        return len(flat(output.args[0]))
 
     @property
     def layers(self) -> list[TransferLayer]:
         """The Transfer Layers in order."""
         return list(self.transfer_layers)  # type: ignore[arg-type]  # ModuleList knows Modules only
 
-    def transfer(self, crossing: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Send what crosses through the Transfer Layers."""
-        pairs = zip(self.transfer_layers, flat(crossing), strict=True)
-        return [layer(tensor) for layer, tensor in pairs]
+    def deployed(self) -> tuple[nn.Module, nn.Module]:
+        """The two slices as they are deployed: with the halves of learned Transfer Layers."""
+        return (
+            _with_encoders(self.device_slice, [each.encoder for each in self.layers]).eval(),
+            _with_decoders([each.decoder for each in self.layers], self.edge_slice).eval(),
+        )
+
+    def arriving(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What the deployed edge slice takes, for some inputs."""
+        pairs = zip(self.layers, self.features(*inputs), strict=True)
+        sent = [(layer, layer.encoder(x)) for layer, x in pairs]
+        return tuple(layer.edge(layer.device(x), tuple(x.shape[-2:])) for layer, x in sent)
+
+    def settle(self) -> None:
+        """Fix what was learned of the scales, and switch to evaluation mode."""
+        for layer in self.layers:
+            layer.settle()
+        self.eval()
 
     def train(self, mode: bool = True) -> SlicedNetwork:
-        """Switch to training mode, except for a device slice that is frozen."""
+        """Switch to training mode, except for a slice that is frozen."""
         super().train(mode)
         if not self.train_device_slice:
             self.device_slice.eval()
+        if not self.train_edge_slice:
+            self.edge_slice.eval()
         return self
+
+
+def _with_encoders(device_slice: nn.Module, encoders: Sequence[nn.Module]) -> nn.Module:
+    """A device slice with the halves of learned Transfer Layers behind it."""
+    if all(isinstance(each, nn.Identity) for each in encoders):
+        return device_slice
+    # A graph with its inputs one by one, as torch.export names no "*inputs".
+    chain = fx.Graph()
+    entries = [chain.placeholder(f"x{i}") for i in range(_arguments(device_slice))]
+    answer = chain.call_module("device_slice", tuple(entries))
+    features = [answer]
+    if len(encoders) > 1:
+        features = [chain.call_function(getitem, (answer, i)) for i in range(len(encoders))]
+    sent = [chain.call_module(f"encoders.{i}", (x,)) for i, x in enumerate(features)]
+    chain.output(sent[0] if len(sent) == 1 else tuple(sent))
+    parts = nn.Module()
+    parts.device_slice, parts.encoders = device_slice, nn.ModuleList(encoders)
+    return fx.GraphModule(parts, chain)
+
+
+def _with_decoders(decoders: Sequence[nn.Module], edge_slice: nn.Module) -> nn.Module:
+    """An edge slice with the halves of learned Transfer Layers before it."""
+    if all(isinstance(each, nn.Identity) for each in decoders):
+        return edge_slice
+    chain = fx.Graph()
+    arrived = [chain.placeholder(f"x{i}") for i in range(len(decoders))]
+    restored = [chain.call_module(f"decoders.{i}", (x,)) for i, x in enumerate(arrived)]
+    chain.output(chain.call_module("edge_slice", tuple(restored)))
+    parts = nn.Module()
+    parts.edge_slice, parts.decoders = edge_slice, nn.ModuleList(decoders)
+    return fx.GraphModule(parts, chain)
+
+
+def _arguments(module: nn.Module) -> int:
+    assert isinstance(module, fx.GraphModule)  # Graph.split gives nothing else
+    return len(placeholders(module.graph))
 
 
 def insert(
@@ -77,9 +160,8 @@ def insert(
     point: SlicingPoint | str | int,
     spec: TransferSpec,
     *,
-    calibration: DataLoader[Sample] | None = None,
-    calibration_batches: int = 8,
-    train_device_slice: bool = False,
+    calibration: Iterable[tuple[torch.Tensor, ...]] | None = None,
+    recipe: Recipe | None = None,
 ) -> SlicedNetwork:
     """Insert a Transfer Layer.
 
@@ -93,87 +175,104 @@ def insert(
         What the Transfer Layer does. Each tensor that crosses has it as far as it makes sense for
         its shape (:meth:`scissionlite.TransferSpec.adapted_to`).
     calibration
-        Batches of inputs and labels from which the ranges of what crosses are found; needed for
-        int8 and int4. The labels are not looked at.
-    calibration_batches
-        How many batches of it to use.
-    train_device_slice
-        Whether the device slice will learn too.
+        Batches of inputs; needed for int8, int4 and learned Transfer Layers. As many are used as
+        ``CALIBRATION_INPUTS`` needs.
+    recipe
+        How scales are found and whether they and the device slice will learn.
 
     Raises
     ------
     PrepareError
-        If the spec is not valid for anything that crosses at this point, or int8 or int4 has no
-        calibration data.
+        If the spec is not valid for anything that crosses at this point, it needs calibration
+        data and has none, or a learned Transfer Layer costs the device too much.
     """
+    recipe = recipe or Recipe()
     cut = graph.point(point)
     shapes = [tensor.shape for tensor in cut.crossing]
     if not any(map(spec.valid_for, shapes)):
         raise PrepareError(
             f"{spec.label} cannot stand {cut}: what crosses has shape "
             f"{', '.join(map(str, shapes))}, and pooling needs (batch, channels, height, width) "
-            "with height and width of 2 or more, scales for each channel and nhwc three dimensions"
+            "with height and width of 2 or more, scales for each channel and nhwc three "
+            "dimensions, fewer channels as many as they are divided by"
         )
     # One copy for both, so that a weight used on either side of the cut stays one weight.
     device_slice, edge_slice = copy.deepcopy(graph.split(cut))
+    layers = []
     specs = [spec.adapted_to(shape) for shape in shapes]
-    quantizations: list[Quantization | None] = [None] * len(specs)
-    if spec.quantized:
+    features: list[torch.Tensor] | list[None] = [None] * len(specs)
+    if spec.quantized or spec.learned:
         if calibration is None:
             raise PrepareError(
-                f"{spec.label} needs training data to calibrate its scale: give train="
+                f"{spec.label} needs training data to calibrate its scale: give train= or "
+                "unlabelled="
             )
-        batches = (as_inputs(x) for x, _ in itertools.islice(calibration, calibration_batches))
-        quantizations[:] = calibrate(device_slice, specs, batches)
+        features = _features(device_slice, calibration, len(specs))
+    # Several that are learned share what the device may spend.
+    learned = sum(each.learned for each in specs)
+    budget = recipe.encoder_share * multiplications(device_slice, graph.example)
+    for own, shape, seen in zip(specs, shapes, features, strict=True):
+        try:
+            layers.append(_layer(own, shape, seen, recipe, budget / max(1, learned)))
+        except CodecError as error:
+            raise PrepareError(f"{spec.label} cannot stand {cut}: {error}") from error
     return SlicedNetwork(
         device_slice,
-        [TransferLayer(*pair) for pair in zip(specs, quantizations, strict=True)],
+        layers,
         edge_slice,
-        train_device_slice=train_device_slice,
+        train_device_slice=recipe.train_device_slice,
+        train_edge_slice=recipe.train_edge_slice,
     )
 
 
-def calibrate(
-    device_slice: nn.Module,
-    specs: Sequence[TransferSpec],
-    batches: Iterable[tuple[torch.Tensor, ...]],
-) -> list[Quantization]:
-    """Scales and zero points that cover everything that crosses for some batches of inputs.
+def input_batches(loader: DataLoader[Sample]) -> Iterable[tuple[torch.Tensor, ...]]:
+    """The inputs of a loader's batches, without what they are labelled with."""
+    return (as_inputs(x) for x, _ in loader)
 
-    Returns
-    -------
-    list of Quantization
-        One for each tensor that crosses.
 
-    Raises
-    ------
-    PrepareError
-        If there are no batches, or what crosses is not finite.
-    """
-    pools = [
-        TransferLayer(TransferSpec(pool=spec.pool, pool_kind=spec.pool_kind, dtype="float32"))
-        for spec in specs
-    ]
-    lows: list[list[torch.Tensor]] = [[] for _ in specs]
-    highs: list[list[torch.Tensor]] = [[] for _ in specs]
-    with torch.inference_mode():
-        for inputs in batches:
-            for i, features in enumerate(flat(device_slice(*inputs))):
-                pooled = pools[i].device(features)
-                # All but the channels, or all.
-                each_channel = specs[i].granularity == "channel"
-                groups = pooled.transpose(0, -3) if each_channel else pooled[None]
-                lows[i].append(groups.flatten(1).amin(1))
-                highs[i].append(groups.flatten(1).amax(1))
-    found = []
-    for spec, low, high in zip(specs, lows, highs, strict=True):
-        if not low or not torch.isfinite(torch.stack(low + high)).all():
-            raise PrepareError(
-                "the device slice answers NaN, infinities or nothing on the calibration data: "
-                "check that the network was trained and that the data set is not empty"
-            )
-        bounds = torch.stack(low).amin(0).numpy(), torch.stack(high).amax(0).numpy()
-        if spec.granularity == "tensor":
-            bounds = bounds[0].item(), bounds[1].item()
-        found.append(Quantization.from_range(*bounds, spec.dtype, spec.scheme))
-    return found
+def multiplications(module: nn.Module, example: tuple[torch.Tensor, ...]) -> float:
+    """Multiplications of convolutions and matrix products for one input of the example."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        module(*example)
+    # One multiplication and one addition are two.
+    return float(counter.get_total_flops()) / 2 / len(example[0])
+
+
+def _layer(
+    spec: TransferSpec,
+    shape: tuple[int, ...],
+    features: torch.Tensor | None,
+    recipe: Recipe,
+    budget: float,
+) -> TransferLayer:
+    halves = None
+    if spec.learned:
+        assert features is not None
+        halves = bottleneck(spec, shape, most_multiplications=budget)
+        initialise(*halves, features.split(32))
+        with torch.no_grad():
+            features = torch.cat([halves[0](part) for part in features.split(32)])
+    quantization = None
+    if spec.quantized:
+        assert features is not None
+        quantization = calibrate(features, spec, recipe.calibration, recipe.levels)
+    return TransferLayer(spec, quantization, learn_scales=recipe.learn_scales, halves=halves)
+
+
+def _features(
+    device_slice: Callable[..., object], batches: Iterable[tuple[torch.Tensor, ...]], tensors: int
+) -> list[torch.Tensor]:
+    """What crosses for some inputs: for each tensor one, batch first."""
+    seen: list[list[torch.Tensor]] = [[] for _ in range(tensors)]
+    inputs = nbytes = 0
+    with torch.no_grad():
+        for batch in batches:
+            for kept, tensor in zip(seen, flat(device_slice(*batch)), strict=True):
+                kept.append(tensor)
+                nbytes += tensor.nbytes
+            inputs += len(batch[0])
+            if inputs >= CALIBRATION_INPUTS or nbytes >= _CALIBRATION_BYTES:
+                break
+    if not inputs:
+        raise PrepareError("the training data set is empty")
+    return [torch.cat(kept) for kept in seen]

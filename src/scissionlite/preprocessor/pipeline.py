@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import platform
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from scissionlite import __version__
 from scissionlite.bundle import (
     MAX_BATCH,
-    Accuracy,
     Bundle,
     CrossingTensor,
     Manifest,
@@ -28,9 +27,19 @@ from scissionlite.errors import PrepareError
 from scissionlite.graph import Graph
 from scissionlite.images import Preprocessing
 from scissionlite.preprocessor import splitter, trainer
-from scissionlite.preprocessor.data import ImageFolder, Sample, as_inputs, class_names, open_data
-from scissionlite.preprocessor.inserter import SlicedNetwork, insert
-from scissionlite.runtimes import load_slice
+from scissionlite.preprocessor.data import (
+    Data,
+    ImageFolder,
+    Photographs,
+    class_names,
+    loader_of,
+    open_data,
+    samples_of,
+)
+from scissionlite.preprocessor.distillation import Teacher
+from scissionlite.preprocessor.inserter import SlicedNetwork, input_batches, insert
+from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.scissiontl.planner import Plan
 
 
@@ -38,18 +47,18 @@ def prepare(
     graph: Graph,
     plan: Plan,
     *,
-    train: str | Path | Dataset[Sample] | None = None,
-    validate: str | Path | Dataset[Sample] | None = None,
+    train: str | Path | Data | None = None,
+    unlabelled: str | Path | Data | None = None,
+    validate: str | Path | Data | None = None,
     out: str | Path,
     preprocessing: Preprocessing | None = None,
-    runtime: str = "torchscript",
-    epochs: int = 3,
-    batch_size: int = 32,
-    learning_rate: float = 5e-4,
-    seed: int = 0,
-    train_device_slice: bool = False,
+    task: Task = CLASSIFICATION,
+    recipe: Recipe | None = None,
+    runtimes: Sequence[str] = ("torchscript",),
     local_fallback: bool = True,
     max_batch: int = 1,
+    checkpoint: str | Path | None = None,
+    uncut_score: float | None = None,
     progress: bool = False,
 ) -> Bundle:
     """Carry out a plan: insert the Transfer Layer, retrain, split, and write the bundle.
@@ -61,27 +70,37 @@ def prepare(
     plan
         What to prepare: one of those that :func:`scissionlite.plan` ranks.
     train
-        Training data: a folder in ImageFolder layout, or any torch Dataset of pairs (float32
-        tensor without batch dimension, label). Needed wherever the Transfer Layer loses
-        something (any pooling or int8); a float32 split is the network itself and needs none.
+        Training data: a folder in ImageFolder layout, or any torch Dataset or DataLoader of pairs
+        (float32 tensor without batch dimension, target). It or `unlabelled` is needed wherever the
+        Transfer Layer loses something; a float32 split is the network itself and needs neither.
+    unlabelled
+        Training data without labels, instead of `train`: a folder of photographs in any layout, or
+        a Dataset or DataLoader whose targets are not looked at. The network learns from the uncut
+        one.
     validate
-        Data on which accuracy is measured before and after; not looked at in training.
+        Data on which the score is measured before and after; not looked at in training.
     out
         Folder of the bundle. A bundle there is replaced.
     preprocessing
         How images become inputs; needed with folders, recorded in the bundle and applied on the
         device.
-    runtime
-        What the slices are written for: "torchscript" or "onnx".
-    epochs, batch_size, learning_rate, seed
-        Of the retraining; 0 epochs only calibrates.
-    train_device_slice
-        Let the device slice learn too. By default it keeps its weights, so that several slicing
-        points can share one device network.
+    task
+        Loss and metric: ``CLASSIFICATION``, ``SEGMENTATION``, or your own (:class:`.tasks.Task`).
+    recipe
+        How to calibrate and retrain.
+    runtimes
+        What the slices are written for, best first: "torchscript", "onnx" and "aotinductor". A
+        device or an edge takes the first that it can run. What AOTInductor compiles here runs only
+        on processors that have this one's vector instructions: give a second runtime for others.
     local_fallback
         Put the uncut network in the bundle too, so that a device can answer alone.
     max_batch
         Most inputs that one request may hold; 1 leaves it at the example's batch.
+    checkpoint
+        File from which an interrupted training goes on when the same is prepared again; by default
+        one beside `out` that is removed at the end.
+    uncut_score
+        The uncut network's score on `validate`, if it was measured before.
     progress
         Show progress bars.
 
@@ -93,8 +112,10 @@ def prepare(
     ------
     PrepareError
         If the plan has three tiers, data is missing or empty, classes differ, the Transfer Layer
-        is not valid at the slicing point, training diverges, or the exported slices answer
-        something else than the trained network.
+        is not valid at the slicing point, training diverges, the checkpoint is of another training,
+        or a runtime's slices answer something else than the trained network.
+    RuntimeUnavailableError
+        If what a runtime needs is not installed.
     BundleError
         If something else than a bundle is at ``out``.
     """
@@ -103,9 +124,17 @@ def prepare(
             f"the plan has three tiers ({plan.place}), and the Offloader runs two: take one "
             "without a cloud, or give the cloud's profile as the edge's"
         )
-    train_data = None if train is None else open_data(train, preprocessing, augment=True)
-    validation = None if validate is None else open_data(validate, preprocessing, augment=False)
-    classes = class_names(train_data, validation)
+    splitter.check_runtimes(runtimes)
+    if train is not None and unlabelled is not None:
+        raise PrepareError("give train= or unlabelled=: with distillation=1 labels play no part")
+    recipe = recipe or Recipe()
+    training_data = None
+    if train is not None:
+        training_data = open_data(train, preprocessing, kind=ImageFolder)
+    elif unlabelled is not None:
+        training_data = open_data(unlabelled, preprocessing, kind=Photographs)
+    validation = None if validate is None else open_data(validate, preprocessing, kind=ImageFolder)
+    classes = class_names(training_data, validation)
     example = graph.example
     _check_batch(graph, plan, max_batch)
     fields: dict[str, Any] = {
@@ -124,114 +153,122 @@ def prepare(
             "python": platform.python_version(),
         },
     }
-    before = None if validation is None else trainer.evaluate(graph.module, validation)
+    if validation is not None and uncut_score is None:
+        uncut_score = trainer.evaluate(graph.module, validation, task=task)
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
         folder = Path(scratch)
         modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {}
+        inferences: Sequence[splitter.Inference]
         if plan.kind != "split" or local_fallback:
             modules["network"] = (graph.module, example)
+        real = _real_input(validation or training_data, example)
         if plan.kind == "split":
             network, trained = _retrain(
                 graph,
                 plan,
-                train_data,
-                epochs=epochs,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                seed=seed,
-                train_device_slice=train_device_slice,
+                training_data,
+                task,
+                recipe,
+                labelled=train is not None,
+                checkpoint=Path(checkpoint or _beside(out)),
                 progress=progress,
             )
-            with torch.inference_mode():
-                restored = network.transfer(network.device_slice(*example))
-            modules["device"] = (network.device_slice, example)
-            modules["edge"] = (network.edge_slice, tuple(x.clone() for x in restored))
+            device, edge = network.deployed()
+            with torch.no_grad():
+                modules["device"] = (device, example)
+                modules["edge"] = (edge, tuple(x.clone() for x in network.arriving(*example)))
             cut = graph.point(plan.slicing_point or "")
             fields |= {
                 "slicing_point": SlicingPointInfo(cut.index, cut.after, cut.before),
                 "crossing": tuple(
                     CrossingTensor(
                         t.name,
-                        t.shape,
+                        layer.spec.crossing_shape(t.shape),
                         t.dtype,
-                        transfer=layer.device.spec,
-                        quantization=layer.device.quantization,
+                        transfer=layer.spec.packing,
+                        quantization=layer.quantization,
+                        feature_shape=t.shape if layer.spec.learned else None,
                     )
                     for t, layer in zip(cut.crossing, network.layers, strict=True)
                 ),
                 "transfer": plan.spec,
                 "training": trained,
             }
-            slices = splitter.export_slices(modules, runtime, folder, dynamic_batch=max_batch > 1)
-            inference = splitter.joined(network, slices, folder)
-            splitter.verify(network, inference, _real_input(validation or train_data, example))
+            slices = splitter.export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+            inferences = [splitter.Joined(network, slices, each, folder) for each in runtimes]
+            for each, inference in zip(runtimes, inferences, strict=True):
+                splitter.verify(network, inference, real, each)
         else:
             fields |= {"image_format": plan.image_format, "jpeg_quality": plan.jpeg_quality}
-            slices = splitter.export_slices(modules, runtime, folder, dynamic_batch=max_batch > 1)
-            inference = load_slice(folder / slices["network"].file, runtime)
-            splitter.verify(graph.module, inference, _real_input(validation or train_data, example))
-        if validation is not None and before is not None:
+            slices = splitter.export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+            inferences = []
+        if "network" in slices:
+            uncut = [splitter.load_exported(slices, "network", each, folder) for each in runtimes]
+            for each, whole in zip(runtimes, uncut, strict=True):
+                splitter.verify(graph.module, whole, real, each)
+            inferences = inferences or uncut
+        if validation is not None and uncut_score is not None:
+            first = inferences[0]
             if plan.kind == "image":
-                after, samples = _image_accuracy(inference, validation, plan)
-            else:
-                after, samples = splitter.accuracy(inference, validation)
-            fields["accuracy"] = Accuracy(before, after, samples)
+                first = _sent_images(first, validation, plan)
+            fields["accuracy"] = splitter.measure(first, validation, task, before=uncut_score)
         manifest = Manifest(slices=slices, **fields)
-        return Bundle.write(out, manifest, {s.file: folder / s.file for s in slices.values()})
+        files = [each.file for written in slices.values() for each in written]
+        return Bundle.write(out, manifest, {file: folder / file for file in files})
 
 
 def _retrain(
     graph: Graph,
     plan: Plan,
-    data: Dataset[Sample] | None,
+    data: Data | None,
+    task: Task,
+    recipe: Recipe,
     *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    train_device_slice: bool,
+    labelled: bool,
+    checkpoint: Path,
     progress: bool,
 ) -> tuple[SlicedNetwork, Training | None]:
     assert plan.spec is not None  # Plan has checked both
     assert plan.slicing_point is not None
-    lossless = plan.spec.pool == 1 and plan.spec.dtype == "float32"
-    if data is None and not lossless:
+    if data is None and not plan.spec.lossless:
         raise PrepareError(
             f"{plan.spec.label} changes what crosses, so the network has to be retrained with it: "
-            "give train="
+            "give train= or unlabelled="
         )
     calibration = None
-    torch.manual_seed(seed)  # augmentation draws from it, so calibration does too
     if data is not None:
-        shuffled = torch.Generator().manual_seed(seed)
-        calibration = DataLoader(data, batch_size, shuffle=True, generator=shuffled)
-    network = insert(
-        graph,
-        plan.slicing_point,
-        plan.spec,
-        calibration=calibration,
-        train_device_slice=train_device_slice,
-    )
-    if lossless or data is None or epochs == 0:
-        return network.eval(), None
+        shuffled = torch.Generator().manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed)  # the user's own data may draw from it
+        calibration = input_batches(loader_of(data, recipe.batch_size, generator=shuffled))
+    network = insert(graph, plan.slicing_point, plan.spec, calibration=calibration, recipe=recipe)
+    if plan.spec.lossless or data is None or recipe.epochs == 0:
+        network.settle()
+        return network, None
+    distil = not labelled or recipe.distillation > 0
     trained = trainer.train(
         network,
         data,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
+        recipe,
+        task=task,
+        teacher=Teacher(graph, plan.slicing_point) if distil else None,
+        labelled=labelled,
+        checkpoint=checkpoint,
         progress=progress,
-        description=f"retraining with {plan.spec.label}",
+        description=f"retraining with {plan.spec.label} after {plan.slicing_point}",
     )
     return network, trained
 
 
-def _real_input(
-    data: Dataset[Sample] | None, example: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor, ...]:
+def _beside(out: str | Path) -> Path:
+    """Where a training's checkpoint is, unless told otherwise."""
+    folder = Path(out)
+    return folder.with_name(f".{folder.name}.checkpoint")
+
+
+def _real_input(data: Data | None, example: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """A real input to verify slices on, where there is data; otherwise the example."""
-    return example if data is None else tuple(x[None] for x in as_inputs(data[0][0]))
+    inputs = None if data is None else next(samples_of(data), None)
+    return example if inputs is None else inputs[0]
 
 
 def _check_batch(graph: Graph, plan: Plan, max_batch: int) -> None:
@@ -250,11 +287,12 @@ def _check_batch(graph: Graph, plan: Plan, max_batch: int) -> None:
         )
 
 
-def _image_accuracy(
-    inference: splitter.Inference, data: Dataset[Sample], plan: Plan
-) -> tuple[float, int]:
-    if not isinstance(data, ImageFolder) or plan.image_format is None:
+def _sent_images(
+    inference: splitter.Inference, data: Data | None, plan: Plan
+) -> splitter.Inference:
+    """The uncut network behind images that are sent in the plan's format."""
+    if data is None:
+        return inference
+    if not isinstance(data, Photographs) or plan.image_format is None:
         raise PrepareError("accuracy of sent images needs images: give validate= as a folder")
-    return splitter.image_accuracy(
-        inference, data, data.preprocessing, plan.image_format, plan.jpeg_quality
-    )
+    return splitter.SentImages(inference, data, plan.image_format, plan.jpeg_quality)

@@ -2,43 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
-from scissionlite.bundle import Role, SliceFile, file_sha256
+from scissionlite.bundle import Accuracy, Role, SliceFile, file_sha256
 from scissionlite.errors import PrepareError
-from scissionlite.images import ImageFormat, Preprocessing, image_decode, image_encode
-from scissionlite.preprocessor.data import ImageFolder, Sample, as_inputs
+from scissionlite.images import ImageFormat, image_decode, image_encode
+from scissionlite.preprocessor.data import Data, Photographs, samples_of
 from scissionlite.preprocessor.inserter import SlicedNetwork
-from scissionlite.runtimes import load_slice, runtime_module
+from scissionlite.preprocessor.tasks import Task
+from scissionlite.runtimes import Slice, load_slice, runtime_module
 from scissionlite.transfer_layer import decode, encode
 from scissionlite.values import flat
 
 Inference = Callable[..., tuple[npt.NDArray[np.float32], ...]]
 
 
+def check_runtimes(runtimes: Sequence[str]) -> None:
+    """Check that slices can be written for some runtimes, before hours of training.
+
+    Raises
+    ------
+    PrepareError
+        If none are given, or one more than once.
+    RuntimeUnavailableError
+        If a runtime is unknown, or what it needs is not installed.
+    """
+    if isinstance(runtimes, str) or not runtimes or len(set(runtimes)) < len(runtimes):
+        raise PrepareError(
+            f"runtimes= is a sequence of different ones, such as ('torchscript', 'onnx'), not "
+            f"{runtimes!r}"
+        )
+    for runtime in runtimes:
+        runtime_module(runtime).check_export()
+
+
 def export_slices(
     modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]],
-    runtime: str,
+    runtimes: Sequence[str],
     folder: Path,
     *,
     dynamic_batch: bool = False,
-) -> dict[Role, SliceFile]:
-    """Export modules for a runtime into a folder.
+) -> dict[Role, tuple[SliceFile, ...]]:
+    """Export modules for some runtimes into a folder; every runtime folds their batch norms.
 
     Parameters
     ----------
     modules
         Role to the module and an example of its inputs.
-    runtime
-        "torchscript" or "onnx".
+    runtimes
+        Names of runtimes, in the order of preference.
     folder
         Where to write, each as ``ROLE`` with the runtime's suffix.
     dynamic_batch
@@ -47,32 +66,94 @@ def export_slices(
     Raises
     ------
     RuntimeUnavailableError
-        If the runtime is unknown, or what it needs is not installed.
+        If a runtime is unknown, or what it needs is not installed.
+    PrepareError
+        If a runtime cannot take a module.
     """
-    exporter = runtime_module(runtime)
-    slices: dict[Role, SliceFile] = {}
+    slices: dict[Role, tuple[SliceFile, ...]] = {}
     for role, (module, example) in modules.items():
-        path = folder / f"{role}{exporter.SUFFIX}"
-        exporter.export(module, example, path, dynamic_batch=dynamic_batch)
-        slices[role] = SliceFile(path.name, runtime, file_sha256(path), path.stat().st_size)
+        files: list[SliceFile] = []
+        for runtime in runtimes:
+            exporter = runtime_module(runtime)
+            path = folder / f"{role}{exporter.SUFFIX}"
+            exporter.export(module, example, path, dynamic_batch=dynamic_batch)
+            files.append(SliceFile(path.name, runtime, file_sha256(path), path.stat().st_size))
+        slices[role] = tuple(files)
     return slices
 
 
-def joined(network: SlicedNetwork, slices: dict[Role, SliceFile], folder: Path) -> Inference:
-    """The exported slices with the real codec between them, in this process, without sockets."""
-    device = load_slice(folder / slices["device"].file, slices["device"].runtime)
-    edge = load_slice(folder / slices["edge"].file, slices["edge"].runtime)
-    ends = [(layer.device.spec, layer.device.quantization) for layer in network.layers]
-
-    def inference(*inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
-        packed = (encode(x, *end) for x, end in zip(device(*inputs), ends, strict=True))
-        return edge(*(decode(each, layout="nchw") for each in packed))
-
-    return inference
+def load_exported(
+    slices: dict[Role, tuple[SliceFile, ...]], role: Role, runtime: str, folder: Path
+) -> Slice:
+    """Load what :func:`export_slices` has just written."""
+    (file,) = (file.file for file in slices[role] if file.runtime == runtime)
+    return load_slice(folder / file, runtime)
 
 
-def verify(network: nn.Module, exported: Inference, example: tuple[torch.Tensor, ...]) -> None:
-    """Check that exported slices answer what the trained network answers.
+class Joined:
+    """The exported slices with the real codec between them, in this process, without sockets.
+
+    Attributes
+    ----------
+    sent_bytes : int
+        Bytes of payload that have crossed.
+    """
+
+    def __init__(
+        self,
+        network: SlicedNetwork,
+        slices: dict[Role, tuple[SliceFile, ...]],
+        runtime: str,
+        folder: Path,
+    ) -> None:
+        self._device = load_exported(slices, "device", runtime, folder)
+        self._edge = load_exported(slices, "edge", runtime, folder)
+        self._ends = [(layer.spec.packing, layer.quantization) for layer in network.layers]
+        self.sent_bytes = 0
+
+    def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Answer as device and edge will."""
+        crossing = zip(self._device(*inputs), self._ends, strict=True)
+        packed = [encode(x, *end) for x, end in crossing]
+        self.sent_bytes += sum(each.nbytes for each in packed)
+        return self._edge(*(decode(each, layout="nchw") for each in packed))
+
+
+class SentImages:
+    """The uncut network behind the photographs of a data set, each sent as an image.
+
+    Attributes
+    ----------
+    sent_bytes : int
+        Bytes of images that have been sent.
+    """
+
+    def __init__(
+        self,
+        inference: Inference,
+        data: Photographs,
+        image_format: ImageFormat,
+        quality: int | None,
+    ) -> None:
+        self._inference, self._data = inference, data
+        self._format, self._quality = image_format, quality
+        self._index = 0
+        self.sent_bytes = 0
+
+    def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Answer for the next photograph; what is given is the same, not sent."""
+        preprocessing = self._data.preprocessing
+        sent = image_encode(self._data.frame(self._index), self._format, self._quality)
+        self._index += 1
+        self.sent_bytes += len(sent)
+        frame = image_decode(sent, self._format, preprocessing.frame_shape)
+        return self._inference(preprocessing.tensor(frame))
+
+
+def verify(
+    network: nn.Module, exported: Inference, example: tuple[torch.Tensor, ...], runtime: str
+) -> None:
+    """Check that slices exported for a runtime answer what the trained network answers.
 
     Raises
     ------
@@ -89,44 +170,28 @@ def verify(network: nn.Module, exported: Inference, example: tuple[torch.Tensor,
         worst = float(np.abs(answer - wanted.numpy()).max())
         if not worst <= tolerance:
             raise PrepareError(
-                f"the exported slices do not answer what the network answers (off by {worst:.3g} "
-                f"where {tolerance:.3g} is tolerated): the runtime cannot run this network "
-                "faithfully"
+                f"the {runtime} slices do not answer what the network answers (off by {worst:.3g} "
+                f"where {tolerance:.3g} is tolerated): this runtime cannot run this network "
+                "faithfully, prepare it without"
             )
 
 
-def accuracy(inference: Inference, data: Dataset[Sample]) -> tuple[float, int]:
-    """Share of right answers of exported slices, one sample at a time, and how many samples."""
-    right = total = 0
-    for x, label in _samples(data):
-        answer = inference(*(part.numpy()[None] for part in as_inputs(x)))[0]
-        right += int(answer.argmax()) == int(label)
-        total += 1
-    return _share(right, total)
+def measure(inference: Inference, data: Data, task: Task, *, before: float) -> Accuracy:
+    """Score exported slices, one sample at a time.
 
-
-def image_accuracy(
-    inference: Inference,
-    data: ImageFolder,
-    preprocessing: Preprocessing,
-    image_format: ImageFormat,
-    quality: int | None,
-) -> tuple[float, int]:
-    """Share of right answers on images sent in a format, and how many images."""
-    right = 0
-    for index, (_, label) in enumerate(data.files):
-        sent = image_encode(data.frame(index), image_format, quality)
-        frame = image_decode(sent, image_format, preprocessing.frame_shape)
-        right += int(inference(preprocessing.tensor(frame))[0].argmax()) == label
-    return _share(right, len(data.files))
-
-
-def _samples(data: Dataset[Sample]) -> list[Sample]:
-    indexable = cast("list[Sample]", data)
-    return [indexable[i] for i in range(len(indexable))]
-
-
-def _share(right: int, total: int) -> tuple[float, int]:
-    if not total:
+    Raises
+    ------
+    PrepareError
+        If there are no samples.
+    """
+    counts, samples = None, 0
+    sent_before = getattr(inference, "sent_bytes", 0)
+    for inputs, target in samples_of(data):
+        answers = [torch.from_numpy(x) for x in inference(*(part.numpy() for part in inputs))]
+        step = task.tally(answers[0] if len(answers) == 1 else tuple(answers), target)
+        counts = step if counts is None else counts + step
+        samples += 1
+    if counts is None:
         raise PrepareError("the validation data set is empty")
-    return right / total, total
+    sent = (getattr(inference, "sent_bytes", 0) - sent_before) / samples
+    return Accuracy(before, task.score(counts), samples, task.metric, round(sent, 1))

@@ -1,8 +1,8 @@
 """What runs a slice: one file a runtime behind one small interface.
 
-A runtime's module has two functions, ``load(path, threads)`` and ``export(module, example, path,
-dynamic_batch=)``, and a constant ``SUFFIX``; it is imported only when a slice needs it, so a
-device with ONNX slices never imports torch.
+A runtime's module has three functions, ``load(path, threads)``, ``export(module, example, path,
+dynamic_batch=)`` and ``check_export()``, and a constant ``SUFFIX``; it is imported only when a
+slice needs it, so a device with ONNX slices never imports torch.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from scissionlite.errors import RuntimeUnavailableError
 
-RUNTIMES = {"torchscript": "torch", "onnx": "onnx"}
+RuntimeName: TypeAlias = Literal["torchscript", "onnx", "aotinductor"]
+
+RUNTIMES: dict[str, str] = {"torchscript": "torch", "onnx": "onnx", "aotinductor": "aotinductor"}
 """Name of each runtime, and the extra that installs it."""
 
+PACKAGES: dict[str, str] = {"torchscript": "torch", "onnx": "onnxruntime", "aotinductor": "torch"}
+"""The package that runs each runtime's slices."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -41,7 +45,7 @@ def runtime_module(runtime: str) -> ModuleType:
     Raises
     ------
     RuntimeUnavailableError
-        If there is no runtime of that name, or what it needs is not installed.
+        If there is no runtime of that name, or what it needs is not installed or too old.
     """
     if runtime not in RUNTIMES:
         raise RuntimeUnavailableError(
@@ -49,10 +53,12 @@ def runtime_module(runtime: str) -> ModuleType:
         )
     try:
         return importlib.import_module(f"scissionlite.runtimes.{runtime}")
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        needed = f"needs {error.name}, which is not installed"
+        if not isinstance(error, ModuleNotFoundError):
+            needed = f"cannot be imported ({error})"
         raise RuntimeUnavailableError(
-            f"the {runtime} runtime needs {error.name}, which is not installed: "
-            f"pip install 'scissionlite[{RUNTIMES[runtime]}]'"
+            f"the {runtime} runtime {needed}: pip install 'scissionlite[{RUNTIMES[runtime]}]'"
         ) from error
 
 
@@ -64,9 +70,14 @@ def load_slice(path: Path, runtime: str, threads: int | None = None) -> Slice:
     path
         The slice's file; check its digest first (:meth:`scissionlite.Bundle.slice_path`).
     runtime
-        "torchscript" or "onnx".
+        One of :data:`RUNTIMES`.
     threads
         Threads for one inference; None leaves the runtime's own default.
+
+    Raises
+    ------
+    RuntimeUnavailableError
+        As :func:`runtime_module`, or if the slice was compiled for another processor.
     """
     keep_memory()
     loaded: Slice = runtime_module(runtime).load(path, threads)

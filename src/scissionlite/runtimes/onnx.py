@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+
+from scissionlite.errors import RuntimeUnavailableError
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +44,22 @@ def load(path: Path, threads: int | None = None) -> OnnxSlice:
     )
 
 
+def check_export() -> None:
+    """Check that slices can be written here.
+
+    Raises
+    ------
+    RuntimeUnavailableError
+        If the packages that write ONNX files are not installed.
+    """
+    for package in ("torch", "onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise RuntimeUnavailableError(
+                f"writing onnx slices needs {package}, which is not installed: "
+                "pip install 'scissionlite[torch,onnx-export]'"
+            )
+
+
 def export(
     module: torch.nn.Module,
     example: tuple[torch.Tensor, ...],
@@ -48,8 +67,16 @@ def export(
     *,
     dynamic_batch: bool = False,
 ) -> None:
-    """Write a module as an ONNX file with its weights inside; inputs are named x0, x1, ..."""
-    import onnxscript  # noqa: F401 - named first when missing, rather than torch's own message
+    """Write a module as an ONNX file with its weights inside; inputs are named x0, x1, ...
+
+    Batch norms are folded into the convolutions before them.
+
+    Raises
+    ------
+    RuntimeUnavailableError
+        If the packages that write ONNX files are not installed.
+    """
+    check_export()
     import torch
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

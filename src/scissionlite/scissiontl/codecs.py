@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from scissionlite.images import ImageFormat, Preprocessing, image_decode, image_encode
 from scissionlite.scissiontl.profile import ImageProfile, TransferProfile
-from scissionlite.scissiontl.timing import median_time
 from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
 
 CODECS = tuple(
@@ -24,6 +25,17 @@ CODECS = tuple(
 """Every Transfer Layer that is planned with: pooling x dtype x entropy stage. Scission's float32
 split and the paper's TL are among them; what else a TransferSpec has (average pooling, scales for
 each channel, ...) changes accuracy, and next to nothing of what is planned by."""
+
+LEARNED = (
+    TransferSpec(pool_kind="learned", pool=2, reduction=2),
+    TransferSpec(pool_kind="learned", pool=2, reduction=4),
+)
+"""The learned Transfer Layers that are planned with: 32 and 64 times fewer bytes than float32.
+Their times do not depend on what they learn; what an entropy stage would save does, so they have
+none."""
+
+BUDGET = 0.05
+"""Seconds that are spent on timing one small action, its median being steady by then."""
 
 Maps = Sequence[npt.NDArray[np.float32]]
 """What crosses for some inputs: the same tensor of each."""
@@ -47,23 +59,35 @@ def time_codecs(block: int, crossing: Sequence[Maps], repetitions: int) -> list[
     for spec in CODECS:
         if not any(spec.valid_for(shape) for shape in shapes):
             continue
-        encoding = decoding = nbytes = 0.0
-        for maps, shape in zip(crossing, shapes, strict=True):
-            own = spec.adapted_to(shape)
-            quantization = None
-            if own.quantized:  # deployed, the scale is calibrated beforehand: not measured
-                low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
-                quantization = Quantization.from_range(low, high, own.dtype, own.scheme)
-            encoding += median_time(partial(encode, maps[0], own, quantization), repetitions)
-            packed = encode(maps[0], own, quantization)
-            # As the edge decodes: a new array in NCHW.
-            decoding += median_time(partial(_decode, packed), repetitions)
-            sizes = [packed.nbytes]
-            if own.entropy is not None:
-                sizes += [encode(each, own, quantization).nbytes for each in maps[1:]]
-            nbytes += sum(sizes) / len(sizes)
+        pairs = zip(crossing, shapes, strict=True)
+        parts = [time_packing(spec.adapted_to(s), maps, repetitions) for maps, s in pairs]
+        encoding, decoding, nbytes = (sum(figures) for figures in zip(*parts, strict=True))
         results.append(TransferProfile(block, spec, encoding, decoding, round(nbytes)))
     return results
+
+
+class Packing(NamedTuple):
+    """What packing one tensor takes: seconds to encode and to decode, and mean bytes."""
+
+    encode: float
+    decode: float
+    nbytes: float
+
+
+def time_packing(spec: TransferSpec, maps: Maps, repetitions: int) -> Packing:
+    """Time the codec on the first of some feature maps, and take the mean bytes of all."""
+    quantization = None
+    if spec.quantized:  # deployed, the scale is calibrated beforehand: not measured
+        low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
+        quantization = Quantization.from_range(low, high, spec.dtype, spec.scheme)
+    encoding = median_time(partial(encode, maps[0], spec, quantization), repetitions)
+    packed = encode(maps[0], spec, quantization)
+    # As the edge decodes: a new array in NCHW.
+    decoding = median_time(partial(_decode, packed), repetitions)
+    sizes = [packed.nbytes]
+    if spec.entropy is not None:
+        sizes += [encode(each, spec, quantization).nbytes for each in maps[1:]]
+    return Packing(encoding, decoding, sum(sizes) / len(sizes))
 
 
 def time_images(
@@ -96,6 +120,17 @@ def time_images(
             )
         )
     return results, median_time(partial(preprocessing.tensor, frames[0]), repetitions)
+
+
+def median_time(action: Callable[[], object], repetitions: int) -> float:
+    """Median seconds of a small action: so many times, or for as long as the budget lasts."""
+    action()
+    times: list[float] = []
+    while len(times) < repetitions and (len(times) < 3 or sum(times) < BUDGET):
+        started = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - started)
+    return median(times)
 
 
 def natural_noise(height: int, width: int, channels: int, seed: int) -> npt.NDArray[np.uint8]:

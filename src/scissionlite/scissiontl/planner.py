@@ -158,7 +158,8 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
         if manifest.slicing_point is not None:
             index = manifest.slicing_point.index
             crossing = profile.blocks[index].crossing if index < len(profile.blocks) else ()
-            if [t.shape for t in crossing] != [t.shape for t in manifest.crossing]:
+            shapes = [t.feature_shape or t.shape for t in manifest.crossing]
+            if [t.shape for t in crossing] != shapes:
                 raise PlanError(
                     f"{bundle.path} was cut after {manifest.slicing_point.after}, but something "
                     f"else crosses there in the profile of {profile.name}: they are not of the "
@@ -188,6 +189,7 @@ def plan(
     accuracies: Iterable[MeasuredAccuracy] = (),
     power: float | None = None,
     cloud: Profile | Sequence[Profile] = (),
+    learned: bool = False,
 ) -> list[Plan]:
     """Rank every slicing point and Transfer Layer, with running locally and images to the edge.
 
@@ -210,6 +212,9 @@ def plan(
     cloud
         Profiles of a third tier: the edge's slice may end before the network does, and a machine
         of the cloud runs the rest. A device may use the cloud directly, too.
+    learned
+        Offer learned Transfer Layers that nobody has trained yet; otherwise only those among the
+        `accuracies`.
 
     Returns
     -------
@@ -251,6 +256,16 @@ def plan(
                     found += three_tiers(
                         (source, middle, last), (first_link, second_link), constraints, power
                     )
+    accuracies = list(accuracies)
+    trained = {(known.slicing_point, known.spec) for known in accuracies}
+    found = [
+        each
+        for each in found
+        if learned
+        or each.spec is None
+        or not each.spec.learned
+        or (each.slicing_point, each.spec) in trained
+    ]
     found = _with_accuracies(found, accuracies)
     kept = (constraints or Constraints()).select(found, [m.profile for m in everyone])
     value = _OBJECTIVES[objective]
@@ -394,7 +409,7 @@ def _with_accuracies(plans: list[Plan], accuracies: Iterable[MeasuredAccuracy]) 
             return known[what]
         # What loses nothing answers as the uncut network.
         lossless = each.image_format in ("uint8", "png") or (
-            each.spec is not None and each.spec.pool == 1 and each.spec.dtype == "float32"
+            each.spec is not None and each.spec.lossless
         )
         return uncut if lossless else None
 

@@ -26,7 +26,7 @@ from scissionlite.graph import Graph, NamedTensor
 from scissionlite.images import Preprocessing
 from scissionlite.offloader import Device, EdgeServer
 from scissionlite.preprocessor.splitter import export_slices
-from scissionlite.runtimes import RUNTIMES, keep_memory
+from scissionlite.runtimes import PACKAGES, RUNTIMES, keep_memory
 from scissionlite.scissiontl.codecs import natural_noise, time_codecs, time_images
 from scissionlite.scissiontl.leakage import correlation_of_distances, pairwise_distances
 from scissionlite.scissiontl.planner import JPEG_QUALITY
@@ -44,6 +44,7 @@ from scissionlite.scissiontl.timing import (
     crossings,
     promising,
     time_blocks,
+    time_bottlenecks,
     time_slices,
 )
 from scissionlite.transfer_layer import TransferSpec
@@ -86,7 +87,8 @@ def profile(
     name
         What to call this machine; its host name unless given.
     runtime
-        What runs blocks and slices: "torchscript" or "onnx".
+        What runs blocks and slices: "torchscript", "onnx" or "aotinductor", which compiles each of
+        them for some ten seconds or more.
     threads
         Threads of an inference; None leaves the runtime's default.
     images
@@ -120,7 +122,7 @@ def profile(
     keep_memory()  # as wherever slices run
     frames, source, preprocessing = _frames(graph, images, preprocessing)
     chosen = promising(graph.slicing_points, slices)
-    steps = 2 * len(graph.blocks) + repetitions + warm_up + len(chosen) + 2
+    steps = 2 * len(graph.blocks) + repetitions + warm_up + 2 * len(chosen) + 2
     report = _reporter(progress, steps)
     sized = [_as_input(graph, preprocessing, frame) for frame in images[:_SIZED_IMAGES]]
     crossing = [crossings(graph, inputs) for inputs in sized or [graph.example]]
@@ -130,11 +132,13 @@ def profile(
             graph, runner, crossing[0], repetitions, warm_up, report
         )
         measured = time_slices(graph, runner, crossing[0], chosen, repetitions, warm_up, report)
+        bottlenecks = time_bottlenecks(graph, runner, chosen, repetitions, report)
     transfers: list[TransferProfile] = []
     for point in graph.slicing_points:
         tensors = zip(*(each[point.index + 1] for each in crossing), strict=True)
         maps = [[x.numpy() for x in tensor] for tensor in tensors]
         transfers += time_codecs(point.index, maps, repetitions)
+        transfers += [each for each in bottlenecks if each.block == point.index]
         report()
     sent: list[ImageProfile] = []
     preprocess = 0.0
@@ -155,7 +159,7 @@ def profile(
             threads=torch.get_num_threads() if threads is None else threads,
             versions={
                 "python": platform.python_version(),
-                RUNTIME_PACKAGES[runtime]: version(RUNTIME_PACKAGES[runtime]),
+                PACKAGES[runtime]: version(PACKAGES[runtime]),
             },
         ),
         inputs=_told(graph.inputs),
@@ -168,10 +172,6 @@ def profile(
         network_latency=network_latency,
         offload=offload,
     )
-
-
-RUNTIME_PACKAGES = {"torchscript": "torch", "onnx": "onnxruntime"}
-"""The package that runs each runtime's slices."""
 
 
 def cpu_name() -> str:
@@ -316,7 +316,7 @@ def _empty_bundle(folder: Path, shape: tuple[int, ...], runtime: str) -> Bundle:
     """A bundle whose slices do next to nothing, with float32 of a shape between them."""
     example = (torch.zeros(shape),)
     slices = export_slices(
-        {"device": (torch.nn.ReLU(), example), "edge": (_Corner(), example)}, runtime, folder
+        {"device": (torch.nn.ReLU(), example), "edge": (_Corner(), example)}, (runtime,), folder
     )
     spec = TransferSpec.float32_split()
     manifest = Manifest(
@@ -329,7 +329,7 @@ def _empty_bundle(folder: Path, shape: tuple[int, ...], runtime: str) -> Bundle:
         crossing=(CrossingTensor("x", shape, transfer=spec),),
         transfer=spec,
     )
-    files = {file.file: folder / file.file for file in slices.values()}
+    files = {file.file: folder / file.file for (file,) in slices.values()}
     return Bundle.write(folder / "bundle", manifest, files)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,16 +15,17 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from scissionlite.errors import ProfileError
+from scissionlite.errors import CodecError, ProfileError
 from scissionlite.graph import Graph, SlicingPoint
+from scissionlite.preprocessor.inserter import multiplications
+from scissionlite.preprocessor.recipe import ENCODER_SHARE
 from scissionlite.runtimes import Slice, load_slice, runtime_module
-from scissionlite.scissiontl.profile import SliceProfile
+from scissionlite.scissiontl.codecs import LEARNED, median_time, time_packing
+from scissionlite.scissiontl.profile import SliceProfile, TransferProfile
+from scissionlite.transfer_layer.learned import bottleneck
 from scissionlite.values import flat
 
 Tensors = tuple[npt.NDArray[Any], ...]
-
-BUDGET = 0.05
-"""Seconds that are spent on timing one small action, its median being steady by then."""
 
 
 class Runner:
@@ -32,7 +34,7 @@ class Runner:
     Parameters
     ----------
     runtime
-        "torchscript" or "onnx".
+        One of :data:`scissionlite.runtimes.RUNTIMES`.
     threads
         Of an inference; None is the runtime's default.
     folder
@@ -162,12 +164,43 @@ def time_slices(
     return measured
 
 
-def median_time(action: Callable[[], object], repetitions: int) -> float:
-    """Median seconds of a small action: so many times, or for as long as the budget lasts."""
-    action()
-    times: list[float] = []
-    while len(times) < repetitions and (len(times) < 3 or sum(times) < BUDGET):
-        started = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - started)
-    return median(times)
+def time_bottlenecks(
+    graph: Graph,
+    runner: Runner,
+    points: Iterable[SlicingPoint],
+    repetitions: int,
+    report: Callable[[], None],
+) -> list[TransferProfile]:
+    """Time learned Transfer Layers where one tensor crosses: bottleneck and packing together.
+
+    They are not trained, which makes no difference to their time. Where one would cost the device
+    too much, there is none.
+    """
+    measured = []
+    for point in points:
+        report()
+        shape = point.crossing[0].shape
+        budget = ENCODER_SHARE * multiplications(graph.split(point)[0], graph.example)
+        for spec in LEARNED:
+            if len(point.crossing) > 1 or not spec.valid_for(shape):
+                continue
+            try:
+                halves = bottleneck(spec, shape, most_multiplications=budget)
+            except CodecError:
+                continue
+            features = torch.randn(shape)
+            with torch.no_grad():
+                reduced = halves[0](features)
+            runs = [
+                runner.compiled(f"{spec.label} after {point.name}", half.eval(), (x,))
+                for half, x in zip(halves, (features, reduced), strict=True)
+            ]
+            times = []
+            for run, x in zip(runs, (features.numpy(), reduced.numpy()), strict=True):
+                times.append(median_time(partial(run, x), repetitions))
+            packing = time_packing(spec.packing, [reduced.numpy()], repetitions)
+            encode, decode = times[0] + packing.encode, times[1] + packing.decode
+            measured.append(
+                TransferProfile(point.index, spec, encode, decode, spec.packed_nbytes(shape))
+            )
+    return measured

@@ -43,6 +43,11 @@ class FittedLayer:
     """
 
     def __init__(self, spec: TransferSpec, shape: tuple[int, ...]) -> None:
+        if spec.learned:
+            raise CodecError(
+                f"{spec.label}: its bottleneck is part of the slices; the codec packs what that "
+                "leaves, with spec.packing"
+            )
         self.spec = spec
         self.shape = shape
         self.packed_shape = spec.packed_shape(shape)

@@ -16,8 +16,52 @@ import torch.nn.functional as F
 from torch import nn
 
 from scissionlite.errors import CodecError
+from scissionlite.transfer_layer.learned import Decoder, Encoder
 from scissionlite.transfer_layer.quantization import CODES, Quantization
 from scissionlite.transfer_layer.spec import TransferSpec
+
+
+class Scales(nn.Module):
+    """Scales and zero points of a Transfer Layer, for both of its halves.
+
+    Parameters
+    ----------
+    quantization
+        Their values.
+    learned
+        Whether training may change the scales (Esser et al., "Learned Step Size Quantization",
+        arXiv 1902.08153). What is learned is the logarithm, so that a scale stays positive.
+    """
+
+    scale: torch.Tensor
+    inverse: torch.Tensor
+    zero_point: torch.Tensor
+
+    def __init__(self, quantization: Quantization, *, learned: bool = False) -> None:
+        super().__init__()
+        scale, zero_point = _planes_of(quantization)
+        _constant(self, "zero_point", zero_point)
+        self.log_scale = nn.Parameter(torch.log(torch.tensor(scale))) if learned else None
+        if not learned:
+            _constant(self, "scale", scale)
+            _constant(self, "inverse", np.float32(1) / scale)
+
+    def steps(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The size of a step, and its reciprocal."""
+        if self.log_scale is None:
+            return self.scale, self.inverse
+        return torch.exp(self.log_scale), torch.exp(-self.log_scale)
+
+    @property
+    def quantization(self) -> Quantization:
+        """The values as they are now."""
+        with torch.no_grad():
+            scale = self.steps()[0].cpu()
+        zero_point = self.zero_point.cpu()
+        if not scale.ndim:
+            return Quantization(float(scale), int(zero_point))
+        scales, zeros = scale.flatten().tolist(), zero_point.flatten().tolist()
+        return Quantization(tuple(scales), tuple(map(int, zeros)))
 
 
 class DeviceTL(nn.Module):
@@ -26,65 +70,38 @@ class DeviceTL(nn.Module):
     Input float32 ``(N, C, H, W)`` or ``(C, H, W)``, without pooling of any shape; output float32
     with height and width divided by the pooling window and rounded up. It holds the integer codes
     where the spec has them, and float16 values where that is what crosses.
-
-    Raises
-    ------
-    CodecError
-        The quantization is missing, superfluous, or not as the spec's granularity says.
     """
 
-    inverse: torch.Tensor
-    zero_point: torch.Tensor
-
-    def __init__(self, spec: TransferSpec, quantization: Quantization | None) -> None:
+    def __init__(self, spec: TransferSpec, scales: Scales | None) -> None:
         super().__init__()
         self.spec = spec
-        self.quantization = quantization
-        _check(spec, quantization)
-        if quantization is not None:
-            scale, zero_point = _planes_of(quantization)
-            _constant(self, "inverse", np.float32(1) / scale)
-            _constant(self, "zero_point", zero_point)
+        self.scales = scales
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pool, and quantize or round."""
-        if self.spec.pool > 1:
-            x = (_max if self.spec.pool_kind == "max" else _average)(x, self.spec.pool)
-        if self.quantization is not None:
+        x = pooled(x, self.spec)
+        if self.scales is not None:
             low, high = CODES[self.spec.dtype]
+            zero_point = self.scales.zero_point
             codes = torch.clamp(
-                x * self.inverse, min=low - self.zero_point, max=high - self.zero_point
+                x * self.scales.steps()[1], min=low - zero_point, max=high - zero_point
             )
-            return _round_straight_through(codes) + self.zero_point
+            return _round_straight_through(codes) + zero_point
         return _to_float16_straight_through(x) if self.spec.dtype == "float16" else x
 
 
 class EdgeTL(nn.Module):
-    """The edge's half: dequantize and upsample to the original size (paper: "EdgeTL").
+    """The edge's half: dequantize and upsample to the original size (paper: "EdgeTL")."""
 
-    Raises
-    ------
-    CodecError
-        As :class:`DeviceTL`.
-    """
-
-    scale: torch.Tensor
-    zero_point: torch.Tensor
-
-    def __init__(self, spec: TransferSpec, quantization: Quantization | None) -> None:
+    def __init__(self, spec: TransferSpec, scales: Scales | None) -> None:
         super().__init__()
         self.spec = spec
-        self.quantization = quantization
-        _check(spec, quantization)
-        if quantization is not None:
-            scale, zero_point = _planes_of(quantization)
-            _constant(self, "scale", scale)
-            _constant(self, "zero_point", zero_point)
+        self.scales = scales
 
     def forward(self, x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         """Restore ``x`` to height and width ``size``."""
-        if self.quantization is not None:
-            x = (x - self.zero_point) * self.scale
+        if self.scales is not None:
+            x = (x - self.scales.zero_point) * self.scales.steps()[0]
         if self.spec.pool == 1:
             return x
         if self.spec.upsample == "bilinear":
@@ -103,21 +120,56 @@ class TransferLayer(nn.Module):
         What the layer does.
     quantization
         Scales and zero points; needed for int8 and int4, None otherwise.
+    learn_scales
+        Whether training may change the scales, until :meth:`settle`.
+    halves
+        Of a learned Transfer Layer, and only of it (:func:`.learned.bottleneck`).
 
     Raises
     ------
     CodecError
-        As :class:`DeviceTL`.
+        The quantization is missing, superfluous, or not as the spec's granularity says, or a
+        learned Transfer Layer has no halves.
     """
 
-    def __init__(self, spec: TransferSpec, quantization: Quantization | None = None) -> None:
+    def __init__(
+        self,
+        spec: TransferSpec,
+        quantization: Quantization | None = None,
+        *,
+        learn_scales: bool = False,
+        halves: tuple[Encoder, Decoder] | None = None,
+    ) -> None:
         super().__init__()
-        self.device = DeviceTL(spec, quantization)
-        self.edge = EdgeTL(spec, quantization)
+        _check(spec, quantization)
+        if spec.learned != (halves is not None):
+            raise CodecError(f"{spec.label}: halves={halves!r} do not go with it")
+        self.spec = spec
+        self.encoder: nn.Module = nn.Identity() if halves is None else halves[0]
+        self.decoder: nn.Module = nn.Identity() if halves is None else halves[1]
+        self._set(None if quantization is None else Scales(quantization, learned=learn_scales))
+
+    def _set(self, scales: Scales | None) -> None:
+        self.device = DeviceTL(self.spec.packing, scales)
+        self.edge = EdgeTL(self.spec.packing, scales)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Scales and zero points as they are now; None where the spec has none."""
+        return None if self.device.scales is None else self.device.scales.quantization
+
+    def settle(self) -> None:
+        """Fix learned scales at the float32 values that the codec will work with."""
+        if self.quantization is not None:
+            self._set(Scales(self.quantization))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Send ``x`` through the layer; same shape and dtype come out."""
-        restored: torch.Tensor = self.edge(self.device(x), tuple(x.shape[-2:]))
+        return self.restore(self.encoder(x))
+
+    def restore(self, x: torch.Tensor) -> torch.Tensor:
+        """Send what the encoder answers (without one, the feature map) the rest of the way."""
+        restored: torch.Tensor = self.decoder(self.edge(self.device(x), tuple(x.shape[-2:])))
         return restored
 
 
@@ -142,6 +194,13 @@ def _planes_of(quantization: Quantization) -> tuple[np.ndarray[Any, Any], np.nda
 def _constant(module: nn.Module, name: str, value: np.ndarray[Any, Any]) -> None:
     """Keep a value that moves with the module but is none of its weights."""
     module.register_buffer(name, torch.tensor(value), persistent=False)
+
+
+def pooled(x: torch.Tensor, spec: TransferSpec) -> torch.Tensor:
+    """Pool a feature map as a spec says."""
+    if spec.pool == 1:
+        return x
+    return (_max if spec.pool_kind == "max" else _average)(x, spec.pool)
 
 
 def _max(x: torch.Tensor, window: int) -> torch.Tensor:

@@ -20,13 +20,14 @@ MAX_ENTROPY_LEVEL = 19
 
 _VALUES: dict[str, tuple[object, ...]] = {
     "pool": (1, 2, 4),
-    "pool_kind": ("max", "average"),
+    "pool_kind": ("max", "average", "learned"),
     "dtype": ("float32", "float16", "int8", "int4"),
     "granularity": ("tensor", "channel"),
     "layout": ("nchw", "nhwc"),
     "entropy": (None, "zstd"),
     "scheme": ("affine", "symmetric"),
     "upsample": ("nearest", "bilinear"),
+    "reduction": (1, 2, 4, 8, 16),
 }
 
 _BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
@@ -44,7 +45,8 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
     pool : int
         Size and stride of the pooling window over height and width: 1 (no pooling), 2 or 4.
     pool_kind : str
-        ``"max"`` or ``"average"``.
+        ``"max"``, ``"average"``, or ``"learned"``: a bottleneck of convolutions that is trained and
+        becomes part of the slices (:mod:`.learned`), so that the codec only packs what it leaves.
     dtype : str
         What crosses the link: ``"float32"``, ``"float16"``, ``"int8"`` or ``"int4"``.
     granularity : str
@@ -62,11 +64,13 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         ``"nearest"`` or ``"bilinear"``.
     entropy_level : int
         How hard the entropy coder tries, 1 (fastest) to 19.
+    reduction : int
+        How many times fewer channels cross: 1, 2, 4, 8 or 16; above 1 for ``"learned"`` only.
 
     Raises
     ------
     CodecError
-        A value is not one of those.
+        A value is not one of those, or two do not go together.
 
     Examples
     --------
@@ -87,6 +91,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
     scheme: str = "affine"
     upsample: str = "nearest"
     entropy_level: int = 1
+    reduction: int = 1
 
     def __post_init__(self) -> None:
         for name, allowed in _VALUES.items():
@@ -101,6 +106,14 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
                 f"TransferSpec: entropy_level={level!r}; this version takes 1 to "
                 f"{MAX_ENTROPY_LEVEL}"
             )
+        if not self.learned and self.reduction > 1:
+            raise CodecError(
+                f"TransferSpec: reduction={self.reduction} goes with pool_kind='learned' only"
+            )
+        if self.learned and (self.pool, self.reduction) == (1, 1):
+            raise CodecError("TransferSpec: a learned TL needs a pool or a reduction above 1")
+        if self.learned and self.upsample != "nearest":
+            raise CodecError("TransferSpec: a learned TL learns its upsampling, too")
 
     @classmethod
     def float32_split(cls) -> TransferSpec:
@@ -116,10 +129,12 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
     def label(self) -> str:
         """Short name for tables and plots; no two specs share one."""
         words = [
-            f"TL {self.pool}x{self.pool}" if self.pool > 1 else "",
+            "learned" if self.learned else "",
+            f"TL {self.pool}x{self.pool}" if self.pool > 1 or self.learned else "",
+            f"1/{self.reduction} channels" if self.reduction > 1 else "",
             "average" if self.pool_kind == "average" else "",
             self.dtype + ("/channel" if self.granularity == "channel" else ""),
-            "split" if self.pool == 1 and not self.quantized else "",
+            "split" if self.pool == 1 and not self.quantized and not self.learned else "",
             "symmetric" if self.scheme == "symmetric" else "",
             "bilinear" if self.upsample == "bilinear" else "",
             "nhwc" if self.layout == "nhwc" else "",
@@ -134,6 +149,35 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         """Whether the payload holds integer codes, which need scales and zero points."""
         return self.dtype in ("int8", "int4")
 
+    @property
+    def learned(self) -> bool:
+        """Whether the Transfer Layer is a trained bottleneck inside the slices."""
+        return self.pool_kind == "learned"
+
+    @property
+    def lossless(self) -> bool:
+        """Whether what arrives is what was sent, bit for bit."""
+        return self.pool == 1 and self.dtype == "float32" and not self.learned
+
+    @property
+    def packing(self) -> TransferSpec:
+        """What the codec does: without the bottleneck of a learned TL, which the slices hold."""
+        if not self.learned:
+            return self
+        return msgspec.structs.replace(self, pool=1, pool_kind="max", reduction=1)
+
+    def crossing_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape that the device slice hands to the codec.
+
+        For a learned TL what its bottleneck leaves, otherwise `shape` itself.
+
+        Raises
+        ------
+        CodecError
+            As :meth:`packed_shape`.
+        """
+        return self.packed_shape(shape) if self.learned else check_shape(shape)
+
     def packed_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape that crosses the link.
 
@@ -146,7 +190,8 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         Returns
         -------
         tuple of int
-            `shape`, with height and width divided by `pool` and rounded up.
+            `shape`, with height and width divided by `pool`, and channels by `reduction`, rounded
+            up.
 
         Raises
         ------
@@ -157,15 +202,18 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         checked = check_shape(shape)
         if len(checked) < 3 and self.needs_planes:
             raise CodecError(f"shape {checked}: {self.label} needs (..., channels, height, width)")
-        if self.pool == 1:
+        if self.pool == 1 and not self.learned:
             return checked
         height, width = (-(-size // self.pool) for size in checked[-2:])
-        return (*checked[:-2], height, width)
+        channels = -(-checked[-3] // self.reduction)
+        return (*checked[:-3], channels, height, width)
 
     @property
     def needs_planes(self) -> bool:
         """Whether channels, height and width mean something to this TL."""
-        return self.pool > 1 or self.granularity == "channel" or self.layout == "nhwc"
+        return (
+            self.pool > 1 or self.learned or self.granularity == "channel" or self.layout == "nhwc"
+        )
 
     def packed_nbytes(self, shape: Sequence[int]) -> int:
         """Return the bytes of payload that a feature map of this shape makes.
@@ -190,6 +238,8 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
             checked = check_shape(shape)
         except CodecError:
             return False
+        if self.learned and (len(checked) != 4 or checked[-3] < self.reduction):
+            return False
         if self.pool == 1:
             return len(checked) >= 3 or not self.needs_planes
         return len(checked) == 4 and checked[-2] >= 2 and checked[-1] >= 2
@@ -202,7 +252,9 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         """
         if self.valid_for(shape):
             return self
-        plain = msgspec.structs.replace(self, pool=1, pool_kind="max", upsample="nearest")
+        plain = msgspec.structs.replace(
+            self, pool=1, pool_kind="max", upsample="nearest", reduction=1
+        )
         if plain.valid_for(shape):
             return plain
         return msgspec.structs.replace(plain, granularity="tensor", layout="nchw")

@@ -1,0 +1,119 @@
+"""What the experiments write: a line of JSON a record, appended when it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from scissionlite.preprocessor.recipe import Recipe
+
+RUNS, JPEGS = "runs.jsonl", "jpeg.jsonl"
+"""The files, in the folder that ``--out`` names."""
+
+
+class What(NamedTuple):
+    """An experiment without its seed."""
+
+    network: str
+    cut: str
+    transfer: str
+    labels: bool
+    recipe: Recipe
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One retraining with one seed.
+
+    Attributes
+    ----------
+    network, cut, transfer
+        What was cut where, and the label of the Transfer Layer.
+    labels
+        Whether it learned from labels, or from the uncut network alone.
+    recipe
+        How; with its seed.
+    metric, samples
+        What the scores are, and on how many test samples.
+    float32_bytes, packed_bytes, sent_bytes
+        The feature map as it is; packed, before the entropy stage; and the mean payload after it.
+    before, untrained, after
+        Score (0 to 1) of the uncut network, with the Transfer Layer only calibrated, and retrained.
+    minutes, threads, cpu
+        Of calibrating, retraining, exporting and checking; with how many threads and where.
+    command
+        What does it again.
+    """
+
+    network: str
+    cut: str
+    transfer: str
+    labels: bool
+    recipe: Recipe
+    metric: str
+    samples: int
+    float32_bytes: int
+    packed_bytes: int
+    sent_bytes: float
+    before: float
+    untrained: float
+    after: float
+    minutes: float
+    threads: int
+    cpu: str
+    command: str
+
+    @property
+    def what(self) -> What:
+        """What all seeds of one experiment share."""
+        recipe = msgspec.structs.replace(self.recipe, seed=0)
+        return What(self.network, self.cut, self.transfer, self.labels, recipe)
+
+    @property
+    def label(self) -> str:
+        """The Transfer Layer, and its levels if they were said."""
+        levels = self.recipe.levels
+        return self.transfer if levels is None else f"{self.transfer}, {levels} levels"
+
+
+class Jpeg(msgspec.Struct, frozen=True, kw_only=True):
+    """The uncut network's score on JPEGs of one size and quality.
+
+    ``scale`` is the JPEG's height over the picture's; ``as_sent`` and ``smallest`` are mean bytes,
+    by coder (:mod:`.jpeg`).
+    """
+
+    network: str
+    scale: float
+    quality: int
+    as_sent: float
+    smallest: float
+    score: float
+
+
+_Record = TypeVar("_Record", Run, Jpeg)
+
+
+def append(path: Path, record: Run | Jpeg) -> None:
+    """Add a record to a file, which need not exist yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(record) + b"\n")
+
+
+def read(path: Path, kind: type[_Record]) -> list[_Record]:
+    """All records of a file; none if there is no such file."""
+    if not path.exists():
+        return []
+    return [msgspec.json.decode(line, type=kind) for line in path.read_bytes().splitlines()]
+
+
+def seeds_together(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    """The runs of each experiment, one a seed (the latest), in the order of the file."""
+    groups: dict[What, dict[int, Run]] = {}
+    for run in runs:
+        groups.setdefault(run.what, {})[run.recipe.seed] = run
+    for group in groups.values():
+        yield list(group.values())

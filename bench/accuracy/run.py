@@ -1,0 +1,191 @@
+"""The runner: cut, insert, retrain, score, and write a record, for each cut, TL and seed.
+
+It uses `prepare` as anybody would; scores and bytes are those of the exported slices with the real
+codec between them, as the bundle's manifest has them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import msgspec
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+import scissionlite as sl
+from bench.accuracy.networks import NETWORKS, load, training_mosaics
+from bench.accuracy.photographs import ImageNetPhotographs
+from bench.accuracy.records import RUNS, Run, What, append, read
+from scissionlite.bundle import Accuracy, Manifest
+from scissionlite.graph import Graph
+from scissionlite.preprocessor.data import Sample
+from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.trainer import evaluate
+from scissionlite.scissiontl.profiler import cpu_name
+
+FOLDS = 5
+
+
+class Experiment(NamedTuple):
+    """What to run: every combination of cut, Transfer Layer and seed."""
+
+    network: str
+    cuts: tuple[str, ...]
+    transfers: tuple[sl.TransferSpec, ...]
+    seeds: tuple[int, ...]
+    labels: bool
+    recipe: Recipe
+    command: str
+    """How it was called, for the records: all but the cut, the Transfer Layer and the seed."""
+
+
+class Fold(NamedTuple):
+    """Data to train on, and other data to score on."""
+
+    train: Path | Dataset[Sample]
+    test: Dataset[Sample]
+    before: float
+    """The uncut network's score on the test data."""
+
+    @property
+    def size(self) -> int:
+        """How many test samples there are."""
+        return len(self.test)  # type: ignore[arg-type]  # torch's Dataset does not say that it can
+
+
+def folds(name: str, data: Path, network: torch.nn.Module) -> list[Fold]:
+    """Training and test data of a network.
+
+    Of ImageNet there are 100 photographs only. They are cut into five folds: for each, a network
+    learns from the other 80 and is scored on these 20, so that every photograph is tested once and
+    never by a network that has seen it.
+    """
+    known = NETWORKS[name]
+    pairs: list[tuple[Path | Dataset[Sample], Dataset[Sample]]]
+    if name == "imagenet":
+        folder = data / "imagenet-sample-100"
+        everything = set(range(len(ImageNetPhotographs(folder))))
+        pairs = []
+        for i in range(FOLDS):
+            test = set(range(i, len(everything), FOLDS))
+            rest = sorted(everything - test)
+            pairs.append(
+                (
+                    ImageNetPhotographs(folder, rest, augment=True),
+                    ImageNetPhotographs(folder, sorted(test)),
+                )
+            )
+    else:
+        tested = cast("Dataset[Sample]", known.test(data))
+        steel = data / "neu-surface-defects/train"
+        pairs = [(training_mosaics(data) if name == "segmentation" else steel, tested)]
+    return [Fold(*pair, evaluate(network, pair[1], task=known.task)) for pair in pairs]
+
+
+def run(experiment: Experiment, data: Path, out: Path) -> Iterator[Run]:
+    """Carry out an experiment, appending to ``out/runs.jsonl``; what stands there is skipped.
+
+    Yields
+    ------
+    Run
+        Each record as it is written.
+    """
+    known = NETWORKS[experiment.network]
+    done = {(each.what, each.recipe.seed) for each in read(out / RUNS, Run)}
+    network = load(experiment.network, out)
+    example = torch.zeros(1, 3, *known.preprocessing.size)
+    graph = sl.capture(network, example, name=known.model)
+    prepared: list[Fold] = []
+    for cut in experiment.cuts:
+        for spec in experiment.transfers:
+            for seed in experiment.seeds:
+                recipe = msgspec.structs.replace(experiment.recipe, seed=seed)
+                unseeded = msgspec.structs.replace(recipe, seed=0)
+                what = What(experiment.network, cut, spec.label, experiment.labels, unseeded)
+                if (what, seed) in done:
+                    continue
+                prepared = prepared or folds(experiment.network, data, network)
+                record = _one(experiment, prepared, graph, cut, spec, recipe)
+                append(out / RUNS, record)
+                yield record
+
+
+def _one(
+    experiment: Experiment,
+    prepared: Sequence[Fold],
+    graph: Graph,
+    cut: str,
+    spec: sl.TransferSpec,
+    recipe: Recipe,
+) -> Run:
+    task = NETWORKS[experiment.network].task
+    untrained, trained, minutes = [], [], 0.0
+    for fold in prepared:
+        calibrated = msgspec.structs.replace(recipe, epochs=0)
+        manifest = _prepare(experiment, fold, graph, cut, spec, calibrated)
+        untrained.append(_scored(manifest))
+        if recipe.epochs:
+            started = time.perf_counter()
+            manifest = _prepare(experiment, fold, graph, cut, spec, recipe)
+            minutes += (time.perf_counter() - started) / 60
+        trained.append(_scored(manifest))
+    weights = [fold.size for fold in prepared]
+    return Run(
+        network=experiment.network,
+        cut=cut,
+        transfer=spec.label,
+        labels=experiment.labels,
+        recipe=recipe,
+        metric=task.metric,
+        samples=sum(weights),
+        float32_bytes=manifest.crossing_bytes,
+        packed_bytes=manifest.sent_bytes,
+        sent_bytes=_mean([a.sent_bytes for a in trained], weights),
+        before=_mean([fold.before for fold in prepared], weights),
+        untrained=_mean([a.after for a in untrained], weights),
+        after=_mean([a.after for a in trained], weights),
+        minutes=round(minutes, 2),
+        threads=torch.get_num_threads(),
+        cpu=cpu_name(),
+        command=experiment.command,
+    )
+
+
+def _prepare(
+    experiment: Experiment,
+    fold: Fold,
+    graph: Graph,
+    cut: str,
+    spec: sl.TransferSpec,
+    recipe: Recipe,
+) -> Manifest:
+    known = NETWORKS[experiment.network]
+    with tempfile.TemporaryDirectory(prefix="scissionlite-") as folder:
+        bundle = sl.prepare(
+            graph,
+            sl.Plan(kind="split", slicing_point=cut, spec=spec),
+            train=fold.train if experiment.labels else None,
+            unlabelled=None if experiment.labels else fold.train,
+            validate=fold.test,
+            out=Path(folder) / "bundle",
+            preprocessing=known.preprocessing,
+            task=known.task,
+            recipe=recipe,
+            local_fallback=False,
+            uncut_score=fold.before,
+        )
+    return bundle.manifest
+
+
+def _scored(manifest: Manifest) -> Accuracy:
+    assert manifest.accuracy is not None  # validate= was given
+    return manifest.accuracy
+
+
+def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    return float(np.average(values, weights=weights))

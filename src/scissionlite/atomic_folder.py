@@ -1,0 +1,142 @@
+"""Folders that are written whole or not at all, whatever becomes of the writer or the power.
+
+A folder is written beside its place under a name that nobody reads, brought to the disk, and then
+put in its place by one rename. What a killed writer leaves is in nobody's way, and the next writer
+of the same folder removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_UNFINISHED, _REPLACED = ".scissionlite-unfinished", ".scissionlite-replaced"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fs.h
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write files into, and put it in the place of ``folder`` at the end.
+
+    A folder that is there already is replaced at once: whoever opens files there finds the old
+    ones or the new ones. Only a file system that cannot exchange two folders (NFS) has none there
+    for a moment, and a writer killed in this very moment leaves the old folder beside its place:
+    :func:`replaced_folder` finds it.
+
+    Nothing changes where the block raises.
+    """
+    folder = folder.resolve()  # of a link, what it links to is replaced
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Locks tell unfinished folders of living writers from those of killed ones, whose locks ended
+    # with them. The parent's lock is for the moments in which a folder has none: while it is new,
+    # and while an old one is aside.
+    with _locked(folder.parent):
+        staging = Path(_named(folder, _UNFINISHED))
+        lock = _lock(staging)
+    try:
+        staging.chmod(0o755)  # mkdtemp makes it private, but a daemon of another user reads it
+        yield staging
+        for path in (*staging.iterdir(), staging):
+            _sync(path)
+        with _locked(folder.parent):
+            _put_in_place(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)  # unfinished, or what was replaced
+        if lock is not None:
+            os.close(lock)
+    _remove_leftovers(folder)
+
+
+def replaced_folder(folder: Path) -> Path | None:
+    """What was at ``folder``, if a writer was killed at the moment between old and new."""
+    found = _beside(folder.resolve(), _REPLACED)
+    return next((path for path in found if path.is_dir() and any(path.iterdir())), None)
+
+
+def _named(folder: Path, suffix: str) -> str:
+    return tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=suffix, dir=folder.parent)
+
+
+def _beside(folder: Path, suffix: str) -> Iterator[Path]:
+    return folder.parent.glob(f".{glob.escape(folder.name)}.*{suffix}")
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
+    aside = None
+    if not folder.exists():
+        staging.rename(folder)
+    elif not _exchange(staging, folder):
+        aside = Path(_named(folder, _REPLACED))
+        folder.rename(aside)
+        try:
+            staging.rename(folder)
+        except BaseException:
+            aside.rename(folder)
+            raise
+    _sync(folder.parent)  # before the old one goes
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders swap their names at once, where kernel and file system can."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    with _locked(folder.parent):
+        for leftover in (*_beside(folder, _UNFINISHED), *_beside(folder, _REPLACED)):
+            lock = _lock(leftover)
+            if lock is not None:
+                shutil.rmtree(leftover, ignore_errors=True)
+                os.close(lock)
+
+
+def _lock(folder: Path, operation: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int | None:
+    """Lock a folder: a descriptor that holds the lock until it is closed, or None.
+
+    None means that another process has it, or that the file system does not lock folders; then
+    nobody removes leftovers there.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock for a moment, after whoever else does."""
+    lock = _lock(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or folder to the disk, before anything depends on its being there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems cannot do it for folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
