@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import scissionlite as sl
 from scissionlite.errors import PrepareError
 from scissionlite.preprocessor import distillation, inserter, trainer
 from scissionlite.preprocessor.calibration import calibrate
-from scissionlite.preprocessor.data import ImageFolder, Photographs
+from scissionlite.preprocessor.data import ImageFolder, Photographs, Sample, augmented
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import IGNORED, SEGMENTATION, Task
 from scissionlite.transfer_layer.layers import TransferLayer
@@ -99,6 +100,57 @@ def test_what_frozen_slices_answer_is_remembered_rightly(
     assert distillation.remember(learning, teacher, part, torch.device("cpu")) is None
     other = torch.utils.data.TensorDataset(torch.zeros(4, 3, 64, 64), torch.zeros(4))
     assert distillation.remember(network, teacher, other, torch.device("cpu")) is None
+    few = distillation.remember(network, teacher, part, torch.device("cpu"), most_bytes=1000)
+    assert few is None
+
+
+class Pictures(Dataset[Sample]):
+    """A user's own data: random pictures, and targets that are pictures mirrored with them."""
+
+    mirrored: bool | None = False
+
+    def __len__(self) -> int:
+        return 8
+
+    @property
+    def augment(self) -> bool:
+        return self.mirrored is None
+
+    def side(self, mirrored: bool | None) -> Pictures:
+        view = copy.copy(self)
+        view.mirrored = mirrored
+        return view
+
+    def __getitem__(self, index: int) -> Sample:
+        x = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(index))
+        mirrored = bool(torch.rand(()) < 0.5) if self.mirrored is None else self.mirrored
+        x = x.flip(2) if mirrored else x
+        return x, (x[0] > 0).long()
+
+
+def test_own_data_are_remembered_with_their_targets(small_graph: sl.Graph, textures: Path) -> None:
+    network = sliced(small_graph, textures).eval()
+    teacher = distillation.Teacher(small_graph, "1")
+    data = augmented(Pictures())  # as the Trainer takes any data
+    assert isinstance(data, Pictures)
+    assert data.augment
+    known = distillation.remember(network, teacher, data, torch.device("cpu"))
+    assert known is not None
+    assert len(known) == 8
+    sides = set()
+    for _ in range(20):
+        features, wanted, target = known[5]
+        for mirrored in (False, True):
+            x, expected = data.side(mirrored)[5]
+            assert isinstance(x, torch.Tensor)
+            if torch.equal(target, expected):
+                with torch.no_grad():
+                    own = network.device_slice(x[None])[0]
+                    whole = small_graph.module(x[None])[0]
+                torch.testing.assert_close(features[0], own, rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(wanted[0], whole, rtol=1e-3, atol=1e-4)
+                sides.add(mirrored)
+    assert sides == {False, True}
 
 
 def test_the_teacher_tells_what_it_holds_behind_the_cut(small_graph: sl.Graph) -> None:

@@ -6,6 +6,7 @@ All are torch Datasets of pairs (float32 input without batch dimension, label) t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -110,7 +111,8 @@ class Mosaics(Dataset[Sample]):
     seed
         Mosaic `index` depends on the seed and the index alone.
     augment
-        Whether to mirror mosaics at random, left to right (with torch's global generator).
+        Whether to mirror mosaics at random, left to right (with torch's global generator), as
+        `prepare` does.
 
     Attributes
     ----------
@@ -127,7 +129,7 @@ class Mosaics(Dataset[Sample]):
         self.preprocessing = STEEL
         self._count = count
         self._seed = seed
-        self._augment = augment
+        self._mirrored: bool | None = None if augment else False
         tile = sl.Preprocessing(size=(self.SHOWN, self.SHOWN))
         tiles: list[list[Frame]] = [[] for _ in folder.classes]
         for file, label in folder.files:
@@ -139,10 +141,21 @@ class Mosaics(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         frame, label = self.mosaic(index)
-        if self._augment and bool(torch.rand(()) < 0.5):
+        if bool(torch.rand(()) < 0.5) if self._mirrored is None else self._mirrored:
             frame, label = frame[:, ::-1], label[:, ::-1]
         x = torch.from_numpy(self.preprocessing.tensor(frame)[0])
         return x, torch.from_numpy(np.ascontiguousarray(label))
+
+    @property
+    def augment(self) -> bool:
+        """Whether mosaics are mirrored at random."""
+        return self._mirrored is None
+
+    def side(self, mirrored: bool | None) -> Mosaics:
+        """The same mosaics, all mirrored, none, or (None) at random."""
+        view = copy.copy(self)
+        view._mirrored = mirrored
+        return view
 
     def frame(self, index: int) -> Frame:
         """The mosaic before normalization."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,26 @@ Data: TypeAlias = Dataset[Any] | DataLoader[Any]
 def as_inputs(x: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """A sample's or a batch's inputs, one or several, as the network's arguments."""
     return (x,) if isinstance(x, torch.Tensor) else tuple(x)
+
+
+@runtime_checkable
+class Mirrorable(Protocol):
+    """A torch Dataset whose samples are the same each time, but for mirroring at random.
+
+    :class:`Photographs` are one; a Dataset of your own that has these is treated as they are: in
+    training it is mirrored at random, and what frozen slices answer for it is remembered.
+    """
+
+    @property
+    def augment(self) -> bool:
+        """Whether samples, and targets that are pictures, are mirrored at random."""
+        ...
+
+    def side(self, mirrored: bool | None) -> Dataset[Sample]:
+        """The same samples, all mirrored, none, or (None) at random."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
 UNLABELLED = -1
@@ -174,9 +194,7 @@ def open_data(
 
 def augmented(data: Data) -> Data:
     """Photographs mirrored at random; other data are what their owner has made them."""
-    if not isinstance(data, Photographs):
-        return data
-    return data.side(None)
+    return data.side(None) if isinstance(data, Mirrorable) else data
 
 
 def split_off(data: Data, share: float, seed: int) -> tuple[Data, Data]:
@@ -196,7 +214,7 @@ def split_off(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     count = round(share * size)
     if not 0 < count < size:
         raise PrepareError(f"{size} samples cannot be split: {share:g} of them would be {count}")
-    plain = data.side(False) if isinstance(data, Photographs) else data
+    plain = data.side(False) if isinstance(data, Mirrorable) else data
     return Subset(data, order[count:]), Subset(plain, order[:count])
 
 

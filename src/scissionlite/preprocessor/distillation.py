@@ -7,15 +7,18 @@ and is worked out once where it fits in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from scissionlite.graph import Graph, SlicingPoint
-from scissionlite.preprocessor.data import Data, Photographs, as_inputs
+from scissionlite.preprocessor.data import Data, Mirrorable, Sample, as_inputs
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import Task, normalised_error
@@ -24,8 +27,8 @@ from scissionlite.values import flat
 _TAPS = 3
 """Most slicing points behind the cut where features are compared."""
 
-_REMEMBERED_BYTES = 2 << 30
-"""Most memory for what the frozen slices answer."""
+_REMEMBERED_SHARE = 0.25
+"""Most of the machine's (or the container's) memory for what the frozen slices answer."""
 
 
 class Teacher(nn.Module):
@@ -165,69 +168,82 @@ def _as_one(tensors: Sequence[torch.Tensor]) -> Any:
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
-class Remembered(Dataset[tuple[list[torch.Tensor], list[torch.Tensor], Any]]):
-    """Photographs, as they are and mirrored, with what the frozen slices answer for them.
+Answers = tuple[list[torch.Tensor], list[torch.Tensor], Any]
+"""Of a sample: what crosses, what the teacher answers, and the target."""
 
-    An item is one of the two at random: features, the teacher's answers, and the label.
+
+class Remembered(Dataset[Answers]):
+    """Samples, as they are and mirrored, with what the frozen slices answer for them.
+
+    An item is one of the two at random.
 
     Parameters
     ----------
-    answers
-        For both, in the order of the photographs: features and the teacher's answers.
-    labels
-        Of the photographs.
+    sides
+        The answers for one or both, in the order of the samples.
     """
 
-    def __init__(
-        self, answers: list[list[tuple[list[torch.Tensor], list[torch.Tensor]]]], labels: list[int]
-    ) -> None:
-        self._answers = answers
-        self._labels = labels
+    def __init__(self, sides: list[list[Answers]]) -> None:
+        self._sides = sides
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._sides[0])
 
-    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], list[torch.Tensor], Any]:
-        mirrored = len(self._answers) > 1 and bool(torch.rand(()) < 0.5)
-        features, wanted = self._answers[mirrored][index]
-        return features, wanted, self._labels[index]
+    def __getitem__(self, index: int) -> Answers:
+        mirrored = len(self._sides) > 1 and bool(torch.rand(()) < 0.5)
+        return self._sides[mirrored][index]
 
 
 def remember(
-    student: SlicedNetwork, teacher: Teacher | None, data: Data, processor: torch.device
+    student: SlicedNetwork,
+    teacher: Teacher | None,
+    data: Data,
+    processor: torch.device,
+    *,
+    most_bytes: int | None = None,
 ) -> Remembered | None:
-    """Work out beforehand what frozen slices answer for photographs; None where that cannot be.
+    """Work out beforehand what frozen slices answer for each sample; None where that cannot be.
 
-    It cannot where the device slice learns, the data are not photographs of a folder (another data
-    set may answer anew each time), or it takes more memory than is fit.
+    It cannot where the device slice learns, where the data are not :class:`Mirrorable` as
+    photographs are (they may answer anew each time), or where it takes more memory than
+    ``most_bytes``, by default a quarter of the machine's.
     """
     whole = data.dataset if isinstance(data, Subset) else data
-    if student.train_device_slice or not isinstance(whole, Photographs) or not len(whole):
+    if student.train_device_slice or not isinstance(whole, Mirrorable) or not len(whole):
         return None
+    if most_bytes is None:
+        most_bytes = _share_of_memory()
     indices = list(data.indices) if isinstance(data, Subset) else list(range(len(whole)))
     sides = [False, True] if whole.augment else [False]
-    answers: list[list[tuple[list[torch.Tensor], list[torch.Tensor]]]] = []
-    labels: list[int] = []
+    remembered: list[list[Answers]] = []
     for mirrored in sides:
-        answers.append([])
-        labels = []
-        for inputs, label in _batches(whole, indices, mirrored):
-            found = lesson(student, teacher, tuple(x.to(processor) for x in inputs), label)
-            for i in range(len(label)):
+        own: list[Answers] = []
+        remembered.append(own)
+        samples = Subset(whole.side(mirrored), indices)
+        for x, targets in DataLoader(samples, 32, collate_fn=_with_targets):
+            inputs = tuple(part.to(processor) for part in as_inputs(x))
+            found = lesson(student, teacher, inputs, None)
+            for i, target in enumerate(targets):
                 # Clones: a view would keep the whole batch.
-                own = [x[i].cpu().clone() for x in found.features]
-                answers[-1].append((own, [x[i].cpu().clone() for x in found.wanted]))
-            labels += label.tolist()
-            first = answers[0][0]
-            each = sum(x.nbytes for part in first for x in part)
-            if each * len(indices) * len(sides) > _REMEMBERED_BYTES:
+                features = [part[i].cpu().clone() for part in found.features]
+                own.append((features, [part[i].cpu().clone() for part in found.wanted], target))
+            first = remembered[0][0]
+            tensors = [*first[0], *first[1], *(t for t in [first[2]] if torch.is_tensor(t))]
+            if sum(t.nbytes for t in tensors) * len(indices) * len(sides) > most_bytes:
                 return None
-    return Remembered(answers, labels)
+    return Remembered(remembered)
 
 
-def _batches(
-    photographs: Photographs, indices: list[int], mirrored: bool
-) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
-    side = photographs.side(mirrored)
-    for x, label in DataLoader(Subset(side, indices), 32):
-        yield as_inputs(x), label
+def _with_targets(batch: list[Sample]) -> tuple[Any, list[Any]]:
+    """Inputs as a batch, and every target as it came."""
+    return default_collate([x for x, _ in batch]), [target for _, target in batch]
+
+
+def _share_of_memory() -> int:
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # not POSIX
+        whole = 8 << 30
+    with contextlib.suppress(OSError, ValueError):  # not in a container, or one without a limit
+        whole = min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return int(whole * _REMEMBERED_SHARE)

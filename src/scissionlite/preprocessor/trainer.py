@@ -89,7 +89,8 @@ def train(
     network
         Any network, or a :class:`SlicedNetwork`; changed in place.
     data
-        Pairs of an input without batch dimension and a target. Photographs are mirrored at random.
+        Pairs of an input without batch dimension and a target. What is ``Mirrorable``, as
+        photographs are, is mirrored at random.
     recipe
         How to train.
     task
