@@ -73,9 +73,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """The Transfer Layer, and its levels if they were said."""
-        levels = self.recipe.levels
-        return self.transfer if levels is None else f"{self.transfer}, {levels} levels"
+        """The Transfer Layer, and what the recipe has that is not usual."""
+        parts = [self.transfer]
+        if self.recipe.levels is not None:
+            parts.append(f"{self.recipe.levels} levels")
+        if self.recipe.train_device_slice:
+            parts.append("device slice trained too")
+        return ", ".join(parts)
 
 
 class Jpeg(msgspec.Struct, frozen=True, kw_only=True):
