@@ -73,7 +73,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """The Transfer Layer, and what the recipe has that is not usual."""
+        """The Transfer Layer, its levels if they were said, and the device slice if it learned."""
         parts = [self.transfer]
         if self.recipe.levels is not None:
             parts.append(f"{self.recipe.levels} levels")
