@@ -84,8 +84,8 @@ def test_what_frozen_slices_answer_is_remembered_rightly(
     assert known is not None
     seen = set()
     for _ in range(20):
-        features, wanted, label = known[1]
-        assert label == photographs.files[50][1]
+        features, reference, wanted, label = known[1]
+        assert (reference, label) == ([], photographs.files[50][1])
         for mirrored in (False, True):
             x, _ = photographs.side(mirrored)[50]
             assert isinstance(x, torch.Tensor)
@@ -96,12 +96,41 @@ def test_what_frozen_slices_answer_is_remembered_rightly(
                 torch.testing.assert_close(wanted[0], whole, rtol=1e-3, atol=1e-4)
                 seen.add(mirrored)
     assert seen == {False, True}
-    learning = sliced(small_graph, textures, Recipe(train_device_slice=True))
-    assert distillation.remember(learning, teacher, part, torch.device("cpu")) is None
     other = torch.utils.data.TensorDataset(torch.zeros(4, 3, 64, 64), torch.zeros(4))
     assert distillation.remember(network, teacher, other, torch.device("cpu")) is None
     few = distillation.remember(network, teacher, part, torch.device("cpu"), most_bytes=1000)
     assert few is None
+
+
+def test_the_teacher_is_remembered_where_the_device_slice_learns(
+    small_graph: sl.Graph, textures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(epochs=2, batch_size=16, train_device_slice=True)
+    photographs = ImageFolder(textures / "train", TEXTURES)
+    weights = []
+    for share in (1.0, 0.0):
+        monkeypatch.setattr(distillation, "_REMEMBERED_SHARE", share)
+        network = sliced(small_graph, textures, recipe)
+        before = copy.deepcopy(network.device_slice.state_dict())
+        teacher = distillation.Teacher(small_graph, "1")
+        known = distillation.remember(network.eval(), teacher, photographs, torch.device("cpu"))
+        assert (known is not None) == bool(share)
+        if known is not None:
+            x, _ = photographs[5]
+            assert isinstance(x, torch.Tensor)
+            given, reference, wanted, _ = known[5]
+            assert torch.equal(given[0], x)
+            with torch.no_grad():
+                features = small_graph.split("1")[0](x[None])[0]
+                whole = small_graph.module(x[None])[0]
+            torch.testing.assert_close(reference[0], features, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(wanted[0], whole, rtol=1e-3, atol=1e-4)
+        trainer.train(network, photographs, recipe, teacher=teacher)
+        after = network.device_slice.state_dict()
+        assert any(not torch.equal(after[name], before[name]) for name in before)
+        weights.append(network.state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0.02, atol=0.005)
 
 
 class Pictures(Dataset[Sample]):
@@ -139,7 +168,7 @@ def test_own_data_are_remembered_with_their_targets(small_graph: sl.Graph, textu
     assert len(known) == 8
     sides = set()
     for _ in range(20):
-        features, wanted, target = known[5]
+        features, _, wanted, target = known[5]
         for mirrored in (False, True):
             x, expected = data.side(mirrored)[5]
             assert isinstance(x, torch.Tensor)

@@ -18,7 +18,7 @@ from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import Data, ImageFolder, open_data
 from scissionlite.preprocessor.pipeline import prepare
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
-from scissionlite.scissiontl.planner import Plan
+from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
 
 _BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}

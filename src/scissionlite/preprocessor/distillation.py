@@ -1,15 +1,15 @@
 """Distillation: the network with the Transfer Layer learns from the uncut network (no labels).
 
-The uncut network is the teacher (Hinton, Vinyals, Dean, arXiv 1503.02531). As the device slice is
-frozen unless it is asked to learn, what it and the teacher answer for a photograph never changes,
-and is worked out once where it fits in memory.
+The uncut network is the teacher (Hinton, Vinyals, Dean, arXiv 1503.02531). What it answers for a
+photograph never changes, nor does what the device slice answers unless that is asked to learn: both
+are worked out once where they fit in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ _TAPS = 3
 """Most slicing points behind the cut where features are compared."""
 
 _REMEMBERED_SHARE = 0.25
-"""Most of the machine's (or the container's) memory for what the frozen slices answer."""
+"""Most of the machine's (or the container's) memory for what is remembered."""
 
 
 class Teacher(nn.Module):
@@ -105,6 +105,27 @@ class Lesson(NamedTuple):
     target: Any
 
 
+class Answers(NamedTuple):
+    """Of a sample, or of a batch: what never changes in training.
+
+    Attributes
+    ----------
+    given
+        What crosses; or the inputs, where the student's device slice learns.
+    reference
+        What crosses in the teacher; empty where that is what is given, or there is no teacher.
+    wanted
+        What the teacher answers, and what it holds at the taps; empty without a teacher.
+    target
+        The label.
+    """
+
+    given: list[torch.Tensor]
+    reference: list[torch.Tensor]
+    wanted: list[torch.Tensor]
+    target: Any
+
+
 def lesson(
     student: SlicedNetwork,
     teacher: Teacher | None,
@@ -119,6 +140,13 @@ def lesson(
             reference = flat(teacher.device_slice(*inputs))
         wanted = [] if teacher is None else flat(teacher.edge_slice(*reference))
     return Lesson(features, reference, wanted, target)
+
+
+def recalled(student: SlicedNetwork, batch: Answers) -> Lesson:
+    """What a batch of :class:`Remembered` has to teach; a device slice that learns answers anew."""
+    if not student.train_device_slice:
+        return Lesson(batch.given, batch.given, batch.wanted, batch.target)
+    return Lesson(student.features(*batch.given), batch.reference, batch.wanted, batch.target)
 
 
 def loss_of(
@@ -168,12 +196,8 @@ def _as_one(tensors: Sequence[torch.Tensor]) -> Any:
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
-Answers = tuple[list[torch.Tensor], list[torch.Tensor], Any]
-"""Of a sample: what crosses, what the teacher answers, and the target."""
-
-
 class Remembered(Dataset[Answers]):
-    """Samples, as they are and mirrored, with what the frozen slices answer for them.
+    """Samples, as they are and mirrored, with what never changes worked out for them.
 
     An item is one of the two at random.
 
@@ -202,14 +226,14 @@ def remember(
     *,
     most_bytes: int | None = None,
 ) -> Remembered | None:
-    """Work out beforehand what frozen slices answer for each sample; None where that cannot be.
+    """Work out beforehand what never changes in training; None where that cannot be.
 
-    It cannot where the device slice learns, where the data are not :class:`Mirrorable` as
-    photographs are (they may answer anew each time), or where it takes more memory than
-    ``most_bytes``, by default a quarter of the machine's.
+    It cannot where the data are not :class:`Mirrorable` as photographs are (they may answer anew
+    each time), or where it takes more memory than ``most_bytes``, by default a quarter of the
+    machine's.
     """
     whole = data.dataset if isinstance(data, Subset) else data
-    if student.train_device_slice or not isinstance(whole, Mirrorable) or not len(whole):
+    if not isinstance(whole, Mirrorable) or not len(whole):
         return None
     if most_bytes is None:
         most_bytes = _share_of_memory()
@@ -222,16 +246,31 @@ def remember(
         samples = Subset(whole.side(mirrored), indices)
         for x, targets in DataLoader(samples, 32, collate_fn=_with_targets):
             inputs = tuple(part.to(processor) for part in as_inputs(x))
-            found = lesson(student, teacher, inputs, None)
-            for i, target in enumerate(targets):
-                # Clones: a view would keep the whole batch.
-                features = [part[i].cpu().clone() for part in found.features]
-                own.append((features, [part[i].cpu().clone() for part in found.wanted], target))
+            own += _answers(student, teacher, inputs, targets)
             first = remembered[0][0]
-            tensors = [*first[0], *first[1], *(t for t in [first[2]] if torch.is_tensor(t))]
-            if sum(t.nbytes for t in tensors) * len(indices) * len(sides) > most_bytes:
+            tensors = [*first.given, *first.reference, *first.wanted, first.target]
+            nbytes = sum(each.nbytes for each in tensors if torch.is_tensor(each))
+            if nbytes * len(indices) * len(sides) > most_bytes:
                 return None
     return Remembered(remembered)
+
+
+def _answers(
+    student: SlicedNetwork,
+    teacher: Teacher | None,
+    inputs: tuple[torch.Tensor, ...],
+    targets: Sequence[Any],
+) -> Iterator[Answers]:
+    """A batch's answers, one by one."""
+    with torch.no_grad():
+        found = lesson(student, teacher, inputs, None)
+    parts = [found.features, [], found.wanted]
+    if student.train_device_slice:
+        parts[:2] = [list(inputs), [] if teacher is None else found.reference]
+    for i, target in enumerate(targets):
+        # Clones: a view would keep the whole batch.
+        given, reference, wanted = ([each[i].cpu().clone() for each in part] for part in parts)
+        yield Answers(given, reference, wanted, target)
 
 
 def _with_targets(batch: list[Sample]) -> tuple[Any, list[Any]]:

@@ -40,7 +40,7 @@ from scissionlite.preprocessor.distillation import Teacher
 from scissionlite.preprocessor.inserter import SlicedNetwork, input_batches, insert
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
-from scissionlite.scissiontl.planner import Plan
+from scissionlite.scissiontl.plans import Plan
 
 
 def prepare(

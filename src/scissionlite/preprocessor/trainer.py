@@ -35,10 +35,11 @@ from scissionlite.preprocessor.data import (
     split_off,
 )
 from scissionlite.preprocessor.distillation import (
-    Lesson,
+    Answers,
     Teacher,
     lesson,
     loss_of,
+    recalled,
     remember,
     tapped,
 )
@@ -292,8 +293,9 @@ class _Run:
                 answer = self.network(*self._placed(as_inputs(seen[0])))
                 return self.task.loss(answer, target), answer, target
             if remembered:
-                features, wanted = map(self._placed, seen)
-                known = Lesson(features, features, wanted, target)
+                given, reference, wanted = map(self._placed, seen)
+                answers = Answers(given, reference, wanted, target)
+                known = recalled(self.network, answers)
             else:
                 inputs = self._placed(as_inputs(seen[0]))
                 known = lesson(self.network, self.teacher, tuple(inputs), target)
