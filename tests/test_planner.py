@@ -16,7 +16,8 @@ import scissionlite as sl
 from scissionlite.bundle import Accuracy
 from scissionlite.errors import PlanError, ProfileError
 from scissionlite.scissiontl.cost import Machine, Prediction, slice_times
-from scissionlite.scissiontl.planner import MeasuredAccuracy, Objective, pareto
+from scissionlite.scissiontl.planner import Objective, pareto
+from scissionlite.scissiontl.plans import MeasuredAccuracy
 from scissionlite.scissiontl.profile import (
     BlockProfile,
     ImageProfile,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from scissionlite.preprocessor.pipeline import prepare
     from scissionlite.scissiontl.constraints import Constraints
     from scissionlite.scissiontl.network import Link
-    from scissionlite.scissiontl.planner import Plan, plan
+    from scissionlite.scissiontl.planner import plan
+    from scissionlite.scissiontl.plans import Plan
     from scissionlite.scissiontl.profile import Profile
     from scissionlite.scissiontl.profiler import profile
     from scissionlite.tracing import capture
@@ -36,7 +37,7 @@ _HOMES = {
     "Graph": "graph",
     "Link": "scissiontl.network",
     "Packed": "transfer_layer",
-    "Plan": "scissiontl.planner",
+    "Plan": "scissiontl.plans",
     "Preprocessing": "images",
     "Profile": "scissiontl.profile",
     "Quantization": "transfer_layer",

@@ -12,8 +12,9 @@ from scissionlite.bundle import Bundle
 from scissionlite.cli.network import PAPER_NETWORK, LinkOption, parse_links
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
 from scissionlite.scissiontl.constraints import Constraints
-from scissionlite.scissiontl.planner import MeasuredAccuracy, Objective, Plan, pareto
+from scissionlite.scissiontl.planner import Objective, pareto
 from scissionlite.scissiontl.planner import plan as rank
+from scissionlite.scissiontl.plans import MeasuredAccuracy, Plan
 from scissionlite.scissiontl.profile import Profile
 
 SlowdownOption = Annotated[

@@ -29,8 +29,8 @@ from scissionlite.cli.plan import SlowdownOption
 from scissionlite.errors import CodecError
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.scissiontl.network import Link
-from scissionlite.scissiontl.planner import JPEG_QUALITY, Plan
 from scissionlite.scissiontl.planner import plan as rank
+from scissionlite.scissiontl.plans import JPEG_QUALITY, Plan
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 

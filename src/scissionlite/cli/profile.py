@@ -21,7 +21,7 @@ from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_j
 from scissionlite.cli.remote import RemoteControlOption, RemoteOption, profile_there
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.cost import Machine
-from scissionlite.scissiontl.planner import JPEG_QUALITY
+from scissionlite.scissiontl.plans import JPEG_QUALITY
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 

@@ -11,7 +11,7 @@ from scissionlite.bundle import Bundle
 from scissionlite.demo.processes import daemon, emulated, run_device
 from scissionlite.errors import OffloadError, PlanError
 from scissionlite.scissiontl.network import Link
-from scissionlite.scissiontl.planner import Plan
+from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
 
 

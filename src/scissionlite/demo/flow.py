@@ -20,7 +20,8 @@ from scissionlite.preprocessor.data import ImageFolder
 from scissionlite.preprocessor.pipeline import prepare
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.scissiontl.network import Link
-from scissionlite.scissiontl.planner import Plan, plan
+from scissionlite.scissiontl.planner import plan
+from scissionlite.scissiontl.plans import Plan
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.scissiontl.profiler import profile
 from scissionlite.tracing import capture

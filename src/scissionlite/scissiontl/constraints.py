@@ -12,7 +12,7 @@ from scissionlite.errors import PlanError
 from scissionlite.scissiontl.profile import BlockProfile, Profile
 
 if TYPE_CHECKING:
-    from scissionlite.scissiontl.planner import Plan
+    from scissionlite.scissiontl.plans import Plan
 
 _Names = tuple[str, ...]
 _PRIVACY = ("max_leakage", "min_device_blocks", "min_device_layers")

@@ -174,3 +174,19 @@ def hop(sender: TransferProfile, receiver: TransferProfile, link: Link, answer_b
 def offload_time(sender: Profile, receiver: Profile, nbytes: int) -> float:
     """Seconds that the Offloader takes of a request, its two sides together."""
     return sum(p.offload.request + p.offload.byte * nbytes for p in (sender, receiver))
+
+
+def first_leg(
+    source: Machine, cut: int, sent_bytes: int, between: Link
+) -> dict[str, float | int | None]:
+    """What a prediction says of the device and the first link for a cut before block ``cut``."""
+    profile = source.profile
+    leakage = profile.blocks[cut - 1].leakage if cut else 1.0
+    return {
+        "serial_time": sent_bytes * 8 / between.bandwidth,
+        "sent_bytes": sent_bytes,
+        "device_blocks": cut,
+        "device_layers": source.layers[cut - 1] if cut else 0,
+        "device_memory": source.device_memory[cut - 1] if cut else 0,
+        "leakage": leakage,
+    }

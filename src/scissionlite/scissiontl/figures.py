@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scissionlite.scissiontl.planner import Plan, pareto
+from scissionlite.scissiontl.planner import pareto
+from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
 
 LINES = (

@@ -29,7 +29,7 @@ from scissionlite.preprocessor.splitter import export_slices
 from scissionlite.runtimes import PACKAGES, RUNTIMES, keep_memory
 from scissionlite.scissiontl.codecs import natural_noise, time_codecs, time_images
 from scissionlite.scissiontl.leakage import correlation_of_distances, pairwise_distances
-from scissionlite.scissiontl.planner import JPEG_QUALITY
+from scissionlite.scissiontl.plans import JPEG_QUALITY
 from scissionlite.scissiontl.profile import (
     BlockProfile,
     Host,

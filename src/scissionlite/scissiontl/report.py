@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from scissionlite.scissiontl.constraints import Constraints
 from scissionlite.scissiontl.figures import pareto_figure, split_figure
-from scissionlite.scissiontl.planner import Plan, pareto
+from scissionlite.scissiontl.planner import pareto
+from scissionlite.scissiontl.plans import Plan
 from scissionlite.scissiontl.profile import Profile
 
 if TYPE_CHECKING:

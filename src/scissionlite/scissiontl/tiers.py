@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scissionlite.scissiontl.constraints import Constraints
-from scissionlite.scissiontl.cost import Machine, Prediction, hop, offload_time
+from scissionlite.scissiontl.cost import Machine, Prediction, first_leg, hop, offload_time
 from scissionlite.scissiontl.network import Link
-from scissionlite.scissiontl.planner import Plan, SecondCut, first_leg
+from scissionlite.scissiontl.plans import Plan, SecondCut
 from scissionlite.scissiontl.profile import TransferProfile
 
 _Hop = tuple[TransferProfile, TransferProfile]

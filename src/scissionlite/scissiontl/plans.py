@@ -1,0 +1,156 @@
+"""What a plan is: one way to run a network, and the accuracy that was measured of it. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from scissionlite.bundle import Kind
+from scissionlite.errors import PlanError
+from scissionlite.images import ImageFormat
+from scissionlite.scissiontl.cost import Prediction
+from scissionlite.scissiontl.profile import Profile
+from scissionlite.transfer_layer import TransferSpec
+
+if TYPE_CHECKING:
+    from scissionlite.bundle import Bundle
+
+JPEG_QUALITY = 75
+"""Pillow's and libjpeg's default: what JPEG to the edge means unless told otherwise."""
+
+
+class SecondCut(msgspec.Struct, frozen=True):
+    """Where the edge's slice ends and the cloud's begins, and what crosses there."""
+
+    slicing_point: str
+    spec: TransferSpec
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to run the network.
+
+    Attributes
+    ----------
+    kind
+        "split", "image" (the input to the edge, as an image) or "local".
+    slicing_point
+        Name of the slicing point of a split.
+    spec
+        The Transfer Layer of a split; each tensor that crosses has it as far as it makes sense.
+    image_format, jpeg_quality
+        Of an image plan: "uint8", "png" or "jpeg", and for this its quality, 1 to 95.
+    second
+        With a third tier: the cut between edge and cloud.
+    device, edge, cloud
+        Names of the machines; empty where there is none.
+    accuracy
+        Share of right answers (0 to 1), where somebody measured it.
+    prediction
+        What it is predicted to cost; None in a plan written by hand.
+    """
+
+    kind: Kind
+    slicing_point: str | None = None
+    spec: TransferSpec | None = None
+    image_format: ImageFormat | None = None
+    jpeg_quality: int | None = None
+    second: SecondCut | None = None
+    device: str = ""
+    edge: str = ""
+    cloud: str = ""
+    accuracy: float | None = None
+    prediction: Prediction | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "split") != (self.slicing_point is not None and self.spec is not None):
+            raise PlanError("a 'split' plan has slicing_point and spec, others have neither")
+        if (self.kind == "image") != (self.image_format is not None):
+            raise PlanError("an 'image' plan has image_format, others have not")
+        if (self.image_format == "jpeg") != (self.jpeg_quality is not None):
+            raise PlanError("jpeg_quality goes with the image format 'jpeg', and only with it")
+
+    @property
+    def predicted(self) -> Prediction:
+        """The prediction of a ranked plan.
+
+        Raises
+        ------
+        PlanError
+            If the plan was written by hand.
+        """
+        if self.prediction is None:
+            raise PlanError("this plan was written by hand: only plan() predicts")
+        return self.prediction
+
+    @property
+    def label(self) -> str:
+        """What crosses, in a few words."""
+        if self.spec is not None:
+            first = self.spec.label
+        elif self.kind == "local":
+            return "nothing (local)"
+        elif self.image_format == "jpeg":
+            first = f"JPEG-{self.jpeg_quality} image"
+        else:
+            first = f"{'PNG' if self.image_format == 'png' else 'raw'} image"
+        return first if self.second is None else f"{first}, then {self.second.spec.label}"
+
+    @property
+    def place(self) -> str:
+        """Where the network is cut, in a few words."""
+        if self.second is not None:
+            return f"{self.slicing_point} | {self.second.slicing_point}"
+        return self.slicing_point or "-"
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """Names of the machines that take part."""
+        return tuple(filter(None, (self.device, self.edge, self.cloud)))
+
+
+class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """An accuracy (0 to 1) that was measured, and of what: the fields are a plan's."""
+
+    kind: Kind
+    slicing_point: str | None = None
+    spec: TransferSpec | None = None
+    image_format: ImageFormat | None = None
+    jpeg_quality: int | None = None
+    accuracy: float
+
+    @classmethod
+    def of(cls, bundle: Bundle, profile: Profile) -> list[MeasuredAccuracy]:
+        """What a bundle's manifest tells: of the bundle itself, and of the uncut network.
+
+        Raises
+        ------
+        PlanError
+            If the bundle is not of the profile's network, or nobody measured its accuracy.
+        """
+        manifest = bundle.manifest
+        if manifest.accuracy is None:
+            raise PlanError(f"{bundle.path} tells no accuracy: prepare it with validate=")
+        name = None
+        if manifest.slicing_point is not None:
+            index = manifest.slicing_point.index
+            crossing = profile.blocks[index].crossing if index < len(profile.blocks) else ()
+            shapes = [t.feature_shape or t.shape for t in manifest.crossing]
+            if [t.shape for t in crossing] != shapes:
+                raise PlanError(
+                    f"{bundle.path} was cut after {manifest.slicing_point.after}, but something "
+                    f"else crosses there in the profile of {profile.name}: they are not of the "
+                    "same network"
+                )
+            name = profile.blocks[index].name
+        return [
+            cls(kind="local", accuracy=manifest.accuracy.before),
+            cls(
+                kind=manifest.kind,
+                slicing_point=name,
+                spec=manifest.transfer if name is not None else None,
+                image_format=manifest.image_format,
+                jpeg_quality=manifest.jpeg_quality,
+                accuracy=manifest.accuracy.after,
+            ),
+        ]
