@@ -213,7 +213,7 @@ Scheme scheme_of(const std::string& name) {
 
 Quantizer encode_measured(const Transfer& transfer, const py::array& array, py::array out,
                           std::optional<py::array> pooled, bool per_channel,
-                          const std::string& scheme_name) {
+                          const std::string& scheme_name, std::uint32_t levels) {
   if (!transfer.quantizes()) throw py::value_error("a float payload has no scales to be found");
   const Scheme scheme = scheme_of(scheme_name);
   const std::size_t kind = float_kind(array, "array");
@@ -226,7 +226,7 @@ Quantizer encode_measured(const Transfer& transfer, const py::array& array, py::
   void* between = pooled ? pooled->mutable_data() : nullptr;
   void* payload = out.mutable_data();
   const py::gil_scoped_release unlocked;
-  return transfer.encode_measured(kind, input, between, payload, per_channel, scheme);
+  return transfer.encode_measured(kind, input, between, payload, per_channel, scheme, levels);
 }
 
 py::object floats_of(const Quantizer& quantizer) {
@@ -243,14 +243,15 @@ py::object zero_points_of(const Quantizer& quantizer) {
 
 Quantizer quantizer_from_range(const py::array_t<double, py::array::c_style>& lows,
                                const py::array_t<double, py::array::c_style>& highs,
-                               const std::string& dtype, const std::string& scheme) {
+                               const std::string& dtype, const std::string& scheme,
+                               std::uint32_t levels) {
   if (lows.ndim() != 1 || highs.ndim() != 1 || lows.size() != highs.size()) {
     throw py::value_error("one low and one high a channel needed");
   }
   const auto payload = choose<PayloadType>(
       "dtype", dtype, {{"int8", PayloadType::kInt8}, {"int4", PayloadType::kInt4}});
   return Quantizer::from_ranges(lows.data(), highs.data(), static_cast<std::size_t>(lows.size()),
-                                payload, scheme_of(scheme));
+                                payload, scheme_of(scheme), levels);
 }
 
 void decode(const Transfer& transfer, const py::array& payload, py::array out,
@@ -321,7 +322,7 @@ PYBIND11_MODULE(_core, module) {
            }),
            py::arg("scale"), py::arg("zero_point"))
       .def_static("from_range", &quantizer_from_range, py::arg("lows"), py::arg("highs"),
-                  py::arg("dtype") = "int8", py::arg("scheme") = "affine",
+                  py::arg("dtype") = "int8", py::arg("scheme") = "affine", py::arg("levels") = 0,
                   "The scales and zero points whose codes span ranges.")
       .def_property_readonly("scales", &floats_of)
       .def_property_readonly("zero_points", &zero_points_of)
@@ -344,7 +345,7 @@ PYBIND11_MODULE(_core, module) {
            py::arg("quantizer") = py::none(), "Pool, quantize and pack.")
       .def("encode_measured", &encode_measured, py::arg("array").noconvert(),
            py::arg("out").noconvert(), py::arg("pooled").noconvert(),
-           py::arg("per_channel") = false, py::arg("scheme") = "affine",
+           py::arg("per_channel") = false, py::arg("scheme") = "affine", py::arg("levels") = 0,
            "Encode with scales from the map's own range, which is found first.")
       .def("pool_range", &pool_range, py::arg("array").noconvert(), py::arg("out").noconvert(),
            py::arg("per_channel") = false, "Pool into float32 and find the range.")

@@ -72,10 +72,15 @@ Quantizer::Quantizer(const float* scales, const std::int32_t* zero_points, std::
 }
 
 Quantizer Quantizer::from_ranges(const double* lows, const double* highs, std::size_t groups,
-                                 PayloadType payload, Scheme scheme) {
+                                 PayloadType payload, Scheme scheme, std::uint32_t levels) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const double low_code = payload == PayloadType::kInt4 ? -8 : -128;
   const double high_code = payload == PayloadType::kInt4 ? 7 : 127;
+  const double all_steps = high_code - low_code;
+  if (levels == 1 || levels > all_steps + 1) {
+    throw std::invalid_argument("levels must be 2 or more, and no more than there are codes");
+  }
+  const double wider = levels == 0 ? 1.0 : all_steps / (levels - 1);
   std::vector<float> scales(groups);
   std::vector<std::int32_t> zero_points(groups);
   for (std::size_t group = 0; group < groups; ++group) {
@@ -86,11 +91,11 @@ Quantizer Quantizer::from_ranges(const double* lows, const double* highs, std::s
       throw std::invalid_argument("a range must be finite and not reversed, not [" +
                                   std::to_string(low) + ", " + std::to_string(high) + "]");
     }
-    low = std::min(low, 0.0);
-    high = std::max(high, 0.0);
+    low = std::min(low, 0.0) * wider;
+    high = std::max(high, 0.0) * wider;
     const bool affine = scheme == Scheme::kAffine;
     const double span = affine ? high - low : std::max(-low, high);
-    const double steps = affine ? high_code - low_code : high_code;
+    const double steps = affine ? all_steps : high_code;
     // So that the reciprocal is finite.
     const float least = std::numeric_limits<float>::min();
     const float scale = span > 0.0 ? std::max(static_cast<float>(span / steps), least) : 1.0F;
@@ -127,7 +132,8 @@ Transfer::Transfer(const TransferParams& checked, PayloadType payload_type, std:
 }
 
 Quantizer Transfer::encode_measured(std::size_t half, const void* input, void* pooled_map,
-                                    void* output, bool per_channel, Scheme scheme) const {
+                                    void* output, bool per_channel, Scheme scheme,
+                                    std::uint32_t levels) const {
   const std::size_t groups = per_channel ? params.channels : 1;
   std::vector<float> lows(groups);
   std::vector<float> highs(groups);
@@ -139,8 +145,8 @@ Quantizer Transfer::encode_measured(std::size_t half, const void* input, void* p
 
   const std::vector<double> exact_lows(lows.begin(), lows.end());
   const std::vector<double> exact_highs(highs.begin(), highs.end());
-  Quantizer quantizer =
-      Quantizer::from_ranges(exact_lows.data(), exact_highs.data(), groups, payload, scheme);
+  Quantizer quantizer = Quantizer::from_ranges(exact_lows.data(), exact_highs.data(), groups,
+                                               payload, scheme, levels);
   call.factors = quantizer.inverse_scales();
   call.zero_points = quantizer.zero_points();
   if (params.window == 1) {

@@ -24,9 +24,10 @@ enum class Scheme { kAffine, kSymmetric };
 class Quantizer {
  public:
   Quantizer(const float* scales, const std::int32_t* zero_points, std::size_t groups);
-  // Those whose codes span the ranges; [+inf, -inf] stands for a range of only zero.
+  // Those whose codes span the ranges; [+inf, -inf] stands for a range of only zero. With `levels`
+  // each range takes that many of the codes, 0 being all.
   static Quantizer from_ranges(const double* lows, const double* highs, std::size_t groups,
-                               PayloadType payload, Scheme scheme);
+                               PayloadType payload, Scheme scheme, std::uint32_t levels);
 
   std::size_t groups() const noexcept { return scales_.size(); }
   const float* scales() const noexcept { return scales_.data(); }
@@ -61,7 +62,7 @@ struct Transfer {
   // where there is no pooling) and finds the range, then quantizes from there. `half` is 1 for a
   // float16 map, else 0.
   Quantizer encode_measured(std::size_t half, const void* input, void* pooled_map, void* output,
-                            bool per_channel, Scheme scheme) const;
+                            bool per_channel, Scheme scheme, std::uint32_t levels) const;
 
   bool quantizes() const noexcept {
     return payload == PayloadType::kInt8 || payload == PayloadType::kInt4;

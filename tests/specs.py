@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -26,7 +27,16 @@ def specs(**fixed: Any) -> st.SearchStrategy[TransferSpec]:
     """Draw any spec; fields may be fixed."""
     fields = {name: st.sampled_from(values) for name, values in CHOICES.items()}
     fields |= {name: st.just(value) for name, value in fixed.items()}
-    return st.builds(TransferSpec, **fields)
+    plain = st.builds(TransferSpec, **fields)
+    return plain if "levels" in fixed else plain.flatmap(_with_levels)
+
+
+def _with_levels(spec: TransferSpec) -> st.SearchStrategy[TransferSpec]:
+    """Draw how many levels a spec has, where it is quantized."""
+    if not spec.quantized:
+        return st.just(spec)
+    fewer = st.none() | st.integers(2, 15 if spec.dtype == "int4" else 255)
+    return fewer.map(lambda levels: msgspec.structs.replace(spec, levels=levels))
 
 
 SHAPES = st.tuples(*(st.integers(1, most) for most in (2, 5, 11, 11)))
@@ -56,6 +66,7 @@ def quantization_for(
     if not spec.quantized:
         return None
     if spec.granularity == "tensor":
-        return Quantization.from_range(low, high, spec.dtype, spec.scheme)
+        return Quantization.from_range(low, high, spec.dtype, spec.scheme, spec.levels)
     factors = np.linspace(0.5, 1.5, channels)
-    return Quantization.from_range(low * factors, high * factors, spec.dtype, spec.scheme)
+    lows, highs = low * factors, high * factors
+    return Quantization.from_range(lows, highs, spec.dtype, spec.scheme, spec.levels)

@@ -50,6 +50,7 @@ def test_the_first_that_holds_is_kept(tried: tuple[list[str], Choosing], tmp_pat
     plans = [
         split("0", HARSH),
         split("0", sl.TransferSpec(pool=4, dtype="int4", entropy="zstd")),  # loses as much
+        split("0", sl.TransferSpec(pool=4, levels=9, entropy="zstd")),  # fewer codes than int4
         split("0.1", HARSH),  # the same shape crosses
         split("1", sl.TransferSpec(pool=1)),
         split("2", sl.TransferSpec(pool=1)),

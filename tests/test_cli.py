@@ -128,16 +128,16 @@ def test_any_transfer_layer_can_be_prepared(folder: Path) -> None:
         *("--train", folder / "train", "--at", "features.2", "--epochs", "0", "--out", bundle),
         *("--pool", "4", "--pool-kind", "average", "--dtype", "int4", "--granularity", "channel"),
         *("--scheme", "symmetric", "--upsample", "bilinear", "--layout", "nhwc"),
-        *("--entropy", "zstd", "--entropy-level", "3"),
+        *("--entropy", "zstd", "--entropy-level", "3", "--levels", "15"),
     )
     assert made["manifest"]["transfer"] == {
         **{"pool": 4, "pool_kind": "average", "dtype": "int4", "granularity": "channel"},
         **{"scheme": "symmetric", "upsample": "bilinear", "layout": "nhwc"},
-        **{"entropy": "zstd", "entropy_level": 3, "reduction": 1},
+        **{"entropy": "zstd", "entropy_level": 3, "reduction": 1, "levels": 15},
     }
     assert len(made["manifest"]["crossing"][0]["quantization"]["scale"]) == 64
     table = scissionlite("inspect", bundle)
-    for expected in ("64 channels, scales", "at most ", "TL 4x4 average int4/channel"):
+    for expected in ("64 channels, scales", "at most ", "TL 4x4 average int4/channel 15 levels"):
         assert expected in table
 
 
@@ -146,13 +146,15 @@ def test_bare_photographs_train_a_learned_transfer_layer(folder: Path) -> None:
         *("prepare", MODEL, "--size", "64", "--weights", folder / "weights.pt"),
         *("--num-classes", "6", "--unlabelled", folder / "train", "--at", "features.2"),
         *("--pool-kind", "learned", "--reduction", "4", "--epochs", "2", "--patience", "1"),
-        *("--calibration", "percentile", "--levels", "64", "--out", folder / "learned"),
+        *("--calibration", "percentile", "--levels", "64", "--entropy", "zstd"),
+        *("--out", folder / "learned"),
     )["manifest"]
     assert made["training"]["labels"] is False
     assert made["transfer"]["reduction"] == 4
     assert made["crossing"][0]["shape"] == [1, 16, 8, 8]
     assert made["crossing"][0]["feature_shape"] == [1, 64, 15, 15]
-    assert "learned TL 2x2 1/4 channels int8" in scissionlite("inspect", folder / "learned")
+    table = scissionlite("inspect", folder / "learned")
+    assert "learned TL 2x2 1/4 channels int8 64 levels + zstd" in table
 
 
 def test_the_fastest_plan_that_holds_is_found(folder: Path, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_encode_is_the_oracles(
         _, lows, highs = oracle.pool_range(x, call_of(spec, shape, None))
         if spec.granularity == "tensor":
             lows, highs = lows.item(), highs.item()  # type: ignore[assignment]
-        quantization = Quantization.from_range(lows, highs, spec.dtype, spec.scheme)
+        quantization = Quantization.from_range(lows, highs, spec.dtype, spec.scheme, spec.levels)
     assert packed.quantization == quantization
     wanted = oracle.encode(x, KINDS[spec.dtype], call_of(spec, shape, quantization)).tobytes()
     if packed.entropy_coded:

@@ -329,6 +329,9 @@ def test_scales_that_cannot_be_found() -> None:
         _core.Quantizer.from_range(np.zeros(1), np.ones(1), "float32")
     with pytest.raises(ValueError, match="scheme='' must be"):
         _core.Quantizer.from_range(np.zeros(1), np.ones(1), "int8", "")
+    for levels in (1, 257):
+        with pytest.raises(ValueError, match="levels must be 2 or more"):
+            transfer().encode_measured(x, out, pooled, levels=levels)
     for lows, highs in [(np.zeros(2), np.ones(1)), (np.zeros((1, 1)), np.ones((1, 1)))]:
         with pytest.raises(ValueError, match="one low and one high"):
             _core.Quantizer.from_range(lows, highs)

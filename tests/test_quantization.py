@@ -20,15 +20,20 @@ DTYPES, SCHEMES = st.sampled_from(sorted(CODES)), st.sampled_from(["affine", "sy
 BOUNDS = st.floats(-3e38, 3e38)
 
 
-@given(low=BOUNDS, high=BOUNDS, dtype=DTYPES, scheme=SCHEMES)
-def test_from_range_covers_the_range(low: float, high: float, dtype: str, scheme: str) -> None:
-    low, high = min(low, high), max(low, high)
-    quantization = Quantization.from_range(low, high, dtype, scheme)
+@given(low=BOUNDS, high=BOUNDS, dtype=DTYPES, scheme=SCHEMES, levels=st.none() | st.integers(2, 16))
+def test_from_range_covers_the_range(
+    low: float, high: float, dtype: str, scheme: str, levels: int | None
+) -> None:
+    # With few levels, a step of the widest ranges would be beyond float32.
+    low, high = min(low, high) / 4, max(low, high) / 4
+    quantization = Quantization.from_range(low, high, dtype, scheme, levels)
     scale, zero_point = quantization.scale, quantization.zero_point
     assert isinstance(scale, float)
     assert isinstance(zero_point, int)
     low_code, high_code = CODES[dtype]
     slack = scale * (0.5 + 1e-4)
+    if levels is not None and scheme == "affine" and scale > 2.0**-126:
+        assert (max(high, 0) - min(low, 0)) / scale == pytest.approx(max(levels - 1, 1), rel=1e-6)
     assert (low_code - zero_point) * scale - slack <= min(low, 0)
     assert max(high, 0) <= (high_code - zero_point) * scale + slack
     assert low_code <= zero_point <= high_code
@@ -61,6 +66,27 @@ def test_from_range_values(
     low: float, high: float, dtype: str, scheme: str, scale: float, zero_point: int
 ) -> None:
     assert Quantization.from_range(low, high, dtype, scheme) == Quantization(scale, zero_point)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "scheme", "levels", "scale", "zero_point"),
+    [
+        (0.0, 31.0, "int8", "affine", 32, 1.0, -128),
+        (-31.0, 0.0, "int8", "affine", 32, 1.0, 127),
+        (-15.0, 15.0, "int8", "affine", 31, 1.0, 0),
+        (0.0, 1.0, "int8", "affine", 2, 1.0, -128),
+        (0.0, 255.0, "int8", "affine", 256, 1.0, -128),
+        (0.0, 3.0, "int4", "affine", 4, 1.0, -8),
+        (-1.0, 2.0, "int4", "affine", 4, 1.0, -3),
+        (-7.0, 3.0, "int4", "symmetric", 6, 3.0, 0),
+        (math.inf, -math.inf, "int8", "affine", 9, 1.0, -128),
+    ],
+)
+def test_levels_are_as_many_of_the_codes(
+    low: float, high: float, dtype: str, scheme: str, levels: int, scale: float, zero_point: int
+) -> None:
+    found = Quantization.from_range(low, high, dtype, scheme, levels)
+    assert found == Quantization(scale, zero_point)
 
 
 @given(low=BOUNDS, high=BOUNDS, dtype=DTYPES)
@@ -182,6 +208,10 @@ def test_from_range_refuses(low: float, high: float) -> None:
         ((np.zeros(2), 1.0), "one low and one high a channel"),
         ((np.zeros((1, 2)), np.ones((1, 2))), "one low and one high a channel"),
         ((np.zeros(0), np.ones(0)), "one low and one high a channel"),
+        ((0.0, 1.0, "int8", "affine", 0), "levels=0: a range takes at least 2"),
+        ((0.0, 1.0, "int8", "affine", 1), "levels=1: a range takes at least 2"),
+        ((0.0, 1.0, "int8", "affine", 257), "levels must be 2 or more, and no more than"),
+        ((0.0, 1.0, "int4", "affine", 17), "levels must be 2 or more, and no more than"),
     ],
 )
 def test_from_range_refuses_what_is_no_range(arguments: tuple[Any, ...], message: str) -> None:

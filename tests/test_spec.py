@@ -20,11 +20,18 @@ SPLIT, PAPER, INT8 = TransferSpec.float32_split(), TransferSpec.paper(), Transfe
 
 
 def test_no_two_specs_share_a_label() -> None:
-    every = [
+    plain = [
         TransferSpec(**dict(zip(CHOICES, values, strict=True)), entropy_level=level)
         for values in itertools.product(*CHOICES.values())
         for level in (1, 2, 19)
     ]
+    coarse = [
+        msgspec.structs.replace(spec, levels=levels)
+        for spec in plain
+        if spec.quantized
+        for levels in (2, 15)
+    ]
+    every = plain + coarse
     assert len({spec.label for spec in every}) == len(set(every)) == len(every)
     assert max(len(spec.label) for spec in every) < 80
 
@@ -39,6 +46,7 @@ def test_no_two_specs_share_a_label() -> None:
         (TransferSpec(pool_kind="average", granularity="channel"), "TL 2x2 average int8/channel"),
         (TransferSpec(pool=1), "int8"),
         (TransferSpec(pool=1, dtype="float16"), "float16 split"),
+        (TransferSpec(entropy="zstd", levels=32), "TL 2x2 int8 32 levels + zstd"),
         (TransferSpec(2, dtype="float32", upsample="bilinear"), "TL 2x2 float32 bilinear"),
         (
             TransferSpec(4, layout="nhwc", scheme="symmetric", entropy="zstd", entropy_level=9),
@@ -81,6 +89,12 @@ def test_a_spec_survives_json_and_pickle(spec: TransferSpec) -> None:
         ({"entropy_level": 20}, "entropy_level=20"),
         ({"entropy_level": 1.0}, "entropy_level=1.0"),
         ({"entropy_level": True}, "entropy_level=True"),
+        ({"levels": 1}, "levels=1; int8 takes 2 to 255"),
+        ({"levels": 256}, "levels=256; int8 takes 2 to 255"),
+        ({"levels": 16, "dtype": "int4"}, "levels=16; int4 takes 2 to 15"),
+        ({"levels": 8, "dtype": "float16"}, "levels=8; float16 is not quantized"),
+        ({"levels": 8.0}, "levels=8.0; int8 takes"),
+        ({"levels": True}, "levels=True; int8 takes"),
     ],
 )
 def test_spec_refuses(change: dict[str, Any], message: str) -> None:

@@ -73,13 +73,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """The Transfer Layer, its levels if they were said, and the device slice if it learned."""
-        parts = [self.transfer]
-        if self.recipe.levels is not None:
-            parts.append(f"{self.recipe.levels} levels")
-        if self.recipe.train_device_slice:
-            parts.append("device slice trained too")
-        return ", ".join(parts)
+        """The Transfer Layer, and whether the device slice learned too."""
+        learned = ", device slice trained too" if self.recipe.train_device_slice else ""
+        return f"{self.transfer}{learned}"
 
 
 class Jpeg(msgspec.Struct, frozen=True, kw_only=True):

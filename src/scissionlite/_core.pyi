@@ -33,6 +33,7 @@ class Quantizer:
         highs: npt.NDArray[np.float64],
         dtype: str = "int8",
         scheme: str = "affine",
+        levels: int = 0,
     ) -> Quantizer:
         """Return the scales and zero points whose codes span ranges; docs/numerics.md says how.
 
@@ -44,11 +45,14 @@ class Quantizer:
             ``"int8"`` or ``"int4"``.
         scheme : str
             ``"affine"`` or ``"symmetric"``.
+        levels : int
+            How many of the codes each range takes, from 2 on; 0 for all.
 
         Raises
         ------
         ValueError
-            A range is not finite, reversed, or too wide for a float32 scale.
+            A range is not finite, reversed, or too wide for a float32 scale, or there are not so
+            many codes.
         """
 
     @property
@@ -144,6 +148,7 @@ class Transfer:
         pooled: npt.NDArray[np.float32] | None,
         per_channel: bool = False,
         scheme: str = "affine",
+        levels: int = 0,
     ) -> Quantizer:
         """Encode with scales from the map's own range: one pass over it, one over the pooled map.
 
@@ -157,6 +162,8 @@ class Transfer:
             One scale a channel instead of one for the tensor.
         scheme : str
             ``"affine"`` or ``"symmetric"``.
+        levels : int
+            How many of the codes the range takes, from 2 on; 0 for all.
 
         Returns
         -------

@@ -89,6 +89,14 @@ UpsampleOption = Annotated[
 LayoutOption = Annotated[
     str | None, typer.Option(help="Of the payload: nchw or nhwc.", rich_help_panel=_PANEL)
 ]
+LevelsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Of int8 and int4: how many codes the range takes; fewer send less with --entropy "
+        "zstd.",
+        rich_help_panel=_PANEL,
+    ),
+]
 EntropyOption = Annotated[
     str | None, typer.Option(help="Lossless second stage: zstd.", rich_help_panel=_PANEL)
 ]
@@ -168,6 +176,7 @@ def prepare(
     entropy: EntropyOption = None,
     entropy_level: EntropyLevelOption = None,
     reduction: ReductionOption = None,
+    levels: LevelsOption = None,
     accuracy_drop: Annotated[
         float | None,
         typer.Option(
@@ -207,14 +216,6 @@ def prepare(
     calibration: Annotated[
         CalibrationChoice, _training("How scales are found.")
     ] = CalibrationChoice.MSE,
-    levels: Annotated[
-        int | None,
-        _training(
-            "Codes that the calibrated range takes; fewer send less with --entropy zstd.",
-            min=2,
-            max=256,
-        ),
-    ] = _DEFAULT.levels,
     learn_scales: Annotated[
         bool, _training("Let the scales learn with the weights.")
     ] = _DEFAULT.learn_scales,
@@ -260,6 +261,7 @@ def prepare(
         "entropy": entropy,
         "entropy_level": entropy_level,
         "reduction": reduction,
+        "levels": levels,
     }
     given = {name: value for name, value in changes.items() if value is not None}
     if accuracy_drop is not None and (at is not None or given or validate is None):
@@ -289,7 +291,6 @@ def prepare(
             seed=seed,
             distillation=distillation,
             calibration=calibration.value,
-            levels=levels,
             learn_scales=learn_scales,
             patience=patience,
             train_device_slice=train_device_slice,

@@ -9,7 +9,6 @@ from scissionlite.errors import PrepareError
 from scissionlite.preprocessor.recipe import Calibration
 from scissionlite.transfer_layer import Quantization, TransferSpec
 from scissionlite.transfer_layer.layers import TransferLayer, pooled
-from scissionlite.transfer_layer.quantization import CODES
 
 _OUTERMOST = 1e-4
 """Share of the values beyond either end of the range, for "percentile"."""
@@ -21,9 +20,7 @@ _MOST_VALUES = 1 << 20
 """Most values that are looked at for "percentile" and "mse"."""
 
 
-def calibrate(
-    features: torch.Tensor, spec: TransferSpec, method: Calibration, levels: int | None = None
-) -> Quantization:
+def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -> Quantization:
     """Find scales and zero points.
 
     Parameters
@@ -32,11 +29,9 @@ def calibrate(
         What a tensor that crosses was for some inputs, batch first. Of a learned Transfer Layer
         what its encoder answers.
     spec
-        Of the tensor: int8 or int4.
+        Of the tensor: int8 or int4, with as many levels as the range that is found will take.
     method
         How: see :data:`.recipe.Calibration`.
-    levels
-        How many codes the range that is found takes: all that there are for None, and at most.
 
     Raises
     ------
@@ -63,11 +58,6 @@ def calibrate(
     if method == "mse":
         share = _best_share(groups, lows, highs, spec)
         lows, highs = lows * share, highs * share
-    lowest, highest = CODES[spec.dtype]
-    if levels is not None and levels - 1 < highest - lowest:
-        # A wider range has larger steps, and what it was found from reaches fewer of the codes.
-        wider = (highest - lowest) / (levels - 1)
-        lows, highs = lows * wider, highs * wider
     return _from_range(lows, highs, spec)
 
 
@@ -82,7 +72,8 @@ def _best_share(
     rows = groups[:, :, None] if spec.granularity == "channel" else groups
     errors = []
     for share in _SHRINKINGS:
-        layer = TransferLayer(plain, _from_range(lows * share, highs * share, spec))
+        # Of all codes: with fewer levels nothing saturates, and the smallest share would win.
+        layer = TransferLayer(plain, _from_range(lows * share, highs * share, plain))
         difference = (layer(rows) - rows).reshape(groups.shape)
         errors.append(difference.double().square().mean(1))
     return np.asarray(_SHRINKINGS[torch.stack(errors).argmin(0).numpy()])
@@ -93,6 +84,7 @@ def _from_range(
     highs: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
     spec: TransferSpec,
 ) -> Quantization:
+    how = spec.dtype, spec.scheme, spec.levels
     if spec.granularity == "tensor":
-        return Quantization.from_range(lows.item(), highs.item(), spec.dtype, spec.scheme)
-    return Quantization.from_range(lows, highs, spec.dtype, spec.scheme)
+        return Quantization.from_range(lows.item(), highs.item(), *how)
+    return Quantization.from_range(lows, highs, *how)

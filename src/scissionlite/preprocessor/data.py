@@ -32,7 +32,7 @@ class Mirrorable(Protocol):
     """A torch Dataset whose samples are the same each time, but for mirroring at random.
 
     :class:`Photographs` are one; a Dataset of your own that has these is treated as they are: in
-    training it is mirrored at random, and what frozen slices answer for it is remembered.
+    training it is mirrored at random, and what never changes is remembered for it.
     """
 
     @property

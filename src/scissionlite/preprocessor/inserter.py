@@ -255,7 +255,7 @@ def _layer(
     quantization = None
     if spec.quantized:
         assert features is not None
-        quantization = calibrate(features, spec, recipe.calibration, recipe.levels)
+        quantization = calibrate(features, spec, recipe.calibration)
     return TransferLayer(spec, quantization, learn_scales=recipe.learn_scales, halves=halves)
 
 

@@ -43,10 +43,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         Of the outputs' comparison, for classes.
     calibration
         How scales are found.
-    levels
-        Of int8 and int4: how many codes the calibrated range takes, from 2 on; None, or more than
-        there are, takes all. With fewer, the entropy stage has less to send: what quality is to
-        JPEG.
     learn_scales
         Let the scales learn with the weights, from where calibration has put them.
     train_device_slice
@@ -80,7 +76,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     distillation: float = 0.9
     temperature: float = 2.0
     calibration: Calibration = "mse"
-    levels: int | None = None
     learn_scales: bool = True
     train_device_slice: bool = False
     train_edge_slice: bool = True
@@ -101,7 +96,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
             "holdout": (0.01, 0.5),
             "encoder_share": (1e-6, 1e6),
             "patience": (1, 10_000),
-            "levels": (2, 256),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

@@ -16,15 +16,23 @@ from scissionlite.images import ImageFormat, Preprocessing, image_decode, image_
 from scissionlite.scissiontl.profile import ImageProfile, TransferProfile
 from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
 
-CODECS = tuple(
-    TransferSpec(pool=pool, dtype=dtype, entropy=entropy)
-    for pool, dtype, entropy in itertools.product(
-        (1, 2, 4), ("float32", "float16", "int8", "int4"), (None, "zstd")
-    )
+LEVELS = 32
+"""With the entropy stage int8 is planned with so few levels, too: finer than int4, with fewer bytes
+than all of its codes."""
+
+CODECS = (
+    *(
+        TransferSpec(pool=pool, dtype=dtype, entropy=entropy)
+        for pool, dtype, entropy in itertools.product(
+            (1, 2, 4), ("float32", "float16", "int8", "int4"), (None, "zstd")
+        )
+    ),
+    *(TransferSpec(pool=pool, entropy="zstd", levels=LEVELS) for pool in (1, 2, 4)),
 )
-"""Every Transfer Layer that is planned with: pooling x dtype x entropy stage. Scission's float32
-split and the paper's TL are among them; what else a TransferSpec has (average pooling, scales for
-each channel, ...) changes accuracy, and next to nothing of what is planned by."""
+"""Every Transfer Layer that is planned with: pooling x dtype x entropy stage, and int8 with fewer
+levels. Scission's float32 split and the paper's TL are among them; what else a TransferSpec has
+(average pooling, scales for each channel, ...) changes accuracy, and next to nothing of what is
+planned by."""
 
 LEARNED = (
     TransferSpec(pool_kind="learned", pool=2, reduction=2),
@@ -79,7 +87,7 @@ def time_packing(spec: TransferSpec, maps: Maps, repetitions: int) -> Packing:
     quantization = None
     if spec.quantized:  # deployed, the scale is calibrated beforehand: not measured
         low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
-        quantization = Quantization.from_range(low, high, spec.dtype, spec.scheme)
+        quantization = Quantization.from_range(low, high, spec.dtype, spec.scheme, spec.levels)
     encoding = median_time(partial(encode, maps[0], spec, quantization), repetitions)
     packed = encode(maps[0], spec, quantization)
     # As the edge decodes: a new array in NCHW.

@@ -212,7 +212,7 @@ def _encode_measured(array: FloatMap, fitted: FittedLayer, out: Bytes | None) ->
     each_channel = fitted.scales is not None
     try:
         quantizer = fitted.transfer.encode_measured(
-            fitted.dense(array), payload, pooled, each_channel, spec.scheme
+            fitted.dense(array), payload, pooled, each_channel, spec.scheme, spec.levels or 0
         )
     except (TypeError, ValueError) as error:
         raise CodecError(str(error)) from error

@@ -104,6 +104,7 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
         high: float | npt.NDArray[np.floating],
         dtype: str = "int8",
         scheme: str = "affine",
+        levels: int | None = None,
     ) -> Quantization:
         """Return the quantization whose codes span a range.
 
@@ -118,15 +119,20 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
             ``"int8"`` or ``"int4"``.
         scheme : str
             ``"affine"``: all codes are used. ``"symmetric"``: the zero point is 0.
+        levels : int, optional
+            How many of the codes the range takes, at least 2; by default all. With fewer, steps
+            are larger, and values beyond the range still have codes.
 
         Raises
         ------
         CodecError
-            A bound is not finite, `low` is above `high`, a bound is beyond float32, or `dtype` or
-            `scheme` is unknown.
+            A bound is not finite, `low` is above `high`, a bound is beyond float32, there are not
+            so many codes, or `dtype` or `scheme` is unknown.
         """
         if dtype not in CODES or scheme not in ("affine", "symmetric"):
             raise CodecError(f"dtype={dtype!r} with scheme={scheme!r} is no integer quantization")
+        if levels is not None and levels < 2:  # 0 is the core's word for all
+            raise CodecError(f"levels={levels!r}: a range takes at least 2")
         each_channel = isinstance(low, np.ndarray) or isinstance(high, np.ndarray)
         lows, highs = np.asarray(low, np.float64), np.asarray(high, np.float64)
         if each_channel and (lows.ndim != 1 or lows.shape != highs.shape or not lows.size):
@@ -135,7 +141,9 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
                 "needed"
             )
         try:
-            made = _core.Quantizer.from_range(lows.reshape(-1), highs.reshape(-1), dtype, scheme)
+            made = _core.Quantizer.from_range(
+                lows.reshape(-1), highs.reshape(-1), dtype, scheme, levels or 0
+            )
         except ValueError as error:
             raise CodecError(str(error)) from error
         return cls.of(made, each_channel=each_channel)

@@ -66,6 +66,10 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         How hard the entropy coder tries, 1 (fastest) to 19.
     reduction : int
         How many times fewer channels cross: 1, 2, 4, 8 or 16; above 1 for ``"learned"`` only.
+    levels : int or None
+        Of int8 and int4: how many of the codes the range takes, from 2 on; None is all of them.
+        With fewer, steps are larger and the entropy coder has less to send: what quality is to
+        JPEG.
 
     Raises
     ------
@@ -92,6 +96,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
     upsample: str = "nearest"
     entropy_level: int = 1
     reduction: int = 1
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _VALUES.items():
@@ -106,6 +111,12 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
                 f"TransferSpec: entropy_level={level!r}; this version takes 1 to "
                 f"{MAX_ENTROPY_LEVEL}"
             )
+        codes = 2 ** _BITS[self.dtype] if self.quantized else 0
+        if self.levels is not None and (
+            type(self.levels) is not int or not 2 <= self.levels < codes
+        ):
+            takes = f"takes 2 to {codes - 1}" if codes else "is not quantized"
+            raise CodecError(f"TransferSpec: levels={self.levels!r}; {self.dtype} {takes}")
         if not self.learned and self.reduction > 1:
             raise CodecError(
                 f"TransferSpec: reduction={self.reduction} goes with pool_kind='learned' only"
@@ -134,6 +145,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
             f"1/{self.reduction} channels" if self.reduction > 1 else "",
             "average" if self.pool_kind == "average" else "",
             self.dtype + ("/channel" if self.granularity == "channel" else ""),
+            f"{self.levels} levels" if self.levels else "",
             "split" if self.pool == 1 and not self.quantized and not self.learned else "",
             "symmetric" if self.scheme == "symmetric" else "",
             "bilinear" if self.upsample == "bilinear" else "",
