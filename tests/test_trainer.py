@@ -103,8 +103,9 @@ def test_what_frozen_slices_answer_is_remembered_rightly(
     assert few is None
 
 
+@pytest.mark.parametrize("taught", [True, False])
 def test_the_teacher_is_remembered_where_the_device_slice_learns(
-    small_graph: sl.Graph, textures: Path, monkeypatch: pytest.MonkeyPatch
+    taught: bool, small_graph: sl.Graph, textures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe(epochs=2, batch_size=16, train_device_slice=True)
     photographs = ImageFolder(textures / "train", TEXTURES)
@@ -113,7 +114,7 @@ def test_the_teacher_is_remembered_where_the_device_slice_learns(
         monkeypatch.setattr(distillation, "_REMEMBERED_SHARE", share)
         network = sliced(small_graph, textures, recipe)
         before = copy.deepcopy(network.device_slice.state_dict())
-        teacher = distillation.Teacher(small_graph, "1")
+        teacher = distillation.Teacher(small_graph, "1") if taught else None
         known = distillation.remember(network.eval(), teacher, photographs, torch.device("cpu"))
         assert (known is not None) == bool(share)
         if known is not None:
@@ -121,11 +122,11 @@ def test_the_teacher_is_remembered_where_the_device_slice_learns(
             assert isinstance(x, torch.Tensor)
             given, reference, wanted, _ = known[5]
             assert torch.equal(given[0], x)
+            assert len(reference) == taught
             with torch.no_grad():
-                features = small_graph.split("1")[0](x[None])[0]
-                whole = small_graph.module(x[None])[0]
-            torch.testing.assert_close(reference[0], features, rtol=1e-3, atol=1e-4)
-            torch.testing.assert_close(wanted[0], whole, rtol=1e-3, atol=1e-4)
+                answers = [small_graph.split("1")[0](x[None])[0], small_graph.module(x[None])[0]]
+            for found, answer in zip([*reference, *wanted[:1]], answers, strict=taught):
+                torch.testing.assert_close(found, answer, rtol=1e-3, atol=1e-4)
         trainer.train(network, photographs, recipe, teacher=teacher)
         after = network.device_slice.state_dict()
         assert any(not torch.equal(after[name], before[name]) for name in before)
