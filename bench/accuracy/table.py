@@ -249,5 +249,9 @@ def report(out: Path) -> str:
         + msgspec.json.encode(group[0].recipe).decode()
         for group in seeds_together(runs)
     ]
-    parts = [results(runs, jpegs), results(runs, jpegs, labels=False), label_free(runs)]
+    parts = [
+        results(runs, jpegs),
+        results(runs, jpegs, labels=False),
+        f"{label_free(runs)}\n",
+    ]
     return "\n".join([*parts, jpeg_table(jpegs), *recipes])
