@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,28 +85,7 @@ def tapped(edge_slice: nn.Module, taps: Sequence[str]) -> fx.GraphModule:
 
 
 class Lesson(NamedTuple):
-    """A batch for a network with a Transfer Layer in it.
-
-    Attributes
-    ----------
-    features
-        What the student's device slice answers.
-    reference
-        What the teacher's does: the very same unless the student's learns.
-    wanted
-        What the teacher answers, and what it holds at the taps; empty without a teacher.
-    target
-        The labels, collated.
-    """
-
-    features: list[torch.Tensor]
-    reference: list[torch.Tensor]
-    wanted: list[torch.Tensor]
-    target: Any
-
-
-class Answers(NamedTuple):
-    """Of a sample, or of a batch: what never changes in training.
+    """What never changes in training, of a batch or of one sample.
 
     Attributes
     ----------
@@ -117,7 +96,7 @@ class Answers(NamedTuple):
     wanted
         What the teacher answers, and what it holds at the taps; empty without a teacher.
     target
-        The label.
+        The labels, collated, or the sample's.
     """
 
     given: list[torch.Tensor]
@@ -129,24 +108,20 @@ class Answers(NamedTuple):
 def lesson(
     student: SlicedNetwork,
     teacher: Teacher | None,
-    inputs: tuple[torch.Tensor, ...],
+    inputs: Sequence[torch.Tensor],
     target: Any,
 ) -> Lesson:
     """Work out what a batch has to teach."""
-    features = student.features(*inputs)
+    reference: list[torch.Tensor] = []
     with torch.no_grad():
-        reference = features
-        if teacher is not None and student.train_device_slice:
-            reference = flat(teacher.device_slice(*inputs))
-        wanted = [] if teacher is None else flat(teacher.edge_slice(*reference))
-    return Lesson(features, reference, wanted, target)
-
-
-def recalled(student: SlicedNetwork, batch: Answers) -> Lesson:
-    """What a batch of :class:`Remembered` has to teach; a device slice that learns answers anew."""
-    if not student.train_device_slice:
-        return Lesson(batch.given, batch.given, batch.wanted, batch.target)
-    return Lesson(student.features(*batch.given), batch.reference, batch.wanted, batch.target)
+        if not student.train_device_slice:
+            given = student.features(*inputs)
+        else:
+            given = list(inputs)
+            if teacher is not None:
+                reference = flat(teacher.device_slice(*inputs))
+        wanted = [] if teacher is None else flat(teacher.edge_slice(*(reference or given)))
+    return Lesson(given, reference, wanted, target)
 
 
 def loss_of(
@@ -170,7 +145,8 @@ def loss_of(
     labelled
         Whether the target is looked at.
     """
-    arrived = student.transfer(batch.features)
+    features = student.features(*batch.given) if student.train_device_slice else batch.given
+    arrived = student.transfer(features)
     if not batch.wanted:
         answer = edge_slice(*arrived)
         return task.loss(answer, batch.target), answer
@@ -181,7 +157,7 @@ def loss_of(
     # Each as far off as its own spread counts one; together they count as the outputs do.
     errors = []
     if student.train_device_slice or any(layer.spec.learned for layer in student.layers):
-        errors.append(normalised_error(arrived, batch.reference))
+        errors.append(normalised_error(arrived, batch.reference or batch.given))
     if len(answers) > count:
         errors.append(normalised_error(answers[count:], batch.wanted[count:]))
     loss = loss + sum(errors)
@@ -196,7 +172,7 @@ def _as_one(tensors: Sequence[torch.Tensor]) -> Any:
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
-class Remembered(Dataset[Answers]):
+class Remembered(Dataset[Lesson]):
     """Samples, as they are and mirrored, with what never changes worked out for them.
 
     An item is one of the two at random.
@@ -207,13 +183,13 @@ class Remembered(Dataset[Answers]):
         The answers for one or both, in the order of the samples.
     """
 
-    def __init__(self, sides: list[list[Answers]]) -> None:
+    def __init__(self, sides: list[list[Lesson]]) -> None:
         self._sides = sides
 
     def __len__(self) -> int:
         return len(self._sides[0])
 
-    def __getitem__(self, index: int) -> Answers:
+    def __getitem__(self, index: int) -> Lesson:
         mirrored = len(self._sides) > 1 and bool(torch.rand(()) < 0.5)
         return self._sides[mirrored][index]
 
@@ -239,38 +215,26 @@ def remember(
         most_bytes = _share_of_memory()
     indices = list(data.indices) if isinstance(data, Subset) else list(range(len(whole)))
     sides = [False, True] if whole.augment else [False]
-    remembered: list[list[Answers]] = []
+    remembered: list[list[Lesson]] = []
     for mirrored in sides:
-        own: list[Answers] = []
+        own: list[Lesson] = []
         remembered.append(own)
         samples = Subset(whole.side(mirrored), indices)
         for x, targets in DataLoader(samples, 32, collate_fn=_with_targets):
             inputs = tuple(part.to(processor) for part in as_inputs(x))
-            own += _answers(student, teacher, inputs, targets)
+            found = lesson(student, teacher, inputs, None)
+            for i, target in enumerate(targets):
+                # Clones: a view would keep the whole batch.
+                given, reference, wanted = (
+                    [each[i].cpu().clone() for each in part] for part in found[:3]
+                )
+                own.append(Lesson(given, reference, wanted, target))
             first = remembered[0][0]
             tensors = [*first.given, *first.reference, *first.wanted, first.target]
             nbytes = sum(each.nbytes for each in tensors if torch.is_tensor(each))
             if nbytes * len(indices) * len(sides) > most_bytes:
                 return None
     return Remembered(remembered)
-
-
-def _answers(
-    student: SlicedNetwork,
-    teacher: Teacher | None,
-    inputs: tuple[torch.Tensor, ...],
-    targets: Sequence[Any],
-) -> Iterator[Answers]:
-    """A batch's answers, one by one."""
-    with torch.no_grad():
-        found = lesson(student, teacher, inputs, None)
-    parts = [found.features, [], found.wanted]
-    if student.train_device_slice:
-        parts[:2] = [list(inputs), [] if teacher is None else found.reference]
-    for i, target in enumerate(targets):
-        # Clones: a view would keep the whole batch.
-        given, reference, wanted = ([each[i].cpu().clone() for each in part] for part in parts)
-        yield Answers(given, reference, wanted, target)
 
 
 def _with_targets(batch: list[Sample]) -> tuple[Any, list[Any]]:

@@ -35,11 +35,10 @@ from scissionlite.preprocessor.data import (
     split_off,
 )
 from scissionlite.preprocessor.distillation import (
-    Answers,
+    Lesson,
     Teacher,
     lesson,
     loss_of,
-    recalled,
     remember,
     tapped,
 )
@@ -294,11 +293,10 @@ class _Run:
                 return self.task.loss(answer, target), answer, target
             if remembered:
                 given, reference, wanted = map(self._placed, seen)
-                answers = Answers(given, reference, wanted, target)
-                known = recalled(self.network, answers)
+                known = Lesson(given, reference, wanted, target)
             else:
                 inputs = self._placed(as_inputs(seen[0]))
-                known = lesson(self.network, self.teacher, tuple(inputs), target)
+                known = lesson(self.network, self.teacher, inputs, target)
             loss, answer = loss_of(
                 self.network,
                 self.edge_slice,
