@@ -21,8 +21,6 @@ from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
 
-_CODES = {"float32": 2**32, "float16": 2**16, "int8": 2**8, "int4": 2**4}
-
 
 class Attempt(msgspec.Struct, frozen=True):
     """A plan that was tried: what it scored, whether that holds the floor, and how long it took.
@@ -161,18 +159,13 @@ def _hopeless(
     return any(there == shapes and _harsher(plan.spec, spec) for there, spec in failed)
 
 
-def _codes(spec: TransferSpec) -> int:
-    """How many values what crosses can have, over its calibrated range."""
-    return spec.levels or _CODES[spec.dtype]
-
-
 def _harsher(spec: TransferSpec, than: TransferSpec) -> bool:
     """Whether a Transfer Layer keeps no more of anything; entropy coding loses nothing."""
     return (
         spec.pool_kind == than.pool_kind
         and spec.pool >= than.pool
         and spec.reduction >= than.reduction
-        and _codes(spec) <= _codes(than)
+        and spec.codes <= than.codes
         and (spec.granularity, spec.scheme, spec.upsample)
         == (than.granularity, than.scheme, than.upsample)
     )

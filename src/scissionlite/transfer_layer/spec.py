@@ -162,6 +162,11 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         return self.dtype in ("int8", "int4")
 
     @property
+    def codes(self) -> int:
+        """How many values an element of the payload can have, over the range it is made for."""
+        return self.levels or 2 ** _BITS[self.dtype]
+
+    @property
     def learned(self) -> bool:
         """Whether the Transfer Layer is a trained bottleneck inside the slices."""
         return self.pool_kind == "learned"
