@@ -27,8 +27,7 @@ def specs(**fixed: Any) -> st.SearchStrategy[TransferSpec]:
     """Draw any spec; fields may be fixed."""
     fields = {name: st.sampled_from(values) for name, values in CHOICES.items()}
     fields |= {name: st.just(value) for name, value in fixed.items()}
-    plain = st.builds(TransferSpec, **fields)
-    return plain if "levels" in fixed else plain.flatmap(_with_levels)
+    return st.builds(TransferSpec, **fields).flatmap(_with_levels)
 
 
 def _with_levels(spec: TransferSpec) -> st.SearchStrategy[TransferSpec]:

@@ -125,7 +125,8 @@ def test_the_teacher_is_remembered_where_the_device_slice_learns(
             assert len(reference) == taught
             with torch.no_grad():
                 answers = [small_graph.split("1")[0](x[None])[0], small_graph.module(x[None])[0]]
-            for found, answer in zip([*reference, *wanted[:1]], answers, strict=taught):
+            expected = answers if taught else []
+            for found, answer in zip([*reference, *wanted[:1]], expected, strict=True):
                 torch.testing.assert_close(found, answer, rtol=1e-3, atol=1e-4)
         trainer.train(network, photographs, recipe, teacher=teacher)
         after = network.device_slice.state_dict()
