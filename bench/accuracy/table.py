@@ -108,7 +108,7 @@ def label_free(runs: Sequence[Run]) -> str:
                     ]
                 )
             )
-    return "\n".join([_row(columns), _row(["---"] * len(columns)), *lines]) if lines else ""
+    return "\n".join([_row(columns), _row(["---"] * len(columns)), *lines, ""]) if lines else ""
 
 
 def jpeg_table(jpegs: Sequence[Jpeg]) -> str:
@@ -249,9 +249,5 @@ def report(out: Path) -> str:
         + msgspec.json.encode(group[0].recipe).decode()
         for group in seeds_together(runs)
     ]
-    parts = [
-        results(runs, jpegs),
-        results(runs, jpegs, labels=False),
-        f"{label_free(runs)}\n",
-    ]
+    parts = [results(runs, jpegs), results(runs, jpegs, labels=False), label_free(runs)]
     return "\n".join([*parts, jpeg_table(jpegs), *recipes])
