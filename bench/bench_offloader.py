@@ -29,7 +29,7 @@ from scissionlite.bundle import (
     TensorInfo,
     file_sha256,
 )
-from scissionlite.offloader.link_emulator import LinkEmulator
+from scissionlite.demo.link_emulator import LinkEmulator
 from scissionlite.runtimes import torchscript
 
 SHAPES = [(1, 16, 28, 28), (1, 64, 112, 112)]

@@ -41,7 +41,7 @@ def record(benchmark: Any) -> Any:
     import torch
 
     import scissionlite
-    from scissionlite.scissiontl.profiler import cpu_name
+    from scissionlite.scissiontl.profile import cpu_name
 
     benchmark.extra_info.update(
         cpu=cpu_name(),

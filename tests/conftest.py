@@ -30,13 +30,13 @@ from scissionlite.bundle import (
     file_sha256,
 )
 from scissionlite.demo.textures import write_dataset
-from scissionlite.graph import Graph
+from scissionlite.graph.capture import capture
+from scissionlite.graph.graph import Graph
 from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import torchscript
-from scissionlite.tracing import capture
 from scissionlite.transfer_layer import Quantization, TransferSpec
 
 # Timing never decides a test; what fails is printed so that it can be run again.

@@ -16,8 +16,8 @@ from processes import Process
 from torch.utils.data import Subset
 
 import scissionlite as sl
+from scissionlite.demo.link_emulator import LinkEmulator
 from scissionlite.models import load_model
-from scissionlite.offloader.link_emulator import LinkEmulator
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder
 from scissionlite.preprocessor.recipe import Recipe

@@ -12,9 +12,9 @@ from torch import nn
 
 import scissionlite as sl
 from scissionlite.errors import CaptureError
-from scissionlite.graph import NamedTensor
+from scissionlite.graph.analysis import flat
+from scissionlite.graph.graph import NamedTensor
 from scissionlite.models import load_model
-from scissionlite.values import flat
 
 # name -> input size, how many slicing points at the least, some that a person would look for.
 NETWORKS: dict[str, tuple[int, int, tuple[str, ...]]] = {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import scissionlite as sl
 from scissionlite.errors import CodecError, PrepareError
-from scissionlite.preprocessor import inserter
+from scissionlite.graph.analysis import multiplications
 from scissionlite.preprocessor.data import ImageFolder
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.transfer_layer.layers import TransferLayer
@@ -92,7 +92,7 @@ def test_fewer_coefficients_are_taken_where_the_device_may_spend_less() -> None:
     for count, cost in enumerate(costs, 1):
         encoder, _ = bottleneck(LEARNED, shape, most_multiplications=cost)
         assert encoder.depthwise.out_channels == 16 * count
-        done = inserter.multiplications(encoder.eval(), (torch.zeros(shape),))
+        done = multiplications(encoder.eval(), (torch.zeros(shape),))
         assert done == cost
     with pytest.raises(CodecError, match=r"needs .* multiplications, and .* are allowed"):
         bottleneck(LEARNED, shape, most_multiplications=costs[0] - 1)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from processes import Process
 
-from scissionlite.offloader.link_emulator import PAPER_BANDWIDTH, PAPER_RTT, LinkEmulator
+from scissionlite.demo.link_emulator import PAPER_BANDWIDTH, PAPER_RTT, LinkEmulator
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
 
@@ -205,7 +205,7 @@ def test_a_link_out_of_range_is_a_value_error(rtt: float, bandwidth: float) -> N
 
 def test_it_runs_as_a_program(echo_port: int, start_process: Callable[..., Process]) -> None:
     arguments = ["--forward", f"0:127.0.0.1:{echo_port}", "--rtt", "0.01", "--bandwidth", "1e7"]
-    process = start_process("scissionlite.offloader.link_emulator", *arguments)
+    process = start_process("scissionlite.demo.link_emulator", *arguments)
     (port,) = process.read_json()["ports"]
     with connect(port) as connection:
         start = time.monotonic()

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_threads_left")
 
 def test_nothing_here_imports_torch() -> None:
     code = (
-        "import sys, scissionlite.offloader, scissionlite.offloader.link_emulator, "
+        "import sys, scissionlite.offloader, scissionlite.demo.link_emulator, "
         "scissionlite.cli.run, scissionlite.cli.serve; "
         "sys.exit(any(name.split('.')[0] == 'torch' for name in sys.modules))"
     )

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import scissionlite as sl
 from scissionlite.errors import BundleError, PrepareError, RuntimeUnavailableError
 from scissionlite.preprocessor import inserter, splitter, trainer
-from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.preprocessor.data import ImageFolder, input_batches
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import load_slice
+from scissionlite.runtimes.export import load_exported
 
 SIZE = TEXTURES.size[0]
 CALIBRATE = Recipe(epochs=0)
@@ -201,7 +202,7 @@ def test_what_answers_something_else_is_not_deployed(small_graph: sl.Graph, tmp_
     other = sl.capture(small_network(), small_graph.example, name="untrained")
     sl.prepare(other, sl.Plan(kind="local"), out=tmp_path / "b", runtimes=("onnx",))
     slices = sl.Bundle.load(tmp_path / "b").manifest.slices
-    wrong = splitter.load_exported(slices, "network", "onnx", tmp_path / "b")
+    wrong = load_exported(slices, "network", "onnx", tmp_path / "b")
     x = (torch.randn(1, 3, SIZE, SIZE),)
     splitter.verify(other.module, wrong, x, "onnx")
     with pytest.raises(PrepareError, match=r"the onnx slices do not answer .* prepare it without"):
@@ -286,6 +287,6 @@ def _insert(
         small_graph,
         "1",
         sl.TransferSpec(),
-        calibration=inserter.input_batches(DataLoader(data, 16)),
+        calibration=input_batches(DataLoader(data, 16)),
         recipe=Recipe(train_device_slice=train_device_slice),
     )

@@ -24,13 +24,13 @@ from processes import Process
 
 import scissionlite as sl
 from scissionlite.bundle import Bundle
+from scissionlite.demo.link_emulator import LinkEmulator
 from scissionlite.errors import BundleMismatchError, EdgeUnavailableError, OffloadError
 from scissionlite.offloader import EdgeServer, control, wire
 from scissionlite.offloader.edge_services import EdgeServices, probe_header
-from scissionlite.offloader.link_emulator import LinkEmulator
-from scissionlite.offloader.probe import FASTEST, probe, quantile, rate
 from scissionlite.offloader.visitor import Visitor
-from scissionlite.scissiontl.network import read_links
+from scissionlite.scissiontl.link import read_links
+from scissionlite.scissiontl.probe import FASTEST, probe, quantile, rate
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
 

@@ -27,6 +27,7 @@ from peers import (
 from processes import Process
 
 from scissionlite.bundle import Bundle
+from scissionlite.demo.link_emulator import LinkEmulator
 from scissionlite.errors import (
     BundleMismatchError,
     DeadlineExceededError,
@@ -39,7 +40,6 @@ from scissionlite.offloader.inference import (
     LocalSide,
     Stopwatch,
 )
-from scissionlite.offloader.link_emulator import LinkEmulator
 from scissionlite.transfer_layer import TransferSpec
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")

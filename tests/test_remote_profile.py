@@ -29,8 +29,8 @@ from scissionlite.errors import (
 )
 from scissionlite.offloader import EdgeServer, control
 from scissionlite.offloader.edge_services import profile_command
-from scissionlite.offloader.remote_profile import remote_profile
 from scissionlite.offloader.visitor import Visitor
+from scissionlite.scissiontl.remote_profile import remote_profile
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
 

@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 
 import scissionlite as sl
 from scissionlite.errors import CaptureError, PrepareError
+from scissionlite.graph.analysis import flat
 from scissionlite.offloader import EdgeServer, control
 from scissionlite.offloader.inference import DeviceSide, EdgeSide, Stopwatch
-from scissionlite.preprocessor.data import Sample
-from scissionlite.preprocessor.inserter import input_batches, insert
+from scissionlite.preprocessor.data import Sample, input_batches
+from scissionlite.preprocessor.inserter import insert
 from scissionlite.preprocessor.recipe import Recipe
-from scissionlite.values import flat
 
 SHAPE = (3, 13, 18)
 SPEC = sl.TransferSpec(granularity="channel", entropy="zstd")

@@ -24,13 +24,19 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import scissionlite as sl
 from scissionlite.errors import PrepareError
+from scissionlite.graph.analysis import flat
 from scissionlite.preprocessor import distillation, inserter, trainer
 from scissionlite.preprocessor.calibration import calibrate
-from scissionlite.preprocessor.data import ImageFolder, Photographs, Sample, augmented
+from scissionlite.preprocessor.data import (
+    ImageFolder,
+    Photographs,
+    Sample,
+    augmented,
+    input_batches,
+)
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import IGNORED, SEGMENTATION, Task
 from scissionlite.transfer_layer.layers import TransferLayer
-from scissionlite.values import flat
 
 OURS = sl.TransferSpec()
 QUICK = Recipe(epochs=2, batch_size=16)
@@ -38,7 +44,7 @@ QUICK = Recipe(epochs=2, batch_size=16)
 
 def sliced(graph: sl.Graph, textures: Path, recipe: Recipe = QUICK) -> inserter.SlicedNetwork:
     loader = DataLoader(ImageFolder(textures / "train", TEXTURES), 16)
-    batches = inserter.input_batches(loader)
+    batches = input_batches(loader)
     return inserter.insert(graph, "1", OURS, calibration=batches, recipe=recipe)
 
 
@@ -228,7 +234,7 @@ def test_slices_that_are_frozen_keep_weights_and_statistics(
     data = ImageFolder(textures / "train", TEXTURES)
     spec = sl.TransferSpec(pool_kind="learned", pool=2, reduction=4)
     recipe = Recipe(epochs=1, batch_size=16, train_edge_slice=False)
-    batches = inserter.input_batches(DataLoader(data, 16))
+    batches = input_batches(DataLoader(data, 16))
     network = inserter.insert(small_graph, "1", spec, calibration=batches, recipe=recipe)
     before = {name: t.clone() for name, t in network.state_dict().items()}
     teacher = distillation.Teacher(small_graph, "1")

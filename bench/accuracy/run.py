@@ -22,11 +22,11 @@ from bench.accuracy.networks import NETWORKS, load, training_mosaics
 from bench.accuracy.photographs import ImageNetPhotographs
 from bench.accuracy.records import RUNS, Run, What, append, read
 from scissionlite.bundle import Accuracy, Manifest
-from scissionlite.graph import Graph
+from scissionlite.graph.graph import Graph
 from scissionlite.preprocessor.data import Sample
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.trainer import evaluate
-from scissionlite.scissiontl.profiler import cpu_name
+from scissionlite.scissiontl.profile import cpu_name
 
 FOLDS = 5
 

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scissionlite.bundle import Bundle
     from scissionlite.errors import ScissionLiteError
-    from scissionlite.graph import Graph, SlicingPoint
+    from scissionlite.graph.capture import capture
+    from scissionlite.graph.graph import Graph, SlicingPoint
     from scissionlite.images import Preprocessing
     from scissionlite.offloader import Answer, Device, EdgeServer
     from scissionlite.preprocessor.pipeline import prepare
     from scissionlite.scissiontl.constraints import Constraints
-    from scissionlite.scissiontl.network import Link
+    from scissionlite.scissiontl.link import Link
     from scissionlite.scissiontl.planner import plan
     from scissionlite.scissiontl.plans import Plan
     from scissionlite.scissiontl.profile import Profile
     from scissionlite.scissiontl.profiler import profile
-    from scissionlite.tracing import capture
     from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
 
 __version__ = _version("scissionlite")
@@ -34,17 +34,17 @@ _HOMES = {
     "Constraints": "scissiontl.constraints",
     "Device": "offloader",
     "EdgeServer": "offloader",
-    "Graph": "graph",
-    "Link": "scissiontl.network",
+    "Graph": "graph.graph",
+    "Link": "scissiontl.link",
     "Packed": "transfer_layer",
     "Plan": "scissiontl.plans",
     "Preprocessing": "images",
     "Profile": "scissiontl.profile",
     "Quantization": "transfer_layer",
     "ScissionLiteError": "errors",
-    "SlicingPoint": "graph",
+    "SlicingPoint": "graph.graph",
     "TransferSpec": "transfer_layer",
-    "capture": "tracing",
+    "capture": "graph.capture",
     "decode": "transfer_layer",
     "encode": "transfer_layer",
     "plan": "scissiontl.planner",

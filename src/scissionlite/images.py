@@ -20,6 +20,9 @@ from PIL import Image
 ImageFormat: TypeAlias = Literal["uint8", "png", "jpeg"]
 """How a frame is sent to the edge: as it is, or compressed without or with loss."""
 
+JPEG_QUALITY = 75
+"""Pillow's and libjpeg's default: what JPEG to the edge means unless told otherwise."""
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Endings, in lower case, of the files that are taken for images."""
 

@@ -9,10 +9,10 @@ import typer
 
 from scissionlite.errors import PlanError
 from scissionlite.images import Preprocessing
-from scissionlite.scissiontl.network import PRESETS, Link, Links, read_links
+from scissionlite.scissiontl.link import PRESETS, Link, Links, read_links
 
 if TYPE_CHECKING:
-    from scissionlite.graph import Graph
+    from scissionlite.graph.graph import Graph
 
 ModelArgument = Annotated[
     str,
@@ -83,8 +83,8 @@ def capture_model(
     """Load and capture a model for RGB images of ``size`` x ``size`` pixels."""
     import torch
 
+    from scissionlite.graph.capture import capture
     from scissionlite.models import load_model
-    from scissionlite.tracing import capture
 
     module = load_model(model, num_classes=num_classes, weights=weights)
     return capture(module, torch.zeros(1, 3, size, size), name=model, max_tensors=max_tensors)

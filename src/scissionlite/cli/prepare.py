@@ -27,15 +27,16 @@ from scissionlite.cli.network import (
 from scissionlite.cli.output import JsonOption, error_console, milliseconds, print_table
 from scissionlite.cli.plan import SlowdownOption
 from scissionlite.errors import CodecError
+from scissionlite.images import JPEG_QUALITY
 from scissionlite.preprocessor.recipe import Recipe
-from scissionlite.scissiontl.network import Link
+from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.planner import plan as rank
-from scissionlite.scissiontl.plans import JPEG_QUALITY, Plan
+from scissionlite.scissiontl.plans import Plan
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 
 if TYPE_CHECKING:
-    from scissionlite.graph import Graph
+    from scissionlite.graph.graph import Graph
     from scissionlite.preprocessor.choosing import Attempt
 
 

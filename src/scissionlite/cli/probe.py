@@ -11,9 +11,9 @@ import typer
 
 from scissionlite.cli.output import JsonOption, milliseconds, print_json, print_table
 from scissionlite.errors import ScissionLiteError
-from scissionlite.offloader.probe import Estimate
-from scissionlite.offloader.probe import probe as measure
-from scissionlite.scissiontl.network import read_links, write_links
+from scissionlite.scissiontl.link import read_links, write_links
+from scissionlite.scissiontl.probe import Estimate
+from scissionlite.scissiontl.probe import probe as measure
 
 
 def probe(

@@ -19,9 +19,9 @@ from scissionlite.cli.network import (
 )
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
 from scissionlite.cli.remote import RemoteControlOption, RemoteOption, profile_there
+from scissionlite.images import JPEG_QUALITY
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.cost import Machine
-from scissionlite.scissiontl.plans import JPEG_QUALITY
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 
@@ -75,7 +75,7 @@ def profile(
         )
     else:
         from scissionlite.preprocessor.data import sample_frames
-        from scissionlite.preprocessor.trainer import progress_bar
+        from scissionlite.progress import progress_bar
         from scissionlite.scissiontl.profiler import profile as measure
 
         graph = capture_model(

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from scissionlite.errors import ScissionLiteError
-from scissionlite.offloader.remote_profile import remote_profile
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.profile import Profile
+from scissionlite.scissiontl.remote_profile import remote_profile
 
 RemoteOption = Annotated[
     str | None,

@@ -10,7 +10,7 @@ import msgspec
 from scissionlite.bundle import Bundle
 from scissionlite.demo.processes import daemon, emulated, run_device
 from scissionlite.errors import OffloadError, PlanError
-from scissionlite.scissiontl.network import Link
+from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
 

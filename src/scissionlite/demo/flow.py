@@ -12,19 +12,20 @@ from rich.console import Console
 from scissionlite.bundle import Bundle
 from scissionlite.demo.comparison import Row, five_ways, measure
 from scissionlite.demo.textures import write_dataset
-from scissionlite.graph import Graph
+from scissionlite.graph.capture import capture
+from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
 from scissionlite.models import load_model
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder
 from scissionlite.preprocessor.pipeline import prepare
 from scissionlite.preprocessor.recipe import Recipe
-from scissionlite.scissiontl.network import Link
+from scissionlite.progress import progress_bar
+from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.planner import plan
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.scissiontl.profiler import profile
-from scissionlite.tracing import capture
 
 TEXTURES = {"train": 60, "test": 40}
 """Generated images of each class."""
@@ -94,7 +95,7 @@ class Demo:
         """Measure the network on this host; the device is imagined slower by the slowdown."""
         default_threads = torch.get_num_threads()
         frames = [self.test_data.frame(i) for i in range(0, len(self.test_data), 7)]
-        with trainer.progress_bar(self.progress) as bar:
+        with progress_bar(self.progress) as bar:
             # One thread, since device and edge share this host's cores.
             self.measured = profile(self.graph, threads=1, images=frames, progress=bar)
         torch.set_num_threads(default_threads)

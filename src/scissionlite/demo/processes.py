@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from scissionlite.errors import OffloadError
-from scissionlite.scissiontl.network import Link
+from scissionlite.scissiontl.link import Link
 
 START_TIMEOUT = 120.0
 """Seconds a daemon may take to load its slices and say that it is ready."""
@@ -23,7 +23,7 @@ def emulated(link: Link, edge: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Addresses of the edge's two ports behind the emulated link."""
     ports = [edge[key].rpartition(":")[2] for key in ("endpoint", "control_endpoint")]
     forwards = [option for port in ports for option in ("--forward", f"0:127.0.0.1:{port}")]
-    command = ["-m", "scissionlite.offloader.link_emulator", *forwards]
+    command = ["-m", "scissionlite.demo.link_emulator", *forwards]
     command += ["--rtt", str(link.rtt), "--bandwidth", str(link.bandwidth)]
     with daemon(command) as emulator:
         tensors, control = (f"tcp://127.0.0.1:{port}" for port in emulator["ports"])

@@ -12,7 +12,7 @@ import msgspec
 
 from scissionlite.bundle import Accuracy, Bundle
 from scissionlite.errors import PrepareError
-from scissionlite.graph import Graph
+from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import Data, ImageFolder, open_data

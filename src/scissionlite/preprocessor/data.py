@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -264,3 +264,8 @@ def class_names(*datasets: Data | None) -> tuple[str, ...]:
             + " against ".join(", ".join(classes) for classes in named)
         )
     return tuple(named[0]) if named else ()
+
+
+def input_batches(loader: DataLoader[Sample]) -> Iterable[tuple[torch.Tensor, ...]]:
+    """The inputs of a loader's batches, without what they are labelled with."""
+    return (as_inputs(x) for x, _ in loader)

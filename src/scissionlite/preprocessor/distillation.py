@@ -17,12 +17,12 @@ import torch
 from torch import fx, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from scissionlite.graph import Graph, SlicingPoint
+from scissionlite.graph.analysis import flat
+from scissionlite.graph.graph import Graph, SlicingPoint
 from scissionlite.preprocessor.data import Data, Mirrorable, Sample, as_inputs
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import Task, normalised_error
-from scissionlite.values import flat
 
 _TAPS = 3
 """Most slicing points behind the cut where features are compared."""

@@ -8,18 +8,15 @@ from operator import getitem
 
 import torch
 from torch import fx, nn
-from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
 from scissionlite.errors import CodecError, PrepareError
-from scissionlite.graph import Graph, SlicingPoint
+from scissionlite.graph.analysis import flat, multiplications, placeholders
+from scissionlite.graph.graph import Graph, SlicingPoint
 from scissionlite.preprocessor.calibration import calibrate
-from scissionlite.preprocessor.data import Sample, as_inputs
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.transfer_layer import TransferSpec
 from scissionlite.transfer_layer.layers import TransferLayer
 from scissionlite.transfer_layer.learned import bottleneck, initialise
-from scissionlite.values import flat, placeholders
 
 CALIBRATION_INPUTS = 256
 """Most inputs that scales and learned Transfer Layers start from."""
@@ -223,19 +220,6 @@ def insert(
         train_device_slice=recipe.train_device_slice,
         train_edge_slice=recipe.train_edge_slice,
     )
-
-
-def input_batches(loader: DataLoader[Sample]) -> Iterable[tuple[torch.Tensor, ...]]:
-    """The inputs of a loader's batches, without what they are labelled with."""
-    return (as_inputs(x) for x, _ in loader)
-
-
-def multiplications(module: nn.Module, example: tuple[torch.Tensor, ...]) -> float:
-    """Multiplications of convolutions and matrix products for one input of the example."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        module(*example)
-    # One multiplication and one addition are two.
-    return float(counter.get_total_flops()) / 2 / len(example[0])
 
 
 def _layer(

@@ -24,7 +24,7 @@ from scissionlite.bundle import (
     Training,
 )
 from scissionlite.errors import PrepareError
-from scissionlite.graph import Graph
+from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
 from scissionlite.preprocessor import splitter, trainer
 from scissionlite.preprocessor.data import (
@@ -32,14 +32,16 @@ from scissionlite.preprocessor.data import (
     ImageFolder,
     Photographs,
     class_names,
+    input_batches,
     loader_of,
     open_data,
     samples_of,
 )
 from scissionlite.preprocessor.distillation import Teacher
-from scissionlite.preprocessor.inserter import SlicedNetwork, input_batches, insert
+from scissionlite.preprocessor.inserter import SlicedNetwork, insert
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
+from scissionlite.runtimes.export import check_runtimes, export_slices, load_exported
 from scissionlite.scissiontl.plans import Plan
 
 
@@ -124,7 +126,7 @@ def prepare(
             f"the plan has three tiers ({plan.place}), and the Offloader runs two: take one "
             "without a cloud, or give the cloud's profile as the edge's"
         )
-    splitter.check_runtimes(runtimes)
+    check_runtimes(runtimes)
     if train is not None and unlabelled is not None:
         raise PrepareError("give train= or unlabelled=: with distillation=1 labels play no part")
     recipe = recipe or Recipe()
@@ -194,16 +196,16 @@ def prepare(
                 "transfer": plan.spec,
                 "training": trained,
             }
-            slices = splitter.export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+            slices = export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
             inferences = [splitter.Joined(network, slices, each, folder) for each in runtimes]
             for each, inference in zip(runtimes, inferences, strict=True):
                 splitter.verify(network, inference, real, each)
         else:
             fields |= {"image_format": plan.image_format, "jpeg_quality": plan.jpeg_quality}
-            slices = splitter.export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+            slices = export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
             inferences = []
         if "network" in slices:
-            uncut = [splitter.load_exported(slices, "network", each, folder) for each in runtimes]
+            uncut = [load_exported(slices, "network", each, folder) for each in runtimes]
             for each, whole in zip(runtimes, uncut, strict=True):
                 splitter.verify(graph.module, whole, real, each)
             inferences = inferences or uncut

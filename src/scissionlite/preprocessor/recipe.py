@@ -8,9 +8,7 @@ from typing import Literal
 import msgspec
 
 from scissionlite.errors import PrepareError
-
-ENCODER_SHARE = 0.1
-"""Most of the device slice's own multiplications that a learned Transfer Layer may add to it."""
+from scissionlite.transfer_layer.spec import ENCODER_SHARE
 
 Calibration = Literal["range", "percentile", "mse"]
 """How scales are found: from the whole range of what crosses, all but its outermost 0.01% at

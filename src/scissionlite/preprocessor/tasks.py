@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from scissionlite.values import flat
+from scissionlite.graph.analysis import flat
 
 IGNORED = 255
 """Label of a pixel that counts neither in training nor in the score (Pascal VOC's)."""

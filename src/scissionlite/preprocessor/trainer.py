@@ -5,21 +5,11 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -45,25 +35,10 @@ from scissionlite.preprocessor.distillation import (
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
+from scissionlite.progress import progress_bar
 
 _STATISTICS_BATCHES = 64
 """Most batches that batch statistics are taken from in the end."""
-
-
-@contextmanager
-def progress_bar(enabled: bool) -> Iterator[Progress]:
-    """A progress bar with time passed and time left, on the terminal's error stream."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as progress:
-        yield progress
 
 
 def train(

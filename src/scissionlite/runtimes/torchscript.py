@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from scissionlite.values import flat
+from scissionlite.graph.analysis import flat
 
 SUFFIX = ".pt"
 

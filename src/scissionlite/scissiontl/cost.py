@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from scissionlite.scissiontl.network import Link
+from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.profile import Profile, TransferProfile
 
 

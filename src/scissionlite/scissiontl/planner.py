@@ -16,7 +16,7 @@ import numpy as np
 from scissionlite.errors import PlanError, ProfileError
 from scissionlite.scissiontl.constraints import Constraints
 from scissionlite.scissiontl.cost import Machine, Prediction, first_leg, offload_time
-from scissionlite.scissiontl.network import Link
+from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import MeasuredAccuracy, Plan
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.scissiontl.tiers import three_tiers

@@ -16,9 +16,6 @@ from scissionlite.transfer_layer import TransferSpec
 if TYPE_CHECKING:
     from scissionlite.bundle import Bundle
 
-JPEG_QUALITY = 75
-"""Pillow's and libjpeg's default: what JPEG to the edge means unless told otherwise."""
-
 
 class SecondCut(msgspec.Struct, frozen=True):
     """Where the edge's slice ends and the cloud's begins, and what crosses there."""

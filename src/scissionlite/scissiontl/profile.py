@@ -7,6 +7,7 @@ by hand.
 from __future__ import annotations
 
 import math
+import platform
 from pathlib import Path
 from typing import Literal
 
@@ -138,6 +139,19 @@ class Host(msgspec.Struct, frozen=True):
     isa: str
     threads: int
     versions: dict[str, str] = {}
+
+
+def cpu_name() -> str:
+    """The processor's name, as /proc/cpuinfo tells it, or the machine's architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "Hardware"):
+            return value.strip()
+    return platform.machine()
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):

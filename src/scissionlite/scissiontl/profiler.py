@@ -22,14 +22,14 @@ from rich.progress import Progress
 from scissionlite import _core
 from scissionlite.bundle import Bundle, CrossingTensor, Manifest, SlicingPointInfo, TensorInfo
 from scissionlite.errors import ProfileError
-from scissionlite.graph import Graph, NamedTensor
-from scissionlite.images import Preprocessing
+from scissionlite.graph.analysis import flat
+from scissionlite.graph.graph import Graph, NamedTensor
+from scissionlite.images import JPEG_QUALITY, Preprocessing
 from scissionlite.offloader import Device, EdgeServer
-from scissionlite.preprocessor.splitter import export_slices
 from scissionlite.runtimes import PACKAGES, RUNTIMES, keep_memory
+from scissionlite.runtimes.export import export_slices
 from scissionlite.scissiontl.codecs import natural_noise, time_codecs, time_images
 from scissionlite.scissiontl.leakage import correlation_of_distances, pairwise_distances
-from scissionlite.scissiontl.plans import JPEG_QUALITY
 from scissionlite.scissiontl.profile import (
     BlockProfile,
     Host,
@@ -38,6 +38,7 @@ from scissionlite.scissiontl.profile import (
     Profile,
     TensorProfile,
     TransferProfile,
+    cpu_name,
 )
 from scissionlite.scissiontl.timing import (
     Runner,
@@ -48,7 +49,6 @@ from scissionlite.scissiontl.timing import (
     time_slices,
 )
 from scissionlite.transfer_layer import TransferSpec
-from scissionlite.values import flat
 
 MIN_IMAGES = 16
 """Fewest images on which leakage is measured: with fewer its estimate says little."""
@@ -172,19 +172,6 @@ def profile(
         network_latency=network_latency,
         offload=offload,
     )
-
-
-def cpu_name() -> str:
-    """The processor's name, as /proc/cpuinfo tells it, or the machine's architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() in ("model name", "Model", "Hardware"):
-            return value.strip()
-    return platform.machine()
 
 
 def _told(tensors: Sequence[NamedTensor]) -> tuple[TensorProfile, ...]:

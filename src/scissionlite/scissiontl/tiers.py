@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from scissionlite.scissiontl.constraints import Constraints
 from scissionlite.scissiontl.cost import Machine, Prediction, first_leg, hop, offload_time
-from scissionlite.scissiontl.network import Link
+from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import Plan, SecondCut
 from scissionlite.scissiontl.profile import TransferProfile
 

@@ -16,14 +16,13 @@ import torch
 from torch import nn
 
 from scissionlite.errors import CodecError, ProfileError
-from scissionlite.graph import Graph, SlicingPoint
-from scissionlite.preprocessor.inserter import multiplications
-from scissionlite.preprocessor.recipe import ENCODER_SHARE
+from scissionlite.graph.analysis import flat, multiplications
+from scissionlite.graph.graph import Graph, SlicingPoint
 from scissionlite.runtimes import Slice, load_slice, runtime_module
 from scissionlite.scissiontl.codecs import LEARNED, median_time, time_packing
 from scissionlite.scissiontl.profile import SliceProfile, TransferProfile
 from scissionlite.transfer_layer.learned import bottleneck
-from scissionlite.values import flat
+from scissionlite.transfer_layer.spec import ENCODER_SHARE
 
 Tensors = tuple[npt.NDArray[Any], ...]
 

@@ -18,6 +18,9 @@ MAX_ELEMENTS = 2**28
 MAX_ENTROPY_LEVEL = 19
 """zstd's highest level with a window that every decoder takes (8 MiB: RFC 8878, 3.1.1.1.2)."""
 
+ENCODER_SHARE = 0.1
+"""Most of the device slice's own multiplications that a learned Transfer Layer may add to it."""
+
 _VALUES: dict[str, tuple[object, ...]] = {
     "pool": (1, 2, 4),
     "pool_kind": ("max", "average", "learned"),

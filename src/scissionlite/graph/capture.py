@@ -15,8 +15,8 @@ import torch
 from torch import fx, nn
 
 from scissionlite.errors import CaptureError
-from scissionlite.graph import Graph, OutputKind
-from scissionlite.values import flat, placeholders
+from scissionlite.graph.analysis import flat, placeholders
+from scissionlite.graph.graph import Graph, OutputKind
 
 Example: TypeAlias = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, a sequence of positional arguments, or keyword arguments by name."""

@@ -1,7 +1,7 @@
 """The network between device and edge, as ScissionTL sees it: a round trip and two rates. No torch.
 
 A :class:`Link` comes from figures, from a CSV file in Scission's form (:func:`read_links`), from a
-measurement (:mod:`scissionlite.offloader.probe`), or from :data:`PRESETS`:
+measurement (:mod:`scissionlite.scissiontl.probe`), or from :data:`PRESETS`:
 
 ========  ==========  =============  =============  ===============================================
 preset    round trip  upload         download       source

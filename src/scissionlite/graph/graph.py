@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from scissionlite.errors import CaptureError
-from scissionlite.values import (
+from scissionlite.graph.analysis import (
     ValueRecorder,
     constant_nodes,
     flat,

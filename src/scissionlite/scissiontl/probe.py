@@ -28,7 +28,7 @@ from scissionlite.errors import OffloadError
 from scissionlite.offloader import control, wire
 from scissionlite.offloader.edge_services import probe_header
 from scissionlite.offloader.visitor import Visitor
-from scissionlite.scissiontl.network import Link
+from scissionlite.scissiontl.link import Link
 
 CONFIDENCE = 0.95
 FASTEST = 1e12

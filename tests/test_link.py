@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import scissionlite as sl
 from scissionlite.cli.network import parse_link, parse_links
 from scissionlite.errors import PlanError
-from scissionlite.scissiontl.network import PRESETS, Links, read_links, write_links
+from scissionlite.scissiontl.link import PRESETS, Links, read_links, write_links
 
 HEADER = "source,destination,ping(ms),bandwidth(Mbps)\n"
 

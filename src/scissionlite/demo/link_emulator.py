@@ -7,7 +7,7 @@ connection's first bytes wait one round trip more, as for TCP's handshake. Nothi
 than the link; scheduling on the host makes things a little slower, well below 1 ms a direction on
 an idle machine. Losses, and the slow start that TCP would have on the real link, are not emulated.
 
-Run it as its own process with ``python -m scissionlite.offloader.link_emulator --help``.
+Run it as its own process with ``python -m scissionlite.demo.link_emulator --help``.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def _forward(text: str) -> tuple[int, str, int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the emulator as a program."""
     parser = argparse.ArgumentParser(
-        prog="python -m scissionlite.offloader.link_emulator",
+        prog="python -m scissionlite.demo.link_emulator",
         description="Relay TCP ports over one emulated link.",
     )
     parser.add_argument(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 PROBE_BATCHES = (2, 3)
 """Batch sizes on which a network is run to find out what depends on the batch size."""
@@ -171,6 +172,14 @@ def weights_of(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> dict[int, in
                 continue
             found.update((id(t), t.numel() * t.element_size()) for t in tensors)
     return found
+
+
+def multiplications(module: nn.Module, example: tuple[torch.Tensor, ...]) -> float:
+    """Multiplications of convolutions and matrix products for one input of the example."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        module(*example)
+    # One multiplication and one addition are two.
+    return float(counter.get_total_flops()) / 2 / len(example[0])
 
 
 def _record(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> ValueRecorder:
