@@ -26,10 +26,10 @@ from scissionlite.bundle import (
     Role,
     SliceFile,
     SlicingPointInfo,
-    TensorInfo,
     file_sha256,
 )
 from scissionlite.demo.link_emulator import LinkEmulator
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.runtimes import torchscript
 
 SHAPES = [(1, 16, 28, 28), (1, 64, 112, 112)]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import scissionlite as sl
-from scissionlite.scissiontl.profile import BlockProfile, TensorProfile, TransferProfile
+from scissionlite.graph.tensors import TensorInfo
+from scissionlite.scissiontl.profile import BlockProfile, TransferProfile
 
 PAPER, INT8, FLOAT32 = sl.TransferSpec.paper(), sl.TransferSpec(), sl.TransferSpec.float32_split()
 
@@ -27,7 +28,7 @@ def profile_of(machine: dict[str, Any], model: str) -> sl.Profile:
     for index, row in enumerate(rows):
         first, last = row["input_layer"], row["output_layer"]
         # What was sent is known in bytes only.
-        crossing = TensorProfile(f"layer {last}", (1, row["output_size"] // 4))
+        crossing = TensorInfo(f"layer {last}", (1, row["output_size"] // 4))
         blocks.append(
             BlockProfile(
                 name=str(last),
@@ -49,7 +50,7 @@ def profile_of(machine: dict[str, Any], model: str) -> sl.Profile:
         name=machine["name"],
         model=model,
         runtime="tensorflow",
-        inputs=(TensorProfile("image", (1, 3, 224, 224)),),
+        inputs=(TensorInfo("image", (1, 3, 224, 224)),),
         blocks=tuple(blocks),
         transfers=tuple(t for t in transfers if t.block < len(rows) - 1),
         network_latency=sum(row["second_prediction"] for row in rows),

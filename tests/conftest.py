@@ -26,12 +26,12 @@ from scissionlite.bundle import (
     Role,
     SliceFile,
     SlicingPointInfo,
-    TensorInfo,
     file_sha256,
 )
 from scissionlite.demo.textures import write_dataset
 from scissionlite.graph.capture import capture
 from scissionlite.graph.graph import Graph
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder

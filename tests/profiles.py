@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import scissionlite as sl
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.scissiontl.profile import (
     BlockProfile,
     Host,
     ImageProfile,
     OffloadProfile,
     SliceProfile,
-    TensorProfile,
     TransferProfile,
 )
 
@@ -28,7 +28,7 @@ def written(
     offload: OffloadProfile | None = None,
     slices: tuple[SliceProfile, ...] = (),
     leakages: tuple[float | None, ...] = (0.9, 0.5, None),
-    outputs: tuple[TensorProfile, ...] = (),
+    outputs: tuple[TensorInfo, ...] = (),
     **more: Any,
 ) -> sl.Profile:
     """A profile; every block has weights of 1000 bytes and 4096 bytes of feature maps."""
@@ -38,7 +38,7 @@ def written(
             after=f"b{i}",
             before=f"b{i + 1}",
             latency=latency,
-            crossing=(TensorProfile(f"x{i}", SHAPE),) if i < len(latencies) - 1 else (),
+            crossing=(TensorInfo(f"x{i}", SHAPE),) if i < len(latencies) - 1 else (),
             layers=(f"stage{i}.conv", f"stage{i}.norm"),
             weight_bytes=1000,
             peak_bytes=4096,
@@ -56,7 +56,7 @@ def written(
         "model": model,
         "runtime": "torchscript",
         "host": Host("x86_64", "by hand", "scalar", 1),
-        "inputs": (TensorProfile("input", (1, 3, 32, 32)),),
+        "inputs": (TensorInfo("input", (1, 3, 32, 32)),),
         "outputs": outputs,
         "blocks": blocks,
         "transfers": transfers,

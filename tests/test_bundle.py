@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from conftest import BundleFactory
 
-from scissionlite.bundle import Bundle, Manifest, SliceFile, TensorInfo, file_sha256
+from scissionlite.bundle import Bundle, Manifest, SliceFile, file_sha256
 from scissionlite.errors import BundleError
+from scissionlite.graph.tensors import TensorInfo
 
 
 def write(folder: Path, content: bytes = b"weights") -> Bundle:

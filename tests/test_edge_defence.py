@@ -24,10 +24,11 @@ from peers import (
     payload_for,
 )
 
-from scissionlite.bundle import Bundle, TensorInfo
+from scissionlite.bundle import Bundle
 from scissionlite.errors import (
     EdgeExecutionError,
 )
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.offloader import EdgeServer, control, wire
 from scissionlite.offloader.contents import request_tensors
 from scissionlite.offloader.edge_services import probe_header

@@ -13,7 +13,7 @@ from torch import nn
 import scissionlite as sl
 from scissionlite.errors import CaptureError
 from scissionlite.graph.analysis import flat
-from scissionlite.graph.graph import NamedTensor
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.models import load_model
 
 # name -> input size, how many slicing points at the least, some that a person would look for.
@@ -85,7 +85,7 @@ def test_no_slicing_point_inside_branches() -> None:
     assert [point.name for point in graph.slicing_points] == ["stem", "cat"]
     point = graph.point("stem")
     assert (point.after, point.before) == ("stem", "left")
-    assert point.crossing == (NamedTensor("stem", (1, 4, 6, 6), "float32"),)
+    assert point.crossing == (TensorInfo("stem", (1, 4, 6, 6), "float32"),)
     assert point.nbytes == 576
 
 

@@ -15,6 +15,7 @@ from profiles import JPEG, SPECS, written
 import scissionlite as sl
 from scissionlite.bundle import Accuracy
 from scissionlite.errors import PlanError, ProfileError
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.scissiontl.cost import Machine, Prediction, slice_times
 from scissionlite.scissiontl.planner import Objective, pareto
 from scissionlite.scissiontl.plans import MeasuredAccuracy
@@ -23,7 +24,6 @@ from scissionlite.scissiontl.profile import (
     ImageProfile,
     OffloadProfile,
     SliceProfile,
-    TensorProfile,
     TransferProfile,
 )
 
@@ -36,7 +36,7 @@ def by_key(plans: list[sl.Plan]) -> dict[tuple[Any, ...], sl.Plan]:
 
 
 def test_the_cost_model_is_scissions_sum_and_what_the_offloader_takes() -> None:
-    answer = (TensorProfile("output", (1, 250)),)
+    answer = (TensorInfo("output", (1, 250)),)
     device = written(images=(JPEG,), outputs=answer, offload=OffloadProfile(0.0003, 1e-8))
     edge = written("edge", EDGE, images=(JPEG,), offload=OffloadProfile(0.0002, 2e-8))
     plans = by_key(sl.plan(device, edge, LINK))
@@ -58,7 +58,7 @@ def test_the_cost_model_is_scissions_sum_and_what_the_offloader_takes() -> None:
 
 
 def test_answers_come_back_at_the_download_rate() -> None:
-    device = written(outputs=(TensorProfile("output", (1, 250)),))
+    device = written(outputs=(TensorInfo("output", (1, 250)),))
     link = sl.Link(rtt=0.010, bandwidth=8e6, download=16e6)
     cost = by_key(sl.plan(device, written("edge"), link))["split", "b0", SPECS[2]].predicted
     assert cost.transfer_time == pytest.approx(0.010 + 256e-6 + 500e-6)
@@ -321,7 +321,7 @@ def test_a_bundle_tells_its_accuracy(make_bundle: BundleFactory) -> None:
         name="stem",
         after="0",
         latency=1.0,
-        crossing=(TensorProfile("x", bundle.manifest.crossing[0].shape),),
+        crossing=(TensorInfo("x", bundle.manifest.crossing[0].shape),),
     )
     profile = written(blocks=(block, block))
     uncut, own = MeasuredAccuracy.of(bundle, profile)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
 
 from scissionlite.atomic_folder import atomic_folder, replaced_folder
 from scissionlite.errors import BundleError
+from scissionlite.graph.tensors import OutputKind, TensorInfo, tensor_nbytes
 from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.transfer_layer import Quantization, TransferSpec
 from scissionlite.transfer_layer.fitted import check_quantization
@@ -26,32 +26,12 @@ FORMAT_VERSION = 4
 Kind = Literal["split", "image", "local"]
 """What crosses the link: packed feature maps, an image, or nothing."""
 
-OutputKind = Literal["tensor", "tuple", "dict"]
-"""How the network's answer holds its tensors."""
-
 Role = Literal["device", "edge", "network"]
 """Which slice: the first, the rest, or the uncut network (local, image, and the fallback)."""
 
 
 MAX_BATCH = 1024
 """Most inputs that one request may hold."""
-
-
-class TensorInfo(msgspec.Struct, frozen=True):
-    """Name, shape (batch first) and dtype name of a tensor at a slice's border."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
-
-    def of_batch(self, batch: int) -> tuple[int, ...]:
-        """The shape with another batch size."""
-        return (batch, *self.shape[1:])
 
 
 class CrossingTensor(TensorInfo, frozen=True, kw_only=True):
@@ -68,8 +48,7 @@ class CrossingTensor(TensorInfo, frozen=True, kw_only=True):
     @property
     def feature_nbytes(self) -> int:
         """Bytes of the feature map as it is, without any Transfer Layer."""
-        whole = self.feature_shape or self.shape
-        return int(np.prod(whole, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return tensor_nbytes(self.feature_shape or self.shape, self.dtype)
 
 
 class SliceFile(msgspec.Struct, frozen=True):

@@ -16,7 +16,8 @@ from torch import fx, nn
 
 from scissionlite.errors import CaptureError
 from scissionlite.graph.analysis import flat, placeholders
-from scissionlite.graph.graph import Graph, OutputKind
+from scissionlite.graph.graph import Graph
+from scissionlite.graph.tensors import OutputKind
 
 Example: TypeAlias = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, a sequence of positional arguments, or keyword arguments by name."""

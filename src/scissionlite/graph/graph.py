@@ -10,10 +10,8 @@ neighbouring slicing points.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import fx
@@ -28,41 +26,7 @@ from scissionlite.graph.analysis import (
     placeholders,
     weights_of,
 )
-
-MAX_TENSORS = 16
-"""Most tensors that can cross at once: what a message of the wire format carries."""
-
-OutputKind = Literal["tensor", "tuple", "dict"]
-"""How the network's answer holds its tensors; a nested one is flattened into a dict."""
-
-
-@dataclass(frozen=True)
-class NamedTensor:
-    """A tensor at a border of the network or between two slices.
-
-    Attributes
-    ----------
-    name : str
-        Of the input or output, or of the captured node whose value it is.
-    shape : tuple of int
-        Its shape for the example input, batch first.
-    dtype : str
-        Such as ``"float32"``.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def of(cls, name: str, tensor: torch.Tensor) -> NamedTensor:
-        """Describe a tensor."""
-        return cls(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize  # type: ignore[no-any-return]  # an int
+from scissionlite.graph.tensors import MAX_TENSORS, OutputKind, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -77,7 +41,7 @@ class SlicingPoint:
         Unique in the graph: the outermost module that ends here, such as ``"layer1.0"``.
     after, before : str
         The module that ends here and the one that begins here.
-    crossing : tuple of NamedTensor
+    crossing : tuple of TensorInfo
         What crosses, in the order in which it is computed.
     """
 
@@ -85,7 +49,7 @@ class SlicingPoint:
     name: str
     after: str
     before: str
-    crossing: tuple[NamedTensor, ...]
+    crossing: tuple[TensorInfo, ...]
 
     @property
     def nbytes(self) -> int:
@@ -136,7 +100,7 @@ class Graph:
         of tensors; it shares no weights with the model captured.
     example : tuple of torch.Tensor
         The example inputs.
-    inputs, outputs : tuple of NamedTensor
+    inputs, outputs : tuple of TensorInfo
         What goes in and comes out.
     output_kind : str
         How the model itself answers: one "tensor", a "tuple" or a "dict".
@@ -170,8 +134,8 @@ class Graph:
         with torch.no_grad():
             values.run(*self.example)
         self._tensors = values.tensors
-        self.inputs = tuple(map(NamedTensor.of, input_names, self.example))
-        self.outputs = tuple(map(NamedTensor.of, output_names, values.answers))
+        self.inputs = tuple(map(_described, input_names, self.example))
+        self.outputs = tuple(map(_described, output_names, values.answers))
         self.output_kind = output_kind
         self._constant = constant_nodes(module.graph)
         self._by_name = {node.name: node for node in module.graph.nodes}
@@ -249,7 +213,7 @@ class Graph:
                 continue
             after, before = _border(crossing[-1], nodes[end + 1])
             name = _unique(after, names)
-            tensors = tuple(NamedTensor.of(n.name, self._tensors[n.name]) for n in crossing)
+            tensors = tuple(_described(n.name, self._tensors[n.name]) for n in crossing)
             index = len(points)
             points.append(SlicingPoint(index, name, after, before, tensors))
             blocks.append(self._block(index, name, nodes[start : end + 1], entering))
@@ -315,6 +279,10 @@ class Graph:
         graph.output(answers[0] if len(answers) == 1 else tuple(answers))
         graph.lint()
         return fx.GraphModule(self.module, graph).eval()
+
+
+def _described(name: str, tensor: torch.Tensor) -> TensorInfo:
+    return TensorInfo(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def _live_between(

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from scissionlite.bundle import Bundle, Manifest, Role, TensorInfo
+from scissionlite.bundle import Bundle, Manifest, Role
 from scissionlite.errors import RuntimeUnavailableError
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import image_decode, image_encode
 from scissionlite.offloader.contents import Inputs, Outputs, request_tensors
 from scissionlite.offloader.wire import Buffer, TensorHeader

@@ -40,12 +40,12 @@ from scissionlite.errors import (
     TruncatedMessageError,
     UnsupportedVersionError,
 )
+from scissionlite.graph.tensors import MAX_TENSORS as MAX_TENSORS
 
 MAGIC = b"SLTL"
 VERSION = 3
 
 MAX_DEADLINE_MS = 3_600_000
-MAX_TENSORS = 16
 MAX_NDIM = 8
 MAX_DIM = 1 << 24
 MAX_POOL = 16

@@ -20,7 +20,6 @@ from scissionlite.bundle import (
     Manifest,
     Role,
     SlicingPointInfo,
-    TensorInfo,
     Training,
 )
 from scissionlite.errors import PrepareError
@@ -142,8 +141,8 @@ def prepare(
     fields: dict[str, Any] = {
         "kind": plan.kind,
         "model": graph.name,
-        "inputs": tuple(TensorInfo(t.name, t.shape, t.dtype) for t in graph.inputs),
-        "outputs": tuple(TensorInfo(t.name, t.shape, t.dtype) for t in graph.outputs),
+        "inputs": graph.inputs,
+        "outputs": graph.outputs,
         "output_kind": graph.output_kind,
         "max_batch": max_batch,
         "preprocessing": preprocessing,

@@ -6,31 +6,18 @@ by hand.
 
 from __future__ import annotations
 
-import math
 import platform
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
 
 from scissionlite.errors import ProfileError
+from scissionlite.graph.tensors import TensorInfo
+from scissionlite.images import ImageFormat
 from scissionlite.transfer_layer import TransferSpec
 
 FORMAT_VERSION = 2
-
-
-class TensorProfile(msgspec.Struct, frozen=True):
-    """A tensor at a border: its name in the network, shape (batch first) and dtype name."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class BlockProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +46,7 @@ class BlockProfile(msgspec.Struct, frozen=True, kw_only=True):
     after: str
     before: str = ""
     latency: float
-    crossing: tuple[TensorProfile, ...] = ()
+    crossing: tuple[TensorInfo, ...] = ()
     layers: tuple[str, ...] = ()
     weight_bytes: int = 0
     peak_bytes: int = 0
@@ -113,7 +100,7 @@ class ImageProfile(msgspec.Struct, frozen=True, kw_only=True):
         Which images were measured.
     """
 
-    format: Literal["uint8", "png", "jpeg"] = "jpeg"
+    format: ImageFormat = "jpeg"
     quality: int | None = None
     encode: float
     decode: float
@@ -191,8 +178,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     runtime: str
     host: Host | None = None
-    inputs: tuple[TensorProfile, ...]
-    outputs: tuple[TensorProfile, ...] = ()
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...] = ()
     blocks: tuple[BlockProfile, ...]
     transfers: tuple[TransferProfile, ...]
     slices: tuple[SliceProfile, ...] = ()

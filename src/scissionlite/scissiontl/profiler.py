@@ -20,10 +20,11 @@ import torch
 from rich.progress import Progress
 
 from scissionlite import _core
-from scissionlite.bundle import Bundle, CrossingTensor, Manifest, SlicingPointInfo, TensorInfo
+from scissionlite.bundle import Bundle, CrossingTensor, Manifest, SlicingPointInfo
 from scissionlite.errors import ProfileError
 from scissionlite.graph.analysis import flat
-from scissionlite.graph.graph import Graph, NamedTensor
+from scissionlite.graph.graph import Graph
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import JPEG_QUALITY, Preprocessing
 from scissionlite.offloader import Device, EdgeServer
 from scissionlite.runtimes import PACKAGES, RUNTIMES, keep_memory
@@ -36,7 +37,6 @@ from scissionlite.scissiontl.profile import (
     ImageProfile,
     OffloadProfile,
     Profile,
-    TensorProfile,
     TransferProfile,
     cpu_name,
 )
@@ -162,8 +162,8 @@ def profile(
                 PACKAGES[runtime]: version(PACKAGES[runtime]),
             },
         ),
-        inputs=_told(graph.inputs),
-        outputs=_told(graph.outputs),
+        inputs=graph.inputs,
+        outputs=graph.outputs,
         blocks=_blocks(graph, latencies, leakages),
         transfers=tuple(transfers),
         slices=tuple(measured),
@@ -172,10 +172,6 @@ def profile(
         network_latency=network_latency,
         offload=offload,
     )
-
-
-def _told(tensors: Sequence[NamedTensor]) -> tuple[TensorProfile, ...]:
-    return tuple(TensorProfile(t.name, t.shape, t.dtype) for t in tensors)
 
 
 def _blocks(
@@ -191,7 +187,7 @@ def _blocks(
                 after=point.after if point else block.name,
                 before=point.before if point else "",
                 latency=latency,
-                crossing=_told(point.crossing) if point else (),
+                crossing=point.crossing if point else (),
                 layers=block.layers,
                 weight_bytes=block.weight_bytes,
                 peak_bytes=block.peak_bytes,
