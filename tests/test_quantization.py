@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from scissionlite.errors import CodecError
 from scissionlite.transfer_layer import Quantization
-from scissionlite.transfer_layer.quantization import CODES
+from scissionlite.transfer_layer.spec import CODE_RANGES
 
-DTYPES, SCHEMES = st.sampled_from(sorted(CODES)), st.sampled_from(["affine", "symmetric"])
+DTYPES, SCHEMES = st.sampled_from(sorted(CODE_RANGES)), st.sampled_from(["affine", "symmetric"])
 BOUNDS = st.floats(-3e38, 3e38)
 
 
@@ -31,7 +31,7 @@ def test_from_range_covers_the_range(
     scale, zero_point = quantization.scale, quantization.zero_point
     assert isinstance(scale, float)
     assert isinstance(zero_point, int)
-    low_code, high_code = CODES[dtype]
+    low_code, high_code = CODE_RANGES[dtype]
     slack = scale * (0.5 + 1e-4)
     if levels is not None and scheme == "affine" and scale > 2.0**-126:
         assert (max(high, 0) - min(low, 0)) / scale == pytest.approx(levels - 1, rel=1e-6)
@@ -94,7 +94,7 @@ def test_levels_are_as_many_of_the_codes(
 def test_the_scale_is_rounded_once(low: float, high: float, dtype: str) -> None:
     # Against exact arithmetic; float64 in between may round a tie the other way, so one ulp.
     low, high = min(low, high, 0.0), max(low, high, 0.0)
-    low_code, high_code = CODES[dtype]
+    low_code, high_code = CODE_RANGES[dtype]
     exact = (Fraction(high) - Fraction(low)) / (high_code - low_code)
     found = Quantization.from_range(low, high, dtype).scale
     assert isinstance(found, float)

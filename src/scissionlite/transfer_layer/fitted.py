@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from scissionlite import _core
 from scissionlite.errors import CodecError
-from scissionlite.transfer_layer.quantization import CODES, Quantization
-from scissionlite.transfer_layer.spec import TransferSpec
+from scissionlite.transfer_layer.quantization import Quantization
+from scissionlite.transfer_layer.spec import CODE_RANGES, TransferSpec
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 FloatMap: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float16]
@@ -165,7 +165,7 @@ def check_quantization(
     """
     fit(spec, *shape).quantizer(quantization)
     if quantization is not None:
-        low, high = CODES[spec.dtype]
+        low, high = CODE_RANGES[spec.dtype]
         _, zero_points = quantization.groups
         if min(zero_points) < low or max(zero_points) > high:
             raise CodecError(f"{spec.label} needs zero points within [{low}, {high}]")

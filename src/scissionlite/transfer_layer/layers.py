@@ -17,8 +17,8 @@ from torch import nn
 
 from scissionlite.errors import CodecError
 from scissionlite.transfer_layer.learned import Decoder, Encoder
-from scissionlite.transfer_layer.quantization import CODES, Quantization
-from scissionlite.transfer_layer.spec import TransferSpec
+from scissionlite.transfer_layer.quantization import Quantization
+from scissionlite.transfer_layer.spec import CODE_RANGES, TransferSpec
 
 
 class Scales(nn.Module):
@@ -81,7 +81,7 @@ class DeviceTL(nn.Module):
         """Pool, and quantize or round."""
         x = pooled(x, self.spec)
         if self.scales is not None:
-            low, high = CODES[self.spec.dtype]
+            low, high = CODE_RANGES[self.spec.dtype]
             zero_point = self.scales.zero_point
             codes = torch.clamp(
                 x * self.scales.steps()[1], min=low - zero_point, max=high - zero_point

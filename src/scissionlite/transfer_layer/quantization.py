@@ -15,9 +15,7 @@ import numpy.typing as npt
 
 from scissionlite import _core
 from scissionlite.errors import CodecError
-
-CODES = {"int8": (-128, 127), "int4": (-8, 7)}
-"""Lowest and highest code of each integer payload."""
+from scissionlite.transfer_layer.spec import CODE_RANGES
 
 # The least float32 whose reciprocal is finite: of one step less it rounds to infinity.
 _LEAST_SCALE = float(np.nextafter(np.float32(2.0**-128), np.float32(1)))
@@ -129,7 +127,7 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
             A bound is not finite, `low` is above `high`, a bound is beyond float32, there are not
             so many codes, or `dtype` or `scheme` is unknown.
         """
-        if dtype not in CODES or scheme not in ("affine", "symmetric"):
+        if dtype not in CODE_RANGES or scheme not in ("affine", "symmetric"):
             raise CodecError(f"dtype={dtype!r} with scheme={scheme!r} is no integer quantization")
         if levels is not None and levels < 2:  # 0 is the core's word for all
             raise CodecError(f"levels={levels!r}: a range takes at least 2")

@@ -21,10 +21,16 @@ MAX_ENTROPY_LEVEL = 19
 ENCODER_SHARE = 0.1
 """Most of the device slice's own multiplications that a learned Transfer Layer may add to it."""
 
+PAYLOAD_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
+"""Bits per element of a payload, for each value of ``TransferSpec.dtype``."""
+
+CODE_RANGES = {"int8": (-128, 127), "int4": (-8, 7)}
+"""Lowest and highest code of each integer payload."""
+
 _VALUES: dict[str, tuple[object, ...]] = {
     "pool": (1, 2, 4),
     "pool_kind": ("max", "average", "learned"),
-    "dtype": ("float32", "float16", "int8", "int4"),
+    "dtype": tuple(PAYLOAD_BITS),
     "granularity": ("tensor", "channel"),
     "layout": ("nchw", "nhwc"),
     "entropy": (None, "zstd"),
@@ -32,8 +38,6 @@ _VALUES: dict[str, tuple[object, ...]] = {
     "upsample": ("nearest", "bilinear"),
     "reduction": (1, 2, 4, 8, 16),
 }
-
-_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
 
 
 class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
@@ -114,7 +118,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
                 f"TransferSpec: entropy_level={level!r}; this version takes 1 to "
                 f"{MAX_ENTROPY_LEVEL}"
             )
-        codes = 2 ** _BITS[self.dtype] if self.quantized else 0
+        codes = 2 ** PAYLOAD_BITS[self.dtype] if self.quantized else 0
         if self.levels is not None and (
             type(self.levels) is not int or not 2 <= self.levels < codes
         ):
@@ -162,12 +166,12 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
     @property
     def quantized(self) -> bool:
         """Whether the payload holds integer codes, which need scales and zero points."""
-        return self.dtype in ("int8", "int4")
+        return self.dtype in CODE_RANGES
 
     @property
     def codes(self) -> int:
         """How many values an element of the payload can have, over the range it is made for."""
-        return self.levels or 2 ** _BITS[self.dtype]
+        return self.levels or 2 ** PAYLOAD_BITS[self.dtype]
 
     @property
     def learned(self) -> bool:
@@ -224,9 +228,8 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
             raise CodecError(f"shape {checked}: {self.label} needs (..., channels, height, width)")
         if self.pool == 1 and not self.learned:
             return checked
-        height, width = (-(-size // self.pool) for size in checked[-2:])
-        channels = -(-checked[-3] // self.reduction)
-        return (*checked[:-3], channels, height, width)
+        *images, channels, height, width = pooled_shape(checked, self.pool)
+        return (*images, -(-channels // self.reduction), height, width)
 
     @property
     def needs_planes(self) -> bool:
@@ -245,7 +248,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         CodecError
             As :meth:`packed_shape`.
         """
-        return -(-math.prod(self.packed_shape(shape)) * _BITS[self.dtype] // 8)
+        return -(-math.prod(self.packed_shape(shape)) * PAYLOAD_BITS[self.dtype] // 8)
 
     def valid_for(self, shape: Sequence[int]) -> bool:
         """Tell whether this TL makes sense for what crosses, as it is.
@@ -278,6 +281,11 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         if plain.valid_for(shape):
             return plain
         return msgspec.structs.replace(plain, granularity="tensor", layout="nchw")
+
+
+def pooled_shape(shape: Sequence[int], pool: int) -> tuple[int, ...]:
+    """Return a shape (..., height, width) with the last two divided by `pool` and rounded up."""
+    return (*shape[:-2], -(-shape[-2] // pool), -(-shape[-1] // pool))
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
