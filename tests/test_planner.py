@@ -358,3 +358,11 @@ def test_labels_say_what_crosses() -> None:
     jpeg = sl.Plan(kind="image", image_format="jpeg", jpeg_quality=60)
     assert (jpeg.label, jpeg.place) == ("JPEG-60 image", "-")
     assert sl.Plan(kind="image", image_format="uint8").label == "raw image"
+
+
+def test_a_limit_is_a_number_from_zero_on() -> None:
+    with pytest.raises(PlanError, match="Constraints: max_latency=-1 must be 0 or more"):
+        sl.Constraints(max_latency=-1)
+    with pytest.raises(PlanError, match="Constraints: max_energy=nan must be 0 or more"):
+        sl.Constraints(max_energy=math.nan)
+    assert sl.Constraints(max_latency=math.inf).active() == {"max_latency": math.inf}

@@ -2,63 +2,67 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from scissionlite.errors import PrepareError
+from scissionlite.fields import check_fields
 from scissionlite.transfer_layer.spec import ENCODER_SHARE
 
 Calibration = Literal["range", "percentile", "mse"]
-"""How scales are found: from the whole range of what crosses, all but its outermost 0.01% at
-either end, or where the mean squared error of quantization is least."""
+"""How scales are found: "range" takes the whole range of what crosses, "percentile" leaves out the
+outermost 0.01% at either end, "mse" minimises the mean squared error of quantization."""
 
 Processor = Literal["auto", "cpu", "cuda"]
-"""Where to train: on the GPU if there is one, or as said."""
+"""Where to train; "auto" takes the GPU if there is one."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """How to retrain a network with the Transfer Layer in it.
+
+    The command line's options and their help are made from these fields (:mod:`.fields`).
 
     Parameters
     ----------
     epochs
         How often every sample is seen; 0 only calibrates.
     batch_size
-        Samples a step.
+        Samples per step.
     learning_rate
         Peak of the one-cycle schedule (Smith and Topin, arXiv 1708.07120).
     weight_decay
-        AdamW's, of weights with more than one dimension.
+        AdamW's weight decay, of weights with more than one dimension.
     seed
-        Fixes order, augmentation, dropout and the split.
+        Fixes the order of samples, augmentation, dropout and the split.
     distillation
-        Share, 0 to 1, of the loss that compares with the uncut network (features at the cut and
-        outputs; Hinton, Vinyals, Dean, arXiv 1503.02531); the rest compares with the labels. With
-        bare photographs it is 1, whatever is said here.
+        Share of the loss that compares with the uncut network; the rest compares with the labels.
+        Compared are the features at the cut and the outputs (Hinton, Vinyals, Dean, arXiv
+        1503.02531). With photographs without labels it is always 1.
     temperature
-        Of the outputs' comparison, for classes.
+        Temperature at which the outputs of classes are compared.
     calibration
-        How scales are found.
+        How the scales of quantization are found.
     learn_scales
-        Let the scales learn with the weights, from where calibration has put them.
+        Train the scales with the weights, from the calibrated ones on.
     train_device_slice
-        Let the device slice learn too. By default it keeps its weights, so that several slicing
+        Train the device slice too. By default it keeps its weights, so that several slicing
         points can share one device network.
     train_edge_slice
-        Let the edge slice learn, as the paper does. Without it only scales and learned Transfer
-        Layers do: the better choice with few photographs, which would teach it little else.
+        Train the edge slice, as the paper does. Without it only scales and learned Transfer Layers
+        are trained: the better choice with few photographs, from which the slice would learn
+        little else.
     patience
-        Stop after so many epochs without a better score on the split, and keep the best epoch's
-        weights; None trains all epochs, needs no split and keeps the last.
+        Stop after this many epochs without a better score on the split. The weights of the best
+        epoch are kept. None trains all epochs, needs no split and keeps the last epoch's weights.
     holdout
-        Share of the training data that the split is, with `patience`.
+        Share of the training data that goes into the split, with `patience`.
     encoder_share
-        Of a learned Transfer Layer: most of the device slice's own multiplications that its device
-        side may add.
+        Most multiplications that a learned Transfer Layer may add to the device slice, as a share
+        of the slice's own.
     processor
-        Where to train. On a GPU in mixed precision.
+        Where to train; on a GPU in mixed precision.
 
     Raises
     ------
@@ -66,43 +70,21 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         A value is out of its range.
     """
 
-    epochs: int = 8
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    seed: int = 0
-    distillation: float = 0.9
-    temperature: float = 2.0
+    epochs: Annotated[int, Meta(ge=0, le=10_000)] = 8
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
+    learning_rate: Annotated[float, Meta(ge=1e-12, le=10)] = 1e-3
+    weight_decay: Annotated[float, Meta(ge=0, le=10)] = 1e-4
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    distillation: Annotated[float, Meta(ge=0, le=1)] = 0.9
+    temperature: Annotated[float, Meta(ge=0.1, le=100)] = 2.0
     calibration: Calibration = "mse"
     learn_scales: bool = True
     train_device_slice: bool = False
     train_edge_slice: bool = True
-    patience: int | None = None
-    holdout: float = 0.1
-    encoder_share: float = ENCODER_SHARE
+    patience: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    holdout: Annotated[float, Meta(ge=0.01, le=0.5)] = 0.1
+    encoder_share: Annotated[float, Meta(ge=1e-6, le=1e6)] = ENCODER_SHARE
     processor: Processor = "auto"
 
     def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float]] = {
-            "epochs": (0, 10_000),
-            "batch_size": (1, 65_536),
-            "learning_rate": (1e-12, 10),
-            "weight_decay": (0, 10),
-            "seed": (0, 2**31 - 1),
-            "distillation": (0, 1),
-            "temperature": (0.1, 100),
-            "holdout": (0.01, 0.5),
-            "encoder_share": (1e-6, 1e6),
-            "patience": (1, 10_000),
-        }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and low <= value <= high):
-                raise PrepareError(f"Recipe: {name}={value!r} must be {low:g} to {high:g}")
-        choices = {"calibration": Calibration, "processor": Processor}
-        for name, allowed in choices.items():
-            known = allowed.__args__  # type: ignore[attr-defined]  # a Literal's
-            if getattr(self, name) not in known:
-                raise PrepareError(
-                    f"Recipe: {name}={getattr(self, name)!r} must be {', '.join(known)}"
-                )
+        check_fields(self, PrepareError)

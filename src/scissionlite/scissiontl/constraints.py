@@ -4,68 +4,94 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from scissionlite.errors import PlanError
+from scissionlite.fields import check_fields
 from scissionlite.scissiontl.profile import BlockProfile, Profile
 
 if TYPE_CHECKING:
     from scissionlite.scissiontl.plans import Plan
 
-_Names = tuple[str, ...]
-_PRIVACY = ("max_leakage", "min_device_blocks", "min_device_layers")
+_Limit: TypeAlias = Annotated[float, Meta(ge=0)] | None
+_Count: TypeAlias = Annotated[int, Meta(ge=0)] | None
+_Names: TypeAlias = tuple[str, ...]
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     """What a plan must keep to; None, or no names, leaves a constraint out.
 
+    The command line's options and their help are made from these fields (:mod:`.fields`).
+
     Parameters
     ----------
     max_latency
         Seconds from frame to answer.
-    max_device_time, max_edge_time
-        Seconds of work on the device and on the edge, packing and unpacking included.
-    max_device_share, max_edge_share
-        The same as a share (0 to 1) of the latency.
+    max_device_time
+        Seconds of work on the device, packing included.
+    max_edge_time
+        Seconds of work on the edge, unpacking included.
+    max_device_share
+        Work on the device as a share of the latency, 0 to 1.
+    max_edge_share
+        Work on the edge as a share of the latency, 0 to 1.
     max_upload
         Bytes of a request.
     max_device_memory
-        Bytes on the device: weights and feature maps.
+        Bytes of weights and feature maps on the device.
     max_energy
-        Joules on the device; needs its power.
+        Joules per request on the device; needs its power.
     max_leakage
-        Distance correlation (0 to 1) between the input and what leaves the device. Where it was
-        not measured a plan is excluded.
+        Distance correlation of the input and what leaves the device, 0 to 1. A plan for which it
+        was not measured is excluded.
     min_throughput
-        Requests a second when they are pipelined.
+        Requests per second when requests are pipelined.
     min_accuracy
-        Share of right answers. Plans whose accuracy nobody measured are kept.
-    min_device_blocks, min_device_layers
-        Blocks or layers that must run on the device, so that no image and no early feature map
-        leaves it.
-    on_device, not_on_device, on_edge, not_on_edge
-        Layers, modules with all that is in them, or blocks that must or must not run there.
-    slicing_points, avoid_slicing_points
-        Where the network must (at one of them) or must not be cut.
-    machines, avoid_machines
-        Names of machines to use (all of them) or to avoid.
+        Share of right answers, 0 to 1. A plan for which it was not measured is kept.
+    min_device_blocks
+        Blocks that must run on the device, for privacy: no image and no early feature map leaves
+        it.
+    min_device_layers
+        Layers that must run on the device, for privacy.
+    on_device
+        Layer, module (with all that is in it) or block that must run on the device.
+    not_on_device
+        Layer, module or block that must not run on the device.
+    on_edge
+        Layer, module or block that must run on the edge.
+    not_on_edge
+        Layer, module or block that must not run on the edge.
+    slicing_points
+        The network must be cut at one of these slicing points.
+    avoid_slicing_points
+        The network must not be cut at these slicing points.
+    machines
+        Names of machines that must all be used.
+    avoid_machines
+        Names of machines that must not be used.
+
+    Raises
+    ------
+    PlanError
+        A number is negative.
     """
 
-    max_latency: float | None = None
-    max_device_time: float | None = None
-    max_edge_time: float | None = None
-    max_device_share: float | None = None
-    max_edge_share: float | None = None
-    max_upload: int | None = None
-    max_device_memory: int | None = None
-    max_energy: float | None = None
-    max_leakage: float | None = None
-    min_throughput: float | None = None
-    min_accuracy: float | None = None
-    min_device_blocks: int | None = None
-    min_device_layers: int | None = None
+    max_latency: _Limit = None
+    max_device_time: _Limit = None
+    max_edge_time: _Limit = None
+    max_device_share: _Limit = None
+    max_edge_share: _Limit = None
+    max_upload: _Count = None
+    max_device_memory: _Count = None
+    max_energy: _Limit = None
+    max_leakage: _Limit = None
+    min_throughput: _Limit = None
+    min_accuracy: _Limit = None
+    min_device_blocks: _Count = None
+    min_device_layers: _Count = None
     on_device: _Names = ()
     not_on_device: _Names = ()
     on_edge: _Names = ()
@@ -75,14 +101,21 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     machines: _Names = ()
     avoid_machines: _Names = ()
 
+    def __post_init__(self) -> None:
+        check_fields(self, PlanError)
+
     @property
     def privacy(self) -> Constraints | None:
-        """Those of the constraints that are for privacy, or None if there are none."""
-        fields = {name: self.given()[name] for name in _PRIVACY if name in self.given()}
-        return Constraints(**fields) if fields else None
+        """The constraints that protect privacy; None if there are none."""
+        private = Constraints(
+            max_leakage=self.max_leakage,
+            min_device_blocks=self.min_device_blocks,
+            min_device_layers=self.min_device_layers,
+        )
+        return private if private.active() else None
 
-    def given(self) -> dict[str, Any]:
-        """The constraints that are there, by name."""
+    def active(self) -> dict[str, object]:
+        """The constraints that are set, by name."""
         fields = {name: getattr(self, name) for name in self.__struct_fields__}
         return {name: value for name, value in fields.items() if value not in (None, ())}
 

@@ -155,7 +155,7 @@ def _machine(profile: Profile) -> str:
 
 
 def _constraints(constraints: Constraints | None) -> str:
-    fields = {} if constraints is None else constraints.given()
+    fields = {} if constraints is None else constraints.active()
     return ", ".join(f"{name} {value}" for name, value in fields.items()) or "none"
 
 
