@@ -39,7 +39,7 @@ def tried(small_graph: sl.Graph, textures: Path, tmp_path: Path) -> tuple[list[s
             preprocessing=TEXTURES,
             out=tmp_path / "bundle",
             recipe=Recipe(epochs=0),
-            told=lambda plan: seen.append(f"{plan.place} {plan.label}"),
+            on_try=lambda plan: seen.append(f"{plan.place} {plan.label}"),
         )
 
     return seen, run

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from scissionlite.graph.graph import Graph, SlicingPoint
     from scissionlite.images import Preprocessing
     from scissionlite.offloader import Answer, Device, EdgeServer
+    from scissionlite.preprocessor.choosing import choose
     from scissionlite.preprocessor.pipeline import prepare
+    from scissionlite.preprocessor.recipe import Recipe
+    from scissionlite.preprocessor.tasks import CLASSIFICATION, SEGMENTATION, Task
     from scissionlite.scissiontl.constraints import Constraints
     from scissionlite.scissiontl.link import Link
     from scissionlite.scissiontl.planner import plan
@@ -31,6 +34,7 @@ __version__ = _version("scissionlite")
 _HOMES = {
     "Answer": "offloader",
     "Bundle": "bundle",
+    "CLASSIFICATION": "preprocessor.tasks",
     "Constraints": "scissiontl.constraints",
     "Device": "offloader",
     "EdgeServer": "offloader",
@@ -41,10 +45,14 @@ _HOMES = {
     "Preprocessing": "images",
     "Profile": "scissiontl.profile",
     "Quantization": "transfer_layer",
+    "Recipe": "preprocessor.recipe",
+    "SEGMENTATION": "preprocessor.tasks",
     "ScissionLiteError": "errors",
     "SlicingPoint": "graph.graph",
+    "Task": "preprocessor.tasks",
     "TransferSpec": "transfer_layer",
     "capture": "graph.capture",
+    "choose": "preprocessor.choosing",
     "decode": "transfer_layer",
     "encode": "transfer_layer",
     "plan": "scissiontl.planner",
@@ -55,6 +63,7 @@ _HOMES = {
 __all__ = [
     "Answer",
     "Bundle",
+    "CLASSIFICATION",
     "Constraints",
     "Device",
     "EdgeServer",
@@ -65,10 +74,14 @@ __all__ = [
     "Preprocessing",
     "Profile",
     "Quantization",
+    "Recipe",
+    "SEGMENTATION",
     "ScissionLiteError",
     "SlicingPoint",
+    "Task",
     "TransferSpec",
     "capture",
+    "choose",
     "decode",
     "encode",
     "plan",

@@ -312,7 +312,12 @@ def prepare(
             device = profiles[0].slowed(slowdown)
             plans = rank(device, profiles[1], parse_link(link), learned=True)
             choice = choose(
-                graph, plans, accuracy_drop=accuracy_drop / 100, tries=tries, told=_tell, **options
+                graph,
+                plans,
+                accuracy_drop=accuracy_drop / 100,
+                tries=tries,
+                on_try=_tell,
+                **options,
             )
             bundle = choice.bundle
             if not json:

@@ -60,7 +60,7 @@ def choose(
     preprocessing: Preprocessing | None = None,
     task: Task = CLASSIFICATION,
     tries: int = 5,
-    told: Callable[[Plan], None] = lambda plan: None,
+    on_try: Callable[[Plan], None] = lambda plan: None,
     **options: Any,
 ) -> Choice:
     """Prepare the most promising plans in order of predicted latency; keep the first that holds.
@@ -88,7 +88,7 @@ def choose(
         As :func:`scissionlite.prepare`.
     tries
         Most plans to train.
-    told
+    on_try
         Called with every plan before it is prepared.
     options
         Further arguments of :func:`scissionlite.prepare`.
@@ -112,7 +112,7 @@ def choose(
         shapes = _crossing(graph, plan)
         if trains and (len(failed) >= tries or _hopeless(shapes, plan, failed)):
             continue
-        told(plan)
+        on_try(plan)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-try-", dir=folder.parent) as tried:
             bundle = prepare(
