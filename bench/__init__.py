@@ -1,1 +1,1 @@
-"""Benchmarks: no part of the package and no part of the tests. Run them with the file named."""
+"""Benchmarks. They are no part of the package or of the tests; name the file to run one."""

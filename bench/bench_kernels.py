@@ -1,15 +1,16 @@
 """The Transfer Layer's kernels against memory speed and against torch's own chain, one thread.
 
 Encoding is compared with ``numpy.copyto`` of its input, decoding with ``ndarray.fill`` of its
-output: nothing that reads, or writes, a feature map can be much faster. Every result is asserted
-against the tests' oracle before it is timed. A ratio is that of the fastest of many calls, taken in
-turns with the reference on the same data, so that a busy neighbour slows both.
+output: no function that reads, or writes, a feature map can be much faster. Every result is
+asserted against the tests' oracle before it is timed. A ratio compares the fastest of many calls of
+each side. The two sides are called in turns on the same data, so that a busy neighbour slows both.
 
-The scalar ISA is what the compiler makes of portable C++ for the baseline CPU, and no strawman: the
-same algorithm, in the same blocks, at ``-O3``. With SSE2, GCC 12 vectorises the pooling of rows in
-NCHW, the packing and unpacking of int4, dequantization with one scale and bilinear interpolation,
-but neither quantization nor the pooling of pixels in NHWC (``g++ -std=c++17 -O3 -ffp-contract=off
--Icsrc -fopt-info-vec -c csrc/encode/scalar.cpp``, and ``csrc/decode/scalar.cpp``).
+The scalar ISA is portable C++, compiled for the baseline CPU. It is a fair reference: the same
+algorithm, in the same blocks, at ``-O3``. With SSE2, GCC 12 vectorises the pooling of rows in NCHW,
+the packing and unpacking of int4, dequantization with one scale and bilinear interpolation. It
+vectorises neither quantization nor the pooling of pixels in NHWC (``g++ -std=c++17 -O3
+-ffp-contract=off -Icsrc -fopt-info-vec -c csrc/encode/scalar.cpp``, and
+``csrc/decode/scalar.cpp``).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Float32 = npt.NDArray[np.float32]
 Shape = tuple[int, int, int, int]
 KINDS = {"float32": "f32", "float16": "f16", "int8": "i8", "int4": "i4"}
 
-# Where ResNet-50's and MobileNet's slicing points are.
+# Shapes at slicing points of ResNet-50 and MobileNet.
 SHAPES = [(1, 64, 112, 112), (1, 256, 56, 56), (1, 64, 56, 56), (1, 512, 28, 28), (1, 1024, 14, 14)]
 
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s[1:])))
@@ -59,14 +60,14 @@ def empty_map(shape: Shape, layout: str) -> Float32:
 
 
 def feature_map(shape: Shape, layout: str) -> Float32:
-    """Half zeros, as after a ReLU."""
+    """A feature map with half of its values zero, as after a ReLU."""
     x = empty_map(shape, layout)
     x[:] = np.maximum(np.random.default_rng(0).normal(0, 1, shape), 0)
     return x
 
 
 class Job:
-    """A feature map, and what the core and the oracle make of it with a Transfer Layer."""
+    """A feature map, a Transfer Layer, and the oracle's result for them."""
 
     def __init__(self, shape: Shape, spec: TransferSpec) -> None:
         self.shape, self.spec = shape, spec
@@ -103,7 +104,7 @@ class Job:
 
     @property
     def step(self) -> tuple[float, int]:
-        """Scale and zero point, for torch."""
+        """Scale and zero point, as torch needs them."""
         assert self.quantization is not None
         scale, zero_point = self.quantization.scale, self.quantization.zero_point
         assert isinstance(scale, float)
@@ -149,7 +150,7 @@ class Job:
         return lambda: target.fill(1.5)
 
     def info(self, isa: str) -> dict[str, object]:
-        """Return what the roofline figure is drawn from."""
+        """Return the values that the roofline figure is drawn from."""
         return {
             "shape": "x".join(map(str, self.shape[1:])),
             "layout": self.spec.layout,
@@ -160,7 +161,7 @@ class Job:
         }
 
 
-# What the claims are made for.
+# The claims are made for this ISA.
 CLAIMED = "avx2" if "avx2" in _core.available_isas() else _core.isa()
 INT8 = TransferSpec()
 
@@ -221,7 +222,7 @@ def test_decode(measure: Measure, shape: Shape, layout: str, isa: str) -> None:
 @each_shape
 @each_layout
 def test_encode_finding_the_scale(measure: Measure, shape: Shape, layout: str) -> None:
-    """One pass over the map, one over the pooled map."""
+    """Encoding that finds its scale: one pass over the map, one over the pooled map."""
     job = Job(shape, in_layout(INT8, layout))
     transfer = job.transfer(CLAIMED)
     pooled = np.empty(transfer.pooled_size, np.float32)
@@ -236,8 +237,8 @@ def test_encode_finding_the_scale(measure: Measure, shape: Shape, layout: str) -
         f"{INT8.label}, finding the scale, {CLAIMED}",
         run,
         job.encoder(CLAIMED),
-        "with the scale given",
-        bar=("finding the scale, against encode with it given", "at most", 1.6),
+        "with a fixed scale",
+        bar=("finding the scale, against encode with a fixed scale", "at most", 1.6),
     )
 
 
@@ -245,7 +246,7 @@ def test_encode_finding_the_scale(measure: Measure, shape: Shape, layout: str) -
 
 
 def test_call_overhead(measure: Measure) -> None:
-    """A feature map so small that all its time is the call's."""
+    """A feature map so small that all its time is that of the call."""
     job = Job((1, 1, 2, 2), INT8)
     measure(
         "the call",
@@ -271,7 +272,7 @@ def test_decode_call_overhead(measure: Measure) -> None:
 @each_shape
 @each_layout
 def test_codec(measure: Measure, shape: Shape, layout: str) -> None:
-    """encode() beside the kernel that it calls."""
+    """encode() against the kernel that it calls."""
     spec = in_layout(INT8, layout)
     job = Job(shape, spec)
     measure(
@@ -286,7 +287,7 @@ def test_codec(measure: Measure, shape: Shape, layout: str) -> None:
 @each_shape
 @each_layout
 def test_codec_decode(measure: Measure, shape: Shape, layout: str) -> None:
-    """decode() beside the kernel that it calls."""
+    """decode() against the kernel that it calls."""
     spec = in_layout(INT8, layout)
     job = Job(shape, spec)
     packed = encode(job.x, spec, job.quantization)
@@ -299,11 +300,11 @@ def test_codec_decode(measure: Measure, shape: Shape, layout: str) -> None:
     )
 
 
-# --- against torch's own chain, in the layout that torch gets
+# --- against torch's own chain, in the same layout
 
 
 def tensor_of(array: npt.NDArray[Any]) -> torch.Tensor:
-    """The same memory; channels_last where the array is so."""
+    """The same memory as a tensor; channels_last where the array is NHWC."""
     return torch.from_numpy(array)
 
 

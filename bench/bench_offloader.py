@@ -1,8 +1,8 @@
-"""Round trip of a request: what the Offloader itself costs, and what the link does.
+"""Round trip of a request: the Offloader's own time, and the time on a link.
 
-The slices do next to nothing, so over loopback the time is that of the wire: framing, digest,
-sockets, threads; the reference is the int8 payload sent there and back by two bare ZeroMQ sockets.
-Over the emulated network of the paper (58.8 Mbit/s, 27.4 ms) the reference is the float32 split.
+The slices compute almost nothing. So over loopback the time is that of the wire: framing, digest,
+sockets, threads. The reference there is the int8 payload sent there and back by two bare ZeroMQ
+sockets. Over the paper's link, emulated (58.8 Mbit/s, 27.4 ms), it is the float32 split.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPECS = [sl.TransferSpec(), sl.TransferSpec.paper(), sl.TransferSpec.float32_spl
 
 
 class Corner(nn.Module):
-    """Answers one value of each channel: an edge slice that costs nothing."""
+    """An edge slice that costs almost nothing: it answers one value per channel."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x[:, :, 0, 0].contiguous()
@@ -105,7 +105,7 @@ def test_round_trip(
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.label)
-def test_round_trip_over_the_papers_network(
+def test_round_trip_over_the_papers_link(
     record: Any, tmp_path: Path, shape: tuple[int, ...], spec: sl.TransferSpec
 ) -> None:
     bundle = make_bundle(tmp_path, shape, spec)
@@ -120,14 +120,14 @@ def test_round_trip_over_the_papers_network(
                 plain = spec == sl.TransferSpec.float32_split()
                 nbytes = spec.packed_nbytes(shape)
                 describe(
-                    record, spec.label, shape, nbytes, reference=plain, over="the paper's network"
+                    record, spec.label, shape, nbytes, reference=plain, over="the paper's link"
                 )
                 record.pedantic(device.infer, (x,), rounds=15, warmup_rounds=2)
 
 
 @pytest.fixture
 def echo() -> Iterator[zmq.Socket[bytes]]:
-    """A socket whose messages come back, as a lower bound."""
+    """A socket whose messages come back: the lower bound."""
     with zmq.Context() as context:
         port = []
         ready = threading.Event()

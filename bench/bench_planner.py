@@ -1,4 +1,4 @@
-"""How long planning takes, once profiled: resnet50 with every Transfer Layer and image."""
+"""Time of planning after profiling: resnet50 with every Transfer Layer and image format."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How benchmarks are measured and recorded, and the tables at the end of a run.
+"""Fixtures that measure and record benchmarks, and the tables at the end of a run.
 
-Run with the files named, because they are no tests: ``pytest bench/bench_kernels.py``.
+Benchmarks are no tests, so name the file to run one: ``pytest bench/bench_kernels.py``.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def record(benchmark: Any) -> Any:
 
 @pytest.fixture
 def measure(record: Any) -> Measure:
-    """Return a function that times something in turns with its reference, and records both.
+    """Return a function that times a call in turns with its reference, and records both.
 
-    `bar` names a claim, says whether the ratio must be "at most" or "at least" a value, and that
-    value; the tables at the end of the run say whether it holds, and nothing fails if it does not.
+    `bar` is a claim: its name, "at most" or "at least", and the value that the ratio must keep.
+    The tables at the end of the run say whether it holds. Nothing fails if it does not.
     """
 
     def time_in_turns(
@@ -93,8 +93,8 @@ def fastest_in_turns(
 ) -> tuple[float, float]:
     """Return the fastest call of each, in seconds, of many taken in turns.
 
-    Each turn has a call that only warms the caches for the others. Neighbours on a shared machine
-    come and go within seconds; what is measured in turns meets them alike.
+    Each turn has a call that only warms the caches for the others. On a shared machine, other work
+    comes and goes within seconds; calls in turns meet it alike.
     """
     fastest = [float("inf"), float("inf")]
     end = time.perf_counter() + budget
@@ -111,7 +111,7 @@ def fastest_in_turns(
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print every ratio by group, and of every claim the case that is farthest from holding."""
+    """Print every ratio by group, and for each claim the worst case."""
     session = getattr(config, "_benchmarksession", None)
     measured = [b for b in (session.benchmarks if session else []) if "ratio" in b.extra_info]
     groups: dict[str, list[dict[str, Any]]] = {}

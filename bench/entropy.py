@@ -1,14 +1,16 @@
 """Which entropy stage pays on activations of real photographs: zstd, a bitmap of ours, or none.
 
-``python bench/entropy.py STEEL/test WEIGHTS``: the steel photographs of ``../shared/data`` and the
-network of docs/tutorial.md, step 1. The bitmap is the cheapest scheme that there is for maps of
-mostly one value: a bit for each code that says whether it is the most frequent one, then the
-others. It is no part of ScissionLite; here it is counted as if it took no time at all, which no
-implementation can beat. What a payload costs is then
+    python bench/entropy.py STEEL/test WEIGHTS
+
+reads the steel photographs of ``../shared/data`` and the network of docs/tutorial.md, step 1. The
+bitmap is the cheapest scheme for maps of mostly one value. It has one bit per code, which says
+whether the code is the most frequent one; then the other codes follow. It is no part of
+ScissionLite. Here it is counted as if it took no time at all, which no implementation can beat. The
+cost of a payload, in seconds, is
 
     compressing x SLOWDOWN + bytes / bandwidth + decompressing
 
-with the device SLOWDOWN times slower than this machine, as docs/tutorial.md has it.
+where the device is SLOWDOWN times slower than this machine, as in docs/tutorial.md.
 """
 
 from __future__ import annotations
@@ -41,14 +43,14 @@ POINTS = ("bn1", "blocks.0", "blocks.1.0.bn1", "blocks.1", "blocks.2.0.bn1", "bl
 
 
 def bitmap_bytes(codes: npt.NDArray[np.uint8], bits: int) -> float:
-    """Bytes of the bitmap and of the codes that it does not cover."""
+    """Bytes of the bitmap and of the codes that follow it."""
     values = codes if bits == 8 else np.concatenate([codes & 15, codes >> 4])
     rest = values.size - np.bincount(values).max()
     return float(-(-values.size // 8) + -(-rest * bits // 8))
 
 
 def fastest(run: Callable[[], object]) -> float:
-    """Fastest of some calls, in seconds."""
+    """Time of the fastest of some calls, in seconds."""
     times = []
     for _ in range(5):
         start = time.perf_counter()

@@ -3,11 +3,12 @@
     python bench/predicted.py ../shared/data/imagenet-sample-100 [OUT]
     python bench/predicted.py OUT/predicted.json [OUT]     # the tables and the figure once more
 
-Each network is profiled in a process of its own; the device is imagined 5.3 times slower than the
-edge (the published ratio that the demo uses). For each link the planner's choice is measured, and
-our 2x2 int8 TL at five slicing points and more, running locally, and JPEG to the edge: with a
-device, an edge daemon and an emulated link in processes of their own, one thread each. Writes
-OUT/predicted.json and OUT/predicted.png (build/bench unless given) and prints the tables.
+Each network is profiled in a process of its own. The device is imagined 5.3 times slower than the
+edge (the published ratio that the demo uses). For each link these are measured: the planner's
+choice, our 2x2 int8 TL at five slicing points and more, running locally, and JPEG to the edge. A
+device, an edge daemon and an emulated link run in processes of their own, with one thread each. The
+script writes OUT/predicted.json and OUT/predicted.png (OUT is build/bench by default) and prints
+the tables.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ PREPROCESSING = sl.Preprocessing(size=(SIZE, SIZE))
 
 
 class Photographs(Dataset[Sample]):
-    """Some photographs, to calibrate with; their labels are not looked at."""
+    """Some photographs to calibrate with; their labels are not used."""
 
     def __init__(self, folder: Path) -> None:
         frames = sample_frames(folder, PREPROCESSING, count=32)
@@ -79,7 +80,7 @@ def key(plan: sl.Plan) -> tuple[Any, ...]:
 
 
 def choose(ranked: dict[str, list[sl.Plan]]) -> dict[tuple[Any, ...], sl.Plan]:
-    """What to measure: each link's best plan and best of ours, a spread of ours, and the others."""
+    """Choose the plans to measure: each link's best and best of ours, more of ours, JPEG, local."""
     chosen: dict[tuple[Any, ...], sl.Plan] = {}
     for plans in ranked.values():
         ours = [p for p in plans if p.spec == sl.TransferSpec()]
@@ -97,12 +98,11 @@ def choose(ranked: dict[str, list[sl.Plan]]) -> dict[tuple[Any, ...], sl.Plan]:
 
 
 def measure(bundle: sl.Bundle, files: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """Median latency in seconds and bytes sent, by link."""
+    """Measure the median latency in seconds and the bytes sent, by link."""
     device = ["run", str(bundle.path), *map(str, files), "--json", "--threads", "1"]
     device += ["--slowdown", str(SLOWDOWN), "--warm-up", "5", "--deadline", "60"]
     if bundle.manifest.kind == "local":
-        told = _figures(run_device(device))
-        return dict.fromkeys(LINKS, told)
+        return dict.fromkeys(LINKS, _figures(run_device(device)))
     serve = ["-m", "scissionlite", "serve", str(bundle.path), "--bind", "tcp://127.0.0.1:*"]
     results = {}
     with daemon([*serve, "--threads", "1", "--json"]) as edge:
@@ -181,7 +181,7 @@ def network_rows(name: str, model: str, photographs: Path, out: Path) -> list[di
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """Errors by network and link, and what the planner's choice lost, in Markdown."""
+    """Tabulate errors by network and link, and the loss of the planner's choice, in Markdown."""
     lines = [
         "| network | link | measured | splits | median error | largest | chosen, ms "
         "| best measured, ms | lost | split predicted best, ms | lost on the best |",
@@ -199,16 +199,16 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
             best_split = min(splits, key=lambda r: r["measured"])
             lines.append(
                 f"| {network} | {link} | {len(own)} | {len(splits)} | "
-                f"{np.median(np.abs(errors)):.1%} | {worst:+.1%} | {_told(chosen)} | "
-                f"{_told(best)} | {chosen['measured'] / best['measured'] - 1:.1%} | "
-                f"{_told(split)} | {split['measured'] / best_split['measured'] - 1:.1%} |"
+                f"{np.median(np.abs(errors)):.1%} | {worst:+.1%} | {_with_latency(chosen)} | "
+                f"{_with_latency(best)} | {chosen['measured'] / best['measured'] - 1:.1%} | "
+                f"{_with_latency(split)} | {split['measured'] / best_split['measured'] - 1:.1%} |"
             )
     errors = np.array([abs(r["predicted"] / r["measured"] - 1) for r in rows])
     lines.append(f"\nMedian absolute error of all {len(rows)}: {np.median(errors):.1%}.")
     return "\n".join(lines)
 
 
-def _told(row: dict[str, Any]) -> str:
+def _with_latency(row: dict[str, Any]) -> str:
     return f"{_name(row)}, {row['measured'] * 1e3:.1f}"
 
 
@@ -217,7 +217,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Predicted against measured latency, a panel a network."""
+    """Draw predicted against measured latency, one panel per network."""
     names = list(dict.fromkeys(row["network"] for row in rows))
     figure = Figure(figsize=(4.4 * len(names), 4.6), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]

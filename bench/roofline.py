@@ -1,9 +1,11 @@
-"""Draws what bench_kernels.py measured: bytes a second against the speed of memory.
+"""Draw the measurements of bench_kernels.py: bytes a second against the speed of memory.
 
-``python bench/roofline.py BENCHMARK.json FIGURE.png``, with the JSON that ``pytest
---benchmark-json`` writes; ``make bench`` does both. A bar is how many bytes of feature map an ISA's
-kernel goes through in a second, the black line above it the roof: ``numpy.copyto`` of the same map
-for encoding, ``ndarray.fill`` for decoding, timed in turns with that kernel.
+    python bench/roofline.py BENCHMARK.json FIGURE.png
+
+reads the JSON that ``pytest --benchmark-json`` writes; ``make bench`` does both. A bar is the
+number of bytes of feature map that an ISA's kernel handles in a second. The black line above it is
+the roof: ``numpy.copyto`` of the same map for encoding, ``ndarray.fill`` for decoding, timed in
+turns with that kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ LAYOUTS = ("nchw", "nhwc")
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """Return the kernels' measurements, and what they were made on."""
+    """Return the kernels' measurements, and the machine that they were made on."""
     content = json.loads(path.read_text())
     infos = [benchmark["extra_info"] for benchmark in content["benchmarks"]]
     kernels = [info for info in infos if info.get("operation") in ROOFS]
@@ -37,7 +39,7 @@ def read(path: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def draw(kernels: list[dict[str, Any]], machine: str, path: Path) -> None:
-    """Write the figure: an operation a row, a layout a column."""
+    """Write the figure: one row per operation, one column per layout."""
     figure = Figure(figsize=(13, 8))
     panels = figure.subplots(len(ROOFS), len(LAYOUTS), sharey="row", squeeze=False)
     for row, operation in enumerate(ROOFS):

@@ -1,10 +1,10 @@
-"""ScissionTL's published DenseNet-169 data through this planner, and what int8 would have gained.
+"""ScissionTL's published DenseNet-169 data through this planner, and the gain of int8.
 
     python bench/scissiontl_data.py ../shared/data/scissiontl-densenet169.json
 
-The data's own cost model: blocks, down- and upsampling, conversion on either side, one round trip,
-and the bytes at the link's rate. int8 is given the paper TL's times and a quarter of its bytes: it
-was not measured on those machines.
+The cost model is that of the data: blocks, down- and upsampling, conversion on either side, one
+round trip, and the bytes at the link's rate. int8 has the times of the paper's TL and a quarter of
+its bytes, because it was not measured on those machines.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PAPER, INT8, FLOAT32 = sl.TransferSpec.paper(), sl.TransferSpec(), sl.TransferSp
 
 
 def profile_of(machine: dict[str, Any], model: str) -> sl.Profile:
-    """One machine's measurements as a profile."""
+    """Convert the measurements of one machine to a profile."""
     rows = machine["blocks"]
     blocks, transfers = [], []
     for index, row in enumerate(rows):
         first, last = row["input_layer"], row["output_layer"]
-        # What was sent is known in bytes only.
+        # The data has only the bytes that were sent, not their shape.
         crossing = TensorInfo(f"layer {last}", (1, row["output_size"] // 4))
         blocks.append(
             BlockProfile(
@@ -73,11 +73,11 @@ def main(path: Path, as_json: bool) -> None:
         {
             "last_device_layer": int(plan.slicing_point or ""),
             "latency": plan.predicted.latency,
-            "printed_last_device_layer": theirs["device_layers"][1],
-            "printed_latency": theirs["latency_s"],
+            "printed_last_device_layer": expected["device_layers"][1],
+            "printed_latency": expected["latency_s"],
             "sent_bytes": plan.predicted.sent_bytes,
         }
-        for plan, theirs in zip(ours, printed, strict=False)
+        for plan, expected in zip(ours, printed, strict=False)
     ]
     best: list[dict[str, Any]] = [
         {

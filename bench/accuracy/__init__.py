@@ -5,6 +5,6 @@
     python -m bench.accuracy run lite0 --cut blocks.1 --transfer pool=2,dtype=int8 --seeds 0 1 2
     python -m bench.accuracy table                                   # the tables and the figures
 
-All read ``../shared/data`` and write below build/accuracy (``--data`` and ``--out``); what is
-finished already is not done again.
+All read ``../shared/data`` and write below build/accuracy (``--data`` and ``--out``). Finished work
+is not repeated.
 """

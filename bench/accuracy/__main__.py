@@ -1,4 +1,4 @@
-"""The command line; ``bench/accuracy/__init__.py`` says what there is."""
+"""The command line; ``bench/accuracy/__init__.py`` lists the commands."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from scissionlite.preprocessor.recipe import Recipe
 
 
 def fields(text: str) -> dict[str, Any]:
-    """``a=1,b=x`` as a dictionary; what the values are is msgspec's to find."""
+    """Parse ``a=1,b=x`` into a dictionary of texts; msgspec converts the values."""
     return dict(pair.split("=", 1) for pair in text.split(",") if pair)
 
 
 def transfer_of(text: str) -> sl.TransferSpec:
-    """A Transfer Layer of ``pool=4,dtype=int8``; with zstd unless ``entropy=null`` is said."""
+    """Parse a Transfer Layer such as ``pool=4,dtype=int8``; with zstd unless ``entropy=null``."""
     values: dict[str, Any] = {"entropy": "zstd"} | fields(text)
     return msgspec.convert(values, sl.TransferSpec, strict=False)
 
 
 def recipe_of(text: str) -> Recipe:
-    """A recipe of ``epochs=6,learning_rate=2e-3``."""
+    """Parse a recipe such as ``epochs=6,learning_rate=2e-3``."""
     return msgspec.convert(fields(text), Recipe, strict=False)
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command line takes."""
+    """Build the parser of the command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--data", type=Path, default=DATA, help="the project's shared/data")
     common.add_argument("--out", type=Path, default=Path("build/accuracy"))

@@ -1,11 +1,11 @@
 """The other side of the comparison: the uncut network on JPEGs, by quality and by size.
 
-Two coders. "as sent" is what a bundle of kind "image" sends: Pillow's defaults, in colour, 4:2:0.
-"smallest" is what somebody who counts bytes would send: gray photographs as gray, Huffman tables
-made for the picture, baseline or progressive, whichever is smaller. Both decode to the same
-pixels, so they share one score; on small gray photographs the second saves 600 bytes.
+There are two coders. "as sent" is the JPEG of a bundle of kind "image": Pillow's defaults, in
+colour, 4:2:0. "smallest" is the JPEG of a sender who counts bytes: gray photographs as gray, with
+Huffman tables made for the picture, baseline or progressive, whichever is smaller. Both decode to
+the same pixels, so they share one score. On small gray photographs the second saves 600 bytes.
 
-At the fewest bytes a smaller picture beats a lower quality for some networks, so pictures are also
+At the fewest bytes, a smaller picture beats a lower quality for some networks. So pictures are also
 shrunk before they are coded, and enlarged again afterwards. No network is retrained on JPEGs.
 """
 
@@ -29,10 +29,10 @@ from scissionlite.preprocessor.data import Sample
 from scissionlite.preprocessor.trainer import evaluate
 
 Coder: TypeAlias = Callable[[Frame, int], bytes]
-"""From a frame and a quality to a JPEG."""
+"""Codes a frame at a quality as a JPEG."""
 
 SCALES = (1.0, 0.75, 0.5)
-"""Height of what is coded over the picture's."""
+"""Heights of the coded picture, as shares of the height of the whole one."""
 
 QUALITIES = (95, 85, 75, 60, 50, 40, 30, 20, 15, 10, 5, 2)
 
@@ -56,7 +56,7 @@ def smallest(frame: Frame, quality: int) -> bytes:
 
 
 class Shrunk:
-    """Pictures as they are coded: of a share of their height and width.
+    """Pictures as they are coded: at a share of their height and width.
 
     Parameters
     ----------
@@ -85,9 +85,9 @@ class Shrunk:
         return float(np.mean([len(coder(frame, quality)) for frame in self.frames]))
 
     def quality_of(self, nbytes: float, coder: Coder = smallest) -> int:
-        """The lowest quality, 1 to 95, whose JPEGs have `nbytes` or more on the mean.
+        """Find the lowest quality, 1 to 95, whose JPEGs have a mean of `nbytes` or more.
 
-        By bisection: sizes grow with the quality. 95 if none has so many.
+        Sizes grow with the quality, so this bisects. It returns 95 if no quality has so many bytes.
         """
         low, high = 1, 95
         while low < high:
@@ -100,7 +100,7 @@ class Shrunk:
 
 
 def resized(frame: Frame, size: tuple[int, int], by: Image.Resampling) -> Frame:
-    """A frame in another size, height and width; the same frame if it has that size."""
+    """Resize a frame to a height and width; return the same frame if it has that size."""
     if frame.shape[:2] == size:
         return frame
     return np.asarray(Image.fromarray(frame).resize(size[::-1], by))
@@ -124,10 +124,10 @@ class Sent(Dataset[Sample]):
 
 
 def curve(name: str, data: Path, out: Path, sizes: Sequence[float] = ()) -> Iterator[Jpeg]:
-    """JPEGs at all scales and ``QUALITIES``, and of each of `sizes` and each finished run's.
+    """Measure JPEGs at all scales: at ``QUALITIES``, at each of `sizes`, and at each run's size.
 
-    Those are matched with the smaller JPEGs, which is the harder comparison. What stands in
-    ``out/jpeg.jsonl`` already is not measured again.
+    Sizes are matched with the smaller JPEGs, which is the harder comparison. A JPEG that
+    ``out/jpeg.jsonl`` already has is not measured again.
 
     Yields
     ------
@@ -159,9 +159,9 @@ def curve(name: str, data: Path, out: Path, sizes: Sequence[float] = ()) -> Iter
 
 
 def best(jpegs: Sequence[Jpeg], nbytes: float) -> Jpeg | None:
-    """The best-scored JPEG, of any scale, among each scale's closest to `nbytes` but not below.
+    """Find the JPEG with the best score that has no fewer than `nbytes`.
 
-    None if all JPEGs that were measured are smaller.
+    Each scale's smallest such JPEG is compared. None if all measured JPEGs are smaller.
     """
     closest = []
     for scale in {jpeg.scale for jpeg in jpegs}:

@@ -1,4 +1,4 @@
-"""The uncut networks: how each is made, trained once, and scored.
+"""The uncut networks: how each is built, trained once, and scored.
 
 ================  =========================================================================
 ``lite0``         EfficientNet-Lite0 with ImageNet weights, fine-tuned on the steel photographs
@@ -48,7 +48,7 @@ class Segmenter(nn.Module):
 
     From ``(N, 3, H, W)`` to logits ``(N, 6, H, W)``; H and W are multiples of 16. Without skip
     connections: a cut anywhere in the encoder sends one tensor. Stages six and seven are left out,
-    for they would halve the map once more.
+    because they would halve the map once more.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ def _separable(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Network(NamedTuple):
-    """One of the networks: what it is made of, and what it is trained and scored with."""
+    """One of the networks, with its data and its task."""
 
     build: Callable[[], nn.Module]
     """The network with random or ImageNet weights."""
@@ -100,7 +100,7 @@ class Network(NamedTuple):
     """The slicing points of the experiments, in the order of the network."""
     task: Task
     test: Callable[[Path], Pictures]
-    """From the folder of the data to the test data."""
+    """Opens the test data in the folder of the data."""
 
 
 def _steel_test(data: Path) -> Pictures:
@@ -108,7 +108,7 @@ def _steel_test(data: Path) -> Pictures:
 
 
 def test_mosaics(data: Path) -> Mosaics:
-    """Mosaics of test photographs only; another seed than the training ones."""
+    """Mosaics of test photographs only, with another seed than the training mosaics."""
     return Mosaics(steel(data, "test"), TEST_MOSAICS, seed=1)
 
 
@@ -156,7 +156,7 @@ NETWORKS = {
 
 
 def load(name: str, out: Path) -> nn.Module:
-    """A trained network, in evaluation mode.
+    """Load a trained network, in evaluation mode.
 
     Raises
     ------
@@ -172,21 +172,21 @@ def load(name: str, out: Path) -> nn.Module:
 def train(name: str, data: Path, out: Path) -> float:
     """Train a network, write its state dict to ``out/NAME.pt``, and return its test score.
 
-    Nothing is chosen by the test score: the last weights are kept.
+    The test score chooses nothing: the last weights are kept.
     """
-    torch.manual_seed(0)  # of what starts at random
+    torch.manual_seed(0)  # for the weights that start at random
     network = NETWORKS[name].build()
     started = time.perf_counter()
     if name == "lite0":
         _fit(network, steel(data, "train").side(None), epochs=4, learning_rate=1e-3)
     elif name == "segmentation":
-        # The encoder knows steel already; what the decoder lacks, it has to learn.
-        own, known = network.state_dict(), load("lite0", out).state_dict()
-        network.load_state_dict({key: known.get(key, value) for key, value in own.items()})
+        # The encoder starts from lite0, which was trained on steel; the decoder starts at random.
+        own, trained = network.state_dict(), load("lite0", out).state_dict()
+        network.load_state_dict({key: trained.get(key, value) for key, value in own.items()})
         _fit(network, training_mosaics(data), epochs=6, learning_rate=2e-3)
     else:
-        # From random weights, small pictures first: the early epochs cost half as much. Cut-outs
-        # show defects larger than they are, so the last epochs see whole photographs.
+        # From random weights, with small pictures first: the early epochs cost half as much.
+        # Cut-outs show defects larger than they are, so the last epochs see whole photographs.
         photographs = steel(data, "train")
         for size, epochs, rate in ((96, 24, 2e-3), (SIZE, 16, 1e-3)):
             _fit(network, Augmented(photographs, size), epochs=epochs, learning_rate=rate)
@@ -201,11 +201,12 @@ def train(name: str, data: Path, out: Path) -> float:
 
 
 def _fit(network: nn.Module, data: Dataset[Sample], *, epochs: int, learning_rate: float) -> None:
-    """Cross entropy under AdamW and a one-cycle schedule, in bfloat16 where products are large.
+    """Train with cross entropy under AdamW and a one-cycle schedule, in bfloat16 autocast.
 
-    Not scissionlite's own trainer: the uncut networks stay what they are when it changes.
+    This is not scissionlite's own trainer, so that the uncut networks stay the same when that
+    changes.
     """
-    torch.manual_seed(0)  # of augmentation and dropout
+    torch.manual_seed(0)  # for augmentation and dropout
     loader = DataLoader(
         data, 32, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(0)
     )

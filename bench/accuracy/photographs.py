@@ -22,7 +22,7 @@ from scissionlite.images import image_files
 from scissionlite.preprocessor.data import ImageFolder, Sample
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
-"""Where ``make`` and the documents expect it; ``--data`` says otherwise."""
+"""Where ``make`` and the documents expect the data, unless ``--data`` names another folder."""
 
 SIZE = 128
 STEEL = sl.Preprocessing(size=(SIZE, SIZE))
@@ -32,7 +32,7 @@ Frame = npt.NDArray[np.uint8]
 
 
 class Pictures(Protocol):
-    """What the experiments need of a data set."""
+    """A data set of the experiments."""
 
     @property
     def preprocessing(self) -> sl.Preprocessing:
@@ -44,27 +44,27 @@ class Pictures(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
     def frame(self, index: int) -> Frame:
-        """The picture as it is before normalization: uint8, ``(height, width, channels)``."""
+        """The picture before normalization: uint8, ``(height, width, channels)``."""
         ...
 
 
 def steel(data: Path, part: str) -> ImageFolder:
-    """The steel photographs, "train" or "test", as `prepare` reads them."""
+    """Open the steel photographs, "train" or "test", as `prepare` reads them."""
     return ImageFolder(data / "neu-surface-defects" / part, STEEL)
 
 
 class Augmented(Dataset[Sample]):
     """Steel photographs for training from random weights: flips, cut-outs, brightness, contrast.
 
-    `prepare` mirrors only, which is enough for a network that is trained already. Drawn from
-    torch's global generator, so ``torch.manual_seed`` fixes it.
+    `prepare` only mirrors, which is enough for a network that is trained already. The random
+    numbers come from torch's global generator, so ``torch.manual_seed`` fixes them.
 
     Parameters
     ----------
     folder
         The photographs.
     size
-        Height and width of what is given out, in pixels.
+        Height and width of the samples, in pixels.
     """
 
     SMALLEST = 0.6  # side of the smallest cut-out, as a share of the photograph's
@@ -85,7 +85,7 @@ class Augmented(Dataset[Sample]):
         left, top = left * (image.width - width), top * (image.height - height)
         size = self._preprocessing.size
         cut = image.resize(size, Image.Resampling.BILINEAR, (left, top, left + width, top + height))
-        # One of the square's eight symmetries: a defect of rolled steel has no right way up.
+        # One of the square's eight symmetries: a defect of rolled steel has no top or bottom.
         pixels = np.rot90(np.asarray(cut), int(flips * 8) % 4)
         if flips >= 0.5:
             pixels = pixels[:, ::-1]
@@ -105,11 +105,11 @@ class Mosaics(Dataset[Sample]):
     Parameters
     ----------
     folder
-        Where the photographs come from: training mosaics have none of the test photographs.
+        The photographs. Training mosaics have none of the test photographs.
     count
-        How many mosaics.
+        Number of mosaics.
     seed
-        Mosaic `index` depends on the seed and the index alone.
+        Mosaic `index` depends only on the seed and the index.
     augment
         Whether to mirror mosaics at random, left to right (with torch's global generator), as
         `prepare` does.
@@ -152,7 +152,7 @@ class Mosaics(Dataset[Sample]):
         return self._mirrored is None
 
     def side(self, mirrored: bool | None) -> Mosaics:
-        """The same mosaics, all mirrored, none, or (None) at random."""
+        """The same mosaics: all mirrored, none mirrored, or (None) mirrored at random."""
         view = copy.copy(self)
         view._mirrored = mirrored
         return view
@@ -190,7 +190,7 @@ class Mosaics(Dataset[Sample]):
         return frame, label
 
     def _border(self, random: np.random.Generator) -> npt.NDArray[np.float64]:
-        """Where a border runs: for each row a column, between SIZE - SHOWN and SHOWN."""
+        """Draw a border: for each row a column, between SIZE - SHOWN and SHOWN."""
         along = np.linspace(-1.0, 1.0, SIZE)
         place = random.uniform(-12, 12)
         slope = random.uniform(-10, 10)
@@ -208,12 +208,12 @@ class ImageNetPhotographs(Dataset[Sample]):
     Parameters
     ----------
     folder
-        Where they are.
+        The folder of the photographs.
     indices
-        Which of them, in the order of their names; all unless given.
+        Indices of the photographs to take, in the order of their names; by default all.
     augment
-        Whether to give random cut-outs, mirrored at random (with torch's global generator): from
-        a few photographs many views.
+        Whether to take random cut-outs, mirrored at random (with torch's global generator). They
+        make many views from a few photographs.
     """
 
     SMALLEST = 0.5  # side of the smallest cut-out, as a share of the shorter side
@@ -237,7 +237,7 @@ class ImageNetPhotographs(Dataset[Sample]):
         return x, int(self.files[index].name[:4])
 
     def frame(self, index: int) -> Frame:
-        """The photograph's middle, before normalization."""
+        """The middle of the photograph, before normalization."""
         return self._frames[index]
 
     def _view(self, image: Image.Image) -> Frame:

@@ -1,4 +1,4 @@
-"""What the experiments write: a line of JSON a record, appended when it is finished."""
+"""Records of the experiments: one line of JSON each, appended when the experiment is finished."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RUNS, JPEGS = "runs.jsonl", "jpeg.jsonl"
 """The files, in the folder that ``--out`` names."""
 
 
-class What(NamedTuple):
+class Setting(NamedTuple):
     """An experiment without its seed."""
 
     network: str
@@ -30,21 +30,22 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     network, cut, transfer
-        What was cut where, and the label of the Transfer Layer.
+        The network, the slicing point, and the label of the Transfer Layer.
     labels
         Whether it learned from labels, or from the uncut network alone.
     recipe
-        How; with its seed.
+        The recipe, with its seed.
     metric, samples
-        What the scores are, and on how many test samples.
+        Name of the scores' metric, and number of test samples.
     float32_bytes, packed_bytes, sent_bytes
-        The feature map as it is; packed, before the entropy stage; and the mean payload after it.
+        Bytes of the feature map in float32; packed, before the entropy stage; and the mean payload
+        after it.
     before, untrained, after
         Score (0 to 1) of the uncut network, with the Transfer Layer only calibrated, and retrained.
     minutes, threads, cpu
-        Of calibrating, retraining, exporting and checking; with how many threads and where.
+        Minutes of calibrating, retraining, exporting and checking; number of threads; CPU.
     command
-        What does it again.
+        The command that repeats it.
     """
 
     network: str
@@ -66,10 +67,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     command: str
 
     @property
-    def what(self) -> What:
-        """What all seeds of one experiment share."""
+    def setting(self) -> Setting:
+        """The setting that all seeds of one experiment share."""
         recipe = msgspec.structs.replace(self.recipe, seed=0)
-        return What(self.network, self.cut, self.transfer, self.labels, recipe)
+        return Setting(self.network, self.cut, self.transfer, self.labels, recipe)
 
     @property
     def label(self) -> str:
@@ -79,7 +80,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Jpeg(msgspec.Struct, frozen=True, kw_only=True):
-    """The uncut network's score on JPEGs of one size and quality.
+    """Score of the uncut network on JPEGs of one size and quality.
 
     ``scale`` is the JPEG's height over the picture's; ``as_sent`` and ``smallest`` are mean bytes,
     by coder (:mod:`.jpeg`).
@@ -97,23 +98,23 @@ _Record = TypeVar("_Record", Run, Jpeg)
 
 
 def append(path: Path, record: Run | Jpeg) -> None:
-    """Add a record to a file, which need not exist yet."""
+    """Append a record to a file, and make the file if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         file.write(msgspec.json.encode(record) + b"\n")
 
 
 def read(path: Path, kind: type[_Record]) -> list[_Record]:
-    """All records of a file; none if there is no such file."""
+    """Read all records of a file; none if there is no such file."""
     if not path.exists():
         return []
     return [msgspec.json.decode(line, type=kind) for line in path.read_bytes().splitlines()]
 
 
 def seeds_together(runs: Sequence[Run]) -> Iterator[list[Run]]:
-    """The runs of each experiment, one a seed (the latest), in the order of the file."""
-    groups: dict[What, dict[int, Run]] = {}
+    """Group the runs by experiment, one per seed (the latest), in the order of the file."""
+    groups: dict[Setting, dict[int, Run]] = {}
     for run in runs:
-        groups.setdefault(run.what, {})[run.recipe.seed] = run
+        groups.setdefault(run.setting, {})[run.recipe.seed] = run
     for group in groups.values():
         yield list(group.values())

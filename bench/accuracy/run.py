@@ -1,7 +1,7 @@
 """The runner: cut, insert, retrain, score, and write a record, for each cut, TL and seed.
 
-It uses `prepare` as anybody would; scores and bytes are those of the exported slices with the real
-codec between them, as the bundle's manifest has them.
+It calls `prepare` as a user would. Scores and bytes are those in the bundle's manifest: of the
+exported slices, with the real codec between them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 import scissionlite as sl
 from bench.accuracy.networks import NETWORKS, load, training_mosaics
 from bench.accuracy.photographs import ImageNetPhotographs
-from bench.accuracy.records import RUNS, Run, What, append, read
+from bench.accuracy.records import RUNS, Run, Setting, append, read
 from scissionlite.bundle import Accuracy, Manifest
 from scissionlite.graph.graph import Graph
 from scissionlite.preprocessor.data import Sample
@@ -32,7 +32,7 @@ FOLDS = 5
 
 
 class Experiment(NamedTuple):
-    """What to run: every combination of cut, Transfer Layer and seed."""
+    """An experiment: every combination of cut, Transfer Layer and seed."""
 
     network: str
     cuts: tuple[str, ...]
@@ -41,7 +41,7 @@ class Experiment(NamedTuple):
     labels: bool
     recipe: Recipe
     command: str
-    """How it was called, for the records: all but the cut, the Transfer Layer and the seed."""
+    """The command line, for the records."""
 
 
 class Fold(NamedTuple):
@@ -61,11 +61,11 @@ class Fold(NamedTuple):
 def folds(name: str, data: Path, network: torch.nn.Module) -> list[Fold]:
     """Training and test data of a network.
 
-    Of ImageNet there are 100 photographs only. They are cut into five folds: for each, a network
-    learns from the other 80 and is scored on these 20, so that every photograph is tested once and
-    never by a network that has seen it.
+    Of ImageNet there are only 100 photographs, in five folds of 20. For each fold, a network learns
+    from the other 80 and is scored on these 20. So every photograph is tested once, and never by a
+    network that was trained on it.
     """
-    known = NETWORKS[name]
+    entry = NETWORKS[name]
     pairs: list[tuple[Path | Dataset[Sample], Dataset[Sample]]]
     if name == "imagenet":
         folder = data / "imagenet-sample-100"
@@ -81,33 +81,33 @@ def folds(name: str, data: Path, network: torch.nn.Module) -> list[Fold]:
                 )
             )
     else:
-        tested = cast("Dataset[Sample]", known.test(data))
+        tested = cast("Dataset[Sample]", entry.test(data))
         steel = data / "neu-surface-defects/train"
         pairs = [(training_mosaics(data) if name == "segmentation" else steel, tested)]
-    return [Fold(*pair, evaluate(network, pair[1], task=known.task)) for pair in pairs]
+    return [Fold(*pair, evaluate(network, pair[1], task=entry.task)) for pair in pairs]
 
 
 def run(experiment: Experiment, data: Path, out: Path) -> Iterator[Run]:
-    """Carry out an experiment, appending to ``out/runs.jsonl``; what stands there is skipped.
+    """Run an experiment and append to ``out/runs.jsonl``; runs that are there are skipped.
 
     Yields
     ------
     Run
         Each record as it is written.
     """
-    known = NETWORKS[experiment.network]
-    done = {(each.what, each.recipe.seed) for each in read(out / RUNS, Run)}
+    entry = NETWORKS[experiment.network]
+    done = {(each.setting, each.recipe.seed) for each in read(out / RUNS, Run)}
     network = load(experiment.network, out)
-    example = torch.zeros(1, 3, *known.preprocessing.size)
-    graph = sl.capture(network, example, name=known.model)
+    example = torch.zeros(1, 3, *entry.preprocessing.size)
+    graph = sl.capture(network, example, name=entry.model)
     prepared: list[Fold] = []
     for cut in experiment.cuts:
         for spec in experiment.transfers:
             for seed in experiment.seeds:
                 recipe = msgspec.structs.replace(experiment.recipe, seed=seed)
                 unseeded = msgspec.structs.replace(recipe, seed=0)
-                what = What(experiment.network, cut, spec.label, experiment.labels, unseeded)
-                if (what, seed) in done:
+                setting = Setting(experiment.network, cut, spec.label, experiment.labels, unseeded)
+                if (setting, seed) in done:
                     continue
                 prepared = prepared or folds(experiment.network, data, network)
                 record = _one(experiment, prepared, graph, cut, spec, recipe)
@@ -164,7 +164,7 @@ def _prepare(
     spec: sl.TransferSpec,
     recipe: Recipe,
 ) -> Manifest:
-    known = NETWORKS[experiment.network]
+    entry = NETWORKS[experiment.network]
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as folder:
         bundle = sl.prepare(
             graph,
@@ -173,8 +173,8 @@ def _prepare(
             unlabelled=None if experiment.labels else fold.train,
             validate=fold.test,
             out=Path(folder) / "bundle",
-            preprocessing=known.preprocessing,
-            task=known.task,
+            preprocessing=entry.preprocessing,
+            task=entry.task,
             recipe=recipe,
             local_fallback=False,
             uncut_score=fold.before,
@@ -183,7 +183,7 @@ def _prepare(
 
 
 def _scored(manifest: Manifest) -> Accuracy:
-    assert manifest.accuracy is not None  # validate= was given
+    assert manifest.accuracy is not None  # there were validation data
     return manifest.accuracy
 
 

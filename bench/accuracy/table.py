@@ -1,4 +1,4 @@
-"""Tables and figures from the records: what docs/accuracy.md holds."""
+"""Tables and figures of docs/accuracy.md, from the records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.accuracy.records import JPEGS, RUNS, Jpeg, Run, read, seeds_together
 
 MARKERS = "osD^vP*X<>"
 SHOWN = 20
-"""Points below the best score down to which the figure shows; the tables hold everything."""
+"""How many points below the best score the figure goes; the tables hold everything."""
 COLUMNS = (
     "after",
     "Transfer Layer",
@@ -36,10 +36,11 @@ COLUMNS = (
 
 
 def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) -> str:
-    """Each network's Transfer Layers: bytes and scores before and after, in Markdown.
+    """Tabulate bytes and scores of each network's Transfer Layers, before and after, in Markdown.
 
-    Means of all seeds, and in brackets the lowest and the highest. "Times fewer" is the feature map
-    in float32 against what is packed, without the entropy stage; "bytes sent" is with it.
+    Scores are means of all seeds, with the lowest and the highest in brackets. "Times fewer bytes"
+    compares the feature map in float32 with the packed one, without the entropy stage. "Bytes sent"
+    is with the entropy stage.
     """
     parts = []
     for name in NETWORKS:
@@ -69,7 +70,7 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
                         f"{len(group)}",
                         _spread(group, "after") if group[0].recipe.epochs else "",
                         f"{100 * (_mean(group, 'before') - after):+.2f}",
-                        _told(jpeg.best(own, sent)),
+                        _jpeg_cell(jpeg.best(own, sent)),
                         f"{_mean(group, 'minutes'):.1f}",
                     ]
                 )
@@ -79,7 +80,7 @@ def results(runs: Sequence[Run], jpegs: Sequence[Jpeg], *, labels: bool = True) 
 
 
 def label_free(runs: Sequence[Run]) -> str:
-    """With labels against without, wherever both were run, in Markdown."""
+    """Compare training with and without labels, where both were run, in Markdown."""
     columns = (
         "network",
         "after",
@@ -89,20 +90,20 @@ def label_free(runs: Sequence[Run]) -> str:
         "without",
         "points lost",
     )
-    groups = {group[0].what: group for group in seeds_together(runs)}
+    groups = {group[0].setting: group for group in seeds_together(runs)}
     lines = []
-    for what, group in groups.items():
-        bare = groups.get(what._replace(labels=False))
-        if what.labels and bare is not None:
+    for setting, group in groups.items():
+        bare = groups.get(setting._replace(labels=False))
+        if setting.labels and bare is not None:
             lost = 100 * (_mean(group, "after") - _mean(bare, "after"))
             scores = _spread(group, "after"), _spread(bare, "after")
             lines.append(
                 _row(
                     [
-                        what.network,
-                        what.cut,
+                        setting.network,
+                        setting.cut,
                         group[0].label,
-                        f"{what.recipe.epochs}",
+                        f"{setting.recipe.epochs}",
                         *scores,
                         f"{lost:+.2f}",
                     ]
@@ -112,7 +113,7 @@ def label_free(runs: Sequence[Run]) -> str:
 
 
 def jpeg_table(jpegs: Sequence[Jpeg]) -> str:
-    """The uncut networks on JPEGs, in Markdown: bytes by coder, and the score."""
+    """Tabulate the uncut networks on JPEGs, in Markdown: bytes by coder, and the score."""
     parts = []
     for name in dict.fromkeys(j.network for j in jpegs):
         columns = ("height", "quality", "bytes as sent", "smallest bytes", "score")
@@ -126,9 +127,9 @@ def jpeg_table(jpegs: Sequence[Jpeg]) -> str:
 
 
 def draw(runs: Sequence[Run], jpegs: Sequence[Jpeg], path: Path) -> None:
-    """Score against bytes, a panel a network: ours by slicing point, and JPEG's curves.
+    """Draw score against bytes, one panel per network: ours by slicing point, and JPEG's curves.
 
-    What learned without labels is drawn hollow.
+    Markers of runs without labels are hollow.
     """
     measured = {run.network for run in runs} | {j.network for j in jpegs}
     names = [name for name in NETWORKS if name in measured]
@@ -184,7 +185,7 @@ def _panel(
         panel.errorbar(
             [_mean(group, "sent_bytes")],
             [mean],
-            # A mean of equal numbers may lie a rounding beside them.
+            # A mean of equal numbers may differ from them by a rounding.
             [[max(0.0, mean - min(after))], [max(0.0, max(after) - mean)]],
             marker=markers[group[0].label],
             color=colour,
@@ -197,7 +198,7 @@ def _panel(
     before = [100 * run.before for run in runs if run.network == name]
     if before:
         panel.axhline(before[-1], color="0.4", linestyle="-", linewidth=0.8, label="uncut")
-        # JPEG's collapse at its smallest must not flatten what lies close together at the top.
+        # JPEG's low scores at its smallest must not flatten the close scores at the top.
         low, high = min(scores or before), max(scores + before)
         bottom = max(low - 5, high - SHOWN)
         panel.set_ylim(bottom, high + 0.1 * (high - bottom))
@@ -229,7 +230,7 @@ def _spread(group: Sequence[Run], field: str) -> str:
     return f"{np.mean(values):.2f}%{spread}"
 
 
-def _told(point: Jpeg | None) -> str:
+def _jpeg_cell(point: Jpeg | None) -> str:
     if point is None:
         return ""
     shrunk = f", {point.scale:g} of the height" if point.scale < 1 else ""
@@ -241,7 +242,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def report(out: Path) -> str:
-    """All tables, in Markdown; draws ``out/accuracy.png`` too."""
+    """Return all tables, in Markdown, and draw ``out/accuracy.png``."""
     runs, jpegs = read(out / RUNS, Run), read(out / JPEGS, Jpeg)
     draw(runs, jpegs, out / "accuracy.png")
     recipes = [

