@@ -203,12 +203,12 @@ def test_from_range_refuses(low: float, high: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.0, 1.0, "float16"), "no integer quantization"),
-        ((0.0, 1.0, "int8", "log"), "no integer quantization"),
-        ((np.zeros(2), np.ones(3)), "one low and one high a channel"),
-        ((np.zeros(2), 1.0), "one low and one high a channel"),
-        ((np.zeros((1, 2)), np.ones((1, 2))), "one low and one high a channel"),
-        ((np.zeros(0), np.ones(0)), "one low and one high a channel"),
+        ((0.0, 1.0, "float16"), "not an integer quantization"),
+        ((0.0, 1.0, "int8", "log"), "not an integer quantization"),
+        ((np.zeros(2), np.ones(3)), "one low and one high per channel"),
+        ((np.zeros(2), 1.0), "one low and one high per channel"),
+        ((np.zeros((1, 2)), np.ones((1, 2))), "one low and one high per channel"),
+        ((np.zeros(0), np.ones(0)), "one low and one high per channel"),
         ((0.0, 1.0, "int8", "affine", 0), "levels=0: a range takes at least 2"),
         ((0.0, 1.0, "int8", "affine", 1), "levels=1: a range takes at least 2"),
         ((0.0, 1.0, "int8", "affine", 257), "levels must be 2 or more, and no more than"),

@@ -18,7 +18,7 @@ from scissionlite.errors import BundleError
 from scissionlite.graph.tensors import OutputKind, TensorInfo, tensor_nbytes
 from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.transfer_layer import Quantization, TransferSpec
-from scissionlite.transfer_layer.fitted import check_quantization
+from scissionlite.transfer_layer.shaped_codec import check_quantization
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 4

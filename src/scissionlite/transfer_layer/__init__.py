@@ -1,8 +1,15 @@
-"""The Transfer Layer (TL): what pools, packs and unpacks the feature map at the slicing point.
+"""The Transfer Layer (TL): pool and pack a feature map on the device, restore it on the edge.
 
-``spec`` says which TL, ``codec`` runs it on NumPy arrays with the compiled core, with the scales of
-``quantization`` and the coders of ``entropy``; ``layers`` (which needs torch, so import it
-explicitly) is its form for training.
+A call, from top to bottom, all on the caller's thread::
+
+    codec         encode(feature map) -> Packed, decode(Packed) -> feature map
+    shaped_codec  a TransferSpec for one shape: checks, the kernel's call, the entropy coder
+    _core         the compiled kernels (csrc/README.md): feature map <-> payload
+    entropy       payload <-> entropy-coded payload
+
+``spec`` describes a TL, ``quantization`` holds scales and zero points, ``layouts`` orders elements
+in memory. ``layers`` and ``learned`` are the TL for training; they need torch, so import them
+explicitly.
 """
 
 from scissionlite.transfer_layer.codec import Packed, decode, encode

@@ -1,7 +1,7 @@
-"""Entropy coding: payloads compressed without loss, behind the packing. No torch here.
+"""Entropy coding: lossless compression of packed payloads. No torch here.
 
-``SCHEMES`` names every coder. What a coder is given to decompress may come from the network: the
-size of the result is known beforehand, and nothing is allocated for another one.
+``SCHEMES`` names every coder. Bytes to decompress may come from another machine and are not
+trusted: the size of the result is known beforehand, and no more than that is allocated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scissionlite.errors import CodecError
 Bytes = npt.NDArray[np.uint8]
 
 MAX_WINDOW = 8 << 20
-"""Largest window of a zstd frame, in bytes: what RFC 8878 asks of every decoder."""
+"""Largest window of a zstd frame, in bytes, that RFC 8878 requires of every decoder."""
 
 
 class Scheme(NamedTuple):
@@ -30,7 +30,7 @@ class Scheme(NamedTuple):
 
 
 class _Contexts(threading.local):
-    """One thread's zstd contexts: they keep their tables, and two threads must not share one."""
+    """The zstd contexts of one thread. A context keeps its tables; threads must not share it."""
 
     def __init__(self) -> None:
         self.compressors: dict[int, zstandard.ZstdCompressor] = {}
@@ -43,7 +43,7 @@ _contexts = _Contexts()
 def _zstd_compress(payload: Bytes, level: int) -> bytes:
     compressor = _contexts.compressors.get(level)
     if compressor is None:
-        # The content size goes into the frame. No checksum: the message has a digest.
+        # The frame holds the content size. It has no checksum, because the message has a digest.
         compressor = zstandard.ZstdCompressor(level=level)
         _contexts.compressors[level] = compressor
     return compressor.compress(payload.data)
@@ -53,9 +53,9 @@ def _zstd_decompress(coded: Bytes, nbytes: int) -> bytes:
     try:
         frame = zstandard.get_frame_parameters(coded.data)
         if frame.content_size != nbytes:
-            raise CodecError(f"zstd frame that does not announce exactly {nbytes} bytes of content")
-        if frame.window_size > max(MAX_WINDOW, nbytes):  # a single segment is its own window
-            raise CodecError(f"zstd frame with a window of {frame.window_size} bytes")
+            raise CodecError(f"the zstd frame does not announce exactly {nbytes} bytes of content")
+        if frame.window_size > max(MAX_WINDOW, nbytes):  # for a single segment they are the same
+            raise CodecError(f"the zstd frame has a window of {frame.window_size} bytes")
         return _contexts.decompressor.decompress(
             coded.data, max_output_size=nbytes, read_across_frames=False, allow_extra_data=False
         )
@@ -77,7 +77,7 @@ def compress(payload: Bytes, scheme: str, level: int) -> bytes | None:
     scheme : str
         A name in ``SCHEMES``.
     level : int
-        How hard to try.
+        Level of the coder: higher is slower and smaller.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def compress(payload: Bytes, scheme: str, level: int) -> bytes | None:
 
 
 def decompress(coded: Bytes, scheme: str, nbytes: int) -> Bytes:
-    """Decompress what :func:`compress` made, here or on another machine.
+    """Decompress a result of :func:`compress`, from this machine or another one.
 
     Parameters
     ----------
@@ -108,6 +108,6 @@ def decompress(coded: Bytes, scheme: str, nbytes: int) -> Bytes:
     Raises
     ------
     CodecError
-        The bytes are not the coder's, or not of a payload of this length.
+        The bytes are not a valid code, or not the code of a payload of this length.
     """
     return np.frombuffer(SCHEMES[scheme].decompress(coded, nbytes), np.uint8)

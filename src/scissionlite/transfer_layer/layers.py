@@ -1,9 +1,9 @@
 """The Transfer Layer as torch modules, for training with pooling and quantization in the loop.
 
-Forward, they compute bit for bit what the runtime codec (:mod:`.codec`) does to finite values:
-docs/numerics.md is the contract of both. Backward, rounding passes the gradient straight through
-(Bengio, Leonard, Courville, arXiv 1308.3432) and saturated values stop it. Layout and entropy
-coding change no value, so they are not here.
+Forward, they compute the values of the runtime codec (:mod:`.codec`) bit for bit, for finite
+inputs: docs/numerics.md is the contract of both. Backward, rounding passes the gradient straight
+through (Bengio, Leonard, Courville, arXiv 1308.3432) and a saturated value has gradient zero.
+Layout and entropy coding change no value, so they are not here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Scales(nn.Module):
     Parameters
     ----------
     quantization
-        Their values.
+        The values to start from.
     learned
         Whether training may change the scales (Esser et al., "Learned Step Size Quantization",
-        arXiv 1902.08153). What is learned is the logarithm, so that a scale stays positive.
+        arXiv 1902.08153). The parameter is the logarithm of the scale, so that it stays positive.
     """
 
     scale: torch.Tensor
@@ -47,14 +47,14 @@ class Scales(nn.Module):
             _constant(self, "inverse", np.float32(1) / scale)
 
     def steps(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The size of a step, and its reciprocal."""
+        """Return the size of a step, and its reciprocal."""
         if self.log_scale is None:
             return self.scale, self.inverse
         return torch.exp(self.log_scale), torch.exp(-self.log_scale)
 
     @property
     def quantization(self) -> Quantization:
-        """The values as they are now."""
+        """The present values."""
         with torch.no_grad():
             scale = self.steps()[0].cpu()
         zero_point = self.zero_point.cpu()
@@ -67,9 +67,9 @@ class Scales(nn.Module):
 class DeviceTL(nn.Module):
     """The device's half: pool, and quantize or round (arXiv 2105.02019, "DeviceTL").
 
-    Input float32 ``(N, C, H, W)`` or ``(C, H, W)``, without pooling of any shape; output float32
-    with height and width divided by the pooling window and rounded up. It holds the integer codes
-    where the spec has them, and float16 values where that is what crosses.
+    The input is float32 ``(N, C, H, W)`` or ``(C, H, W)``; without pooling any shape will do. The
+    output is float32, with height and width divided by the pooling window and rounded up. It holds
+    integer codes for int8 and int4, and values rounded to float16 for float16.
     """
 
     def __init__(self, spec: TransferSpec, scales: Scales | None) -> None:
@@ -99,7 +99,7 @@ class EdgeTL(nn.Module):
         self.scales = scales
 
     def forward(self, x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-        """Restore ``x`` to height and width ``size``."""
+        """Dequantize ``x`` and restore its height and width ``size``."""
         if self.scales is not None:
             x = (x - self.scales.zero_point) * self.scales.steps()[0]
         if self.spec.pool == 1:
@@ -112,24 +112,25 @@ class EdgeTL(nn.Module):
 
 
 class TransferLayer(nn.Module):
-    """DeviceTL followed by EdgeTL: what stands at the cut while the network is retrained.
+    """DeviceTL followed by EdgeTL: the layer at the slicing point while the network is retrained.
 
     Parameters
     ----------
     spec
-        What the layer does.
+        The Transfer Layer.
     quantization
-        Scales and zero points; needed for int8 and int4, None otherwise.
+        Scales and zero points for int8 and int4; None otherwise.
     learn_scales
         Whether training may change the scales, until :meth:`settle`.
     halves
-        Of a learned Transfer Layer, and only of it (:func:`.learned.bottleneck`).
+        Encoder and decoder of a learned Transfer Layer (:func:`.learned.bottleneck`); None
+        otherwise.
 
     Raises
     ------
     CodecError
-        The quantization is missing, superfluous, or not as the spec's granularity says, or a
-        learned Transfer Layer has no halves.
+        The quantization is missing, superfluous, or not of the spec's granularity; or the halves
+        are missing or superfluous.
     """
 
     def __init__(
@@ -155,20 +156,20 @@ class TransferLayer(nn.Module):
 
     @property
     def quantization(self) -> Quantization | None:
-        """Scales and zero points as they are now; None where the spec has none."""
+        """The present scales and zero points; None if the spec has none."""
         return None if self.device.scales is None else self.device.scales.quantization
 
     def settle(self) -> None:
-        """Fix learned scales at the float32 values that the codec will work with."""
+        """Fix learned scales at the float32 values that the codec uses."""
         if self.quantization is not None:
             self._set(Scales(self.quantization))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Send ``x`` through the layer; same shape and dtype come out."""
+        """Send ``x`` through the layer; the result has its shape and dtype."""
         return self.restore(self.encoder(x))
 
     def restore(self, x: torch.Tensor) -> torch.Tensor:
-        """Send what the encoder answers (without one, the feature map) the rest of the way."""
+        """Send the encoder's output (the feature map, if there is no encoder) through the rest."""
         restored: torch.Tensor = self.decoder(self.edge(self.device(x), tuple(x.shape[-2:])))
         return restored
 
@@ -182,7 +183,7 @@ def _check(spec: TransferSpec, quantization: Quantization | None) -> None:
 
 
 def _planes_of(quantization: Quantization) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Scale and zero point in float32, to be broadcast over (..., channels, height, width)."""
+    """Return scale and zero point in float32, to broadcast over (..., channels, height, width)."""
     shape = () if quantization.channels is None else (quantization.channels, 1, 1)
     scale, zero_point = quantization.scale, quantization.zero_point
     return (
@@ -192,20 +193,19 @@ def _planes_of(quantization: Quantization) -> tuple[np.ndarray[Any, Any], np.nda
 
 
 def _constant(module: nn.Module, name: str, value: np.ndarray[Any, Any]) -> None:
-    """Keep a value that moves with the module but is none of its weights."""
+    """Register a value that moves with the module but is not one of its weights."""
     module.register_buffer(name, torch.tensor(value), persistent=False)
 
 
 def pooled(x: torch.Tensor, spec: TransferSpec) -> torch.Tensor:
-    """Pool a feature map as a spec says."""
+    """Pool a feature map with the window and kind of a spec."""
     if spec.pool == 1:
         return x
     return (_max if spec.pool_kind == "max" else _average)(x, spec.pool)
 
 
 def _max(x: torch.Tensor, window: int) -> torch.Tensor:
-    # Turned on its side, so that of two equal values the first in column-major order is kept: they
-    # may be zeros of both signs.
+    # Transposed, so that of equal values the first in column-major order is kept: zeros have signs.
     turned = F.max_pool2d(x.transpose(-1, -2), window, ceil_mode=True)
     return turned.transpose(-1, -2)
 
@@ -220,12 +220,12 @@ def _average(x: torch.Tensor, window: int) -> torch.Tensor:
     total = columns[..., 0::window] + columns[..., 1::window]
     if window == 4:
         total = total + (columns[..., 2::window] + columns[..., 3::window])
-    rows_there = _there(height, window, x)
-    return total / (rows_there[:, None] * _there(width, window, x))
+    rows = _window_sizes(height, window, x)
+    return total / (rows[:, None] * _window_sizes(width, window, x))
 
 
-def _there(size: int, window: int, like: torch.Tensor) -> torch.Tensor:
-    """How many elements of each window along one dimension exist."""
+def _window_sizes(size: int, window: int, like: torch.Tensor) -> torch.Tensor:
+    """Count the elements of each window along one dimension; at the border there are fewer."""
     first = torch.arange(0, size, window, device=like.device)
     return torch.clamp(size - first, max=window).to(like.dtype)
 
@@ -237,7 +237,7 @@ def _repeat(x: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def _interpolate(x: torch.Tensor, factor: int, dim: int) -> torch.Tensor:
-    """Interpolate along one dimension, as docs/numerics.md has it, for each remainder of x by p."""
+    """Interpolate along one dimension (docs/numerics.md), for each remainder of x by p in turn."""
     size = x.shape[dim]
     before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, size - 1)], dim)
     after = torch.cat([x.narrow(dim, 1, size - 1), x.narrow(dim, size - 1, 1)], dim)
@@ -246,7 +246,7 @@ def _interpolate(x: torch.Tensor, factor: int, dim: int) -> torch.Tensor:
         a, b = (before, x) if remainder < factor // 2 else (x, after)
         weight = (2 * ((remainder - factor // 2) % factor) + 1) / (2 * factor)
         phases.append(a * (1 - weight) + b * weight)
-    # The phases alternate: in a new dimension behind this one, then merged with it.
+    # The phases alternate: they are stacked in a new dimension and merged with this one.
     return torch.stack(phases, dim).reshape(*x.shape[:dim], size * factor, *(x.shape[dim:][1:]))
 
 

@@ -1,15 +1,15 @@
 """The learned Transfer Layer: a light bottleneck of convolutions, trained with the network.
 
 On the device a depthwise convolution with the stride of the window turns each channel into a few
-coefficients, and a 1x1 convolution keeps fewer channels of them; on the edge the transposes of both
-restore the feature map, and a small residual block refines it. What lies between is quantized and
-packed as every other Transfer Layer's payload is.
+coefficients, and a 1x1 convolution reduces them to fewer channels. On the edge the transposes of
+both restore the feature map, and a small residual block refines it. The reduced map is quantized
+and packed like the payload of every other Transfer Layer.
 
-Before training it is what is best among linear bottlenecks of this form: the depthwise filters are
-the lowest frequencies of the discrete cosine transform (Ahmed, Natarajan, Rao, IEEE Transactions
-on Computers, 1974), as in JPEG, and the 1x1 convolutions the principal components of those
-coefficients on calibration data. The bottleneck's place is BottleNet's (Eshratifar, Esmaili,
-Pedram, arXiv 1902.01000), its training is this project's Trainer.
+Training starts from the best linear bottleneck of this form. The depthwise filters are the lowest
+frequencies of the discrete cosine transform, as in JPEG (Ahmed, Natarajan, Rao, IEEE Transactions
+on Computers, 1974). The 1x1 convolutions are the principal components of those coefficients on
+calibration data. The bottleneck stands where BottleNet has it (Eshratifar, Esmaili, Pedram, arXiv
+1902.01000); this project's Trainer trains it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from scissionlite.errors import CodecError
 from scissionlite.transfer_layer.spec import TransferSpec
 
 MAX_COEFFICIENTS = 4
-"""Most coefficients that the depthwise convolution makes of a channel: with a 2x2 window all."""
+"""Most coefficients per channel of the depthwise convolution: for a 2x2 window, all of them."""
 
 
 class Encoder(nn.Module):
     """The device's half: depthwise convolution with a stride, then 1x1 to fewer channels.
 
     Input float32 ``(N, C, H, W)``; output ``(N, ceil(C / reduction), ceil(H / pool),
-    ceil(W / pool))``. Borders that do not fill a window are repeated.
+    ceil(W / pool))``. Where the border does not fill a window, its last elements are repeated.
 
     Parameters
     ----------
     spec
         A learned Transfer Layer.
     shape
-        Of the feature map, (N, C, H, W).
+        Shape of the feature map, (N, C, H, W).
     coefficients
         How many the depthwise convolution makes of each channel.
     """
@@ -47,8 +47,8 @@ class Encoder(nn.Module):
         super().__init__()
         window, channels = spec.pool, shape[-3]
         kept = -(-channels // spec.reduction)
-        # Repeats the border where it does not fill a window; worked out beforehand, as a traced
-        # module has no branches.
+        # Repeats the border where it does not fill a window. Decided here, because a traced module
+        # has no branches.
         height, width = shape[-2:]
         missing = (0, -width % window, 0, -height % window)
         self.fill = nn.ReplicationPad2d(missing) if any(missing) else nn.Identity()
@@ -58,9 +58,9 @@ class Encoder(nn.Module):
         self.pointwise = nn.Conv2d(channels * coefficients, kept, 1)
 
     def coefficients(self, x: torch.Tensor) -> torch.Tensor:
-        """What the depthwise convolution makes of a feature map."""
-        answer: torch.Tensor = self.depthwise(self.fill(x))
-        return answer
+        """Return the coefficients of a feature map: the output of the depthwise convolution."""
+        coefficients: torch.Tensor = self.depthwise(self.fill(x))
+        return coefficients
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Reduce a feature map."""
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The edge's half: the encoder's transposes, and a residual block that starts as nothing.
+    """The edge's half: the encoder's transposes, and a residual block that starts at zero.
 
     Input ``(N, ceil(C / reduction), h, w)``; output ``(N, C, H, W)``.
 
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
     spec
         A learned Transfer Layer.
     shape
-        Of the feature map, (N, C, H, W).
+        Shape of the feature map, (N, C, H, W).
     coefficients
         As the encoder's.
     """
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 def bottleneck(
     spec: TransferSpec, shape: Sequence[int], *, most_multiplications: float = math.inf
 ) -> tuple[Encoder, Decoder]:
-    """Make both halves for feature maps of a shape, with as many coefficients as may be.
+    """Make both halves for feature maps of a shape, with as many coefficients as the cost allows.
 
     Parameters
     ----------
@@ -126,12 +126,12 @@ def bottleneck(
     shape
         (N, C, H, W).
     most_multiplications
-        What the device's half may cost: multiplications for one feature map.
+        Most multiplications of the device's half for one feature map.
 
     Raises
     ------
     CodecError
-        If even the lightest bottleneck costs more.
+        Even the cheapest bottleneck costs more.
     """
     channels = shape[-3]
     for coefficients in range(min(spec.pool**2, MAX_COEFFICIENTS), 0, -1):
@@ -145,13 +145,14 @@ def bottleneck(
             return encoder, decoder
     raise CodecError(
         f"{spec.label}: its device side needs {encoder_multiplications(spec, shape, 1):.3g} "
-        f"multiplications, and {most_multiplications:.3g} are allowed: cut later, where the device "
-        "slice does more work of its own, reduce more channels, or allow a larger share"
+        f"multiplications, and {most_multiplications:.3g} are allowed: choose a later "
+        "slicing point, where the device slice does more work of its own, reduce more channels, or "
+        "allow a larger share"
     )
 
 
 def encoder_multiplications(spec: TransferSpec, shape: Sequence[int], coefficients: int) -> int:
-    """Multiplications of an :class:`Encoder` for one feature map."""
+    """Return the number of multiplications of an :class:`Encoder` for one feature map."""
     _, kept, height, width = spec.packed_shape(shape)
     channels = shape[-3]
     each = channels * coefficients * spec.pool**2 + channels * coefficients * kept
@@ -164,14 +165,14 @@ def initialise(encoder: Encoder, decoder: Decoder, batches: Iterable[torch.Tenso
     Parameters
     ----------
     encoder, decoder
-        Of :func:`bottleneck`; changed in place.
+        Both halves, from :func:`bottleneck`; changed in place.
     batches
         Feature maps, ``(N, C, H, W)`` each.
 
     Raises
     ------
     CodecError
-        If there are none, or they are not finite.
+        There are no feature maps, or they are not finite.
     """
     size = encoder.pointwise.in_channels
     total, products, count = torch.zeros(size).double(), torch.zeros(size, size).double(), 0
@@ -194,7 +195,7 @@ def initialise(encoder: Encoder, decoder: Decoder, batches: Iterable[torch.Tenso
 
 
 def cosine_basis(window: int, count: int) -> torch.Tensor:
-    """The lowest ``count`` functions of the orthonormal 2-D DCT-II, shape (count, p, p)."""
+    """Return the lowest ``count`` functions of the orthonormal 2-D DCT-II, shape (count, p, p)."""
     n = torch.arange(window, dtype=torch.float64)
     rows = torch.cos(math.pi * (2 * n[None, :] + 1) * n[:, None] / (2 * window))
     rows *= math.sqrt(2 / window)

@@ -1,4 +1,4 @@
-"""TransferSpec: which Transfer Layer stands at the slicing point, and what it makes of a shape."""
+"""TransferSpec: the choice of a Transfer Layer, and the shape and bytes that it sends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_DIMENSIONS = 8
 """Most dimensions of a feature map."""
 
 MAX_ELEMENTS = 2**28
-"""Most elements of a feature map: 1 GiB in float32, far above any real one."""
+"""Most elements of a feature map: 1 GiB in float32, far above any real feature map."""
 
 MAX_ENTROPY_LEVEL = 19
-"""zstd's highest level with a window that every decoder takes (8 MiB: RFC 8878, 3.1.1.1.2)."""
+"""zstd's highest level whose window every decoder accepts (8 MiB: RFC 8878, 3.1.1.1.2)."""
 
 ENCODER_SHARE = 0.1
 """Most of the device slice's own multiplications that a learned Transfer Layer may add to it."""
@@ -41,23 +41,25 @@ _VALUES: dict[str, tuple[object, ...]] = {
 
 
 class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
-    """Which Transfer Layer: how it pools, quantizes, packs and upsamples.
+    """The choice of a Transfer Layer: how it pools, quantizes, packs and upsamples.
 
     The paper's TL (arXiv 2105.02019) is 2x2 max-pooling and nearest-neighbour upsampling in
-    float32; everything else, and so the default here, is ours. docs/numerics.md says what each
-    value computes.
+    float32. Everything else is ours, the default here included. docs/numerics.md says how each
+    value is computed.
 
     Parameters
     ----------
     pool : int
         Size and stride of the pooling window over height and width: 1 (no pooling), 2 or 4.
     pool_kind : str
-        ``"max"``, ``"average"``, or ``"learned"``: a bottleneck of convolutions that is trained and
-        becomes part of the slices (:mod:`.learned`), so that the codec only packs what it leaves.
+        ``"max"``, ``"average"``, or ``"learned"``: a bottleneck of convolutions, which is trained
+        and becomes part of the slices (:mod:`.learned`). The codec then only packs the bottleneck's
+        output.
     dtype : str
-        What crosses the link: ``"float32"``, ``"float16"``, ``"int8"`` or ``"int4"``.
+        Type of the elements that cross the link: ``"float32"``, ``"float16"``, ``"int8"`` or
+        ``"int4"``.
     granularity : str
-        What shares one scale and zero point: the ``"tensor"`` or each ``"channel"``.
+        One scale and zero point per ``"tensor"`` or per ``"channel"``.
     layout : str
         Order in memory of feature map and payload: ``"nchw"``, width fastest, or ``"nhwc"``,
         channels fastest (PyTorch's ``channels_last``). Shapes are (..., channels, height, width)
@@ -65,23 +67,23 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
     entropy : str or None
         Entropy coding of the payload: ``None`` or ``"zstd"`` (RFC 8878).
     scheme : str
-        How a range becomes scale and zero point: ``"affine"``, or ``"symmetric"`` with the zero
-        point 0.
+        How scale and zero point follow from a range: ``"affine"``, or ``"symmetric"``, where the
+        zero point is 0.
     upsample : str
         ``"nearest"`` or ``"bilinear"``.
     entropy_level : int
-        How hard the entropy coder tries, 1 (fastest) to 19.
+        Level of the entropy coder, from 1 (fastest) to 19 (smallest payload).
     reduction : int
-        How many times fewer channels cross: 1, 2, 4, 8 or 16; above 1 for ``"learned"`` only.
+        Divisor of the number of channels: 1, 2, 4, 8 or 16; above 1 for ``"learned"`` only.
     levels : int or None
-        Of int8 and int4: how many of the codes the range takes, from 2 on; None is all of them.
-        With fewer, steps are larger and the entropy coder has less to send: what quality is to
-        JPEG.
+        For int8 and int4: how many of the codes the range uses, at least 2; None for all. With
+        fewer, steps are larger and the entropy coder sends fewer bytes, as JPEG does at a lower
+        quality.
 
     Raises
     ------
     CodecError
-        A value is not one of those, or two do not go together.
+        A value is not one of those, or two values do not match.
 
     Examples
     --------
@@ -131,11 +133,13 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         if self.learned and (self.pool, self.reduction) == (1, 1):
             raise CodecError("TransferSpec: a learned TL needs a pool or a reduction above 1")
         if self.learned and self.upsample != "nearest":
-            raise CodecError("TransferSpec: a learned TL learns its upsampling, too")
+            raise CodecError(
+                "TransferSpec: a learned TL learns its upsampling; set upsample='nearest'"
+            )
 
     @classmethod
     def float32_split(cls) -> TransferSpec:
-        """Return Scission's plain split: the feature map crosses as it is."""
+        """Return Scission's plain split: the feature map crosses the link unchanged."""
         return cls(pool=1, dtype="float32")
 
     @classmethod
@@ -170,7 +174,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
 
     @property
     def codes(self) -> int:
-        """How many values an element of the payload can have, over the range it is made for."""
+        """Number of codes that the range uses: `levels`, or all that the dtype has."""
         return self.levels or 2 ** PAYLOAD_BITS[self.dtype]
 
     @property
@@ -180,20 +184,20 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
 
     @property
     def lossless(self) -> bool:
-        """Whether what arrives is what was sent, bit for bit."""
+        """Whether decoding restores the feature map bit for bit."""
         return self.pool == 1 and self.dtype == "float32" and not self.learned
 
     @property
     def packing(self) -> TransferSpec:
-        """What the codec does: without the bottleneck of a learned TL, which the slices hold."""
+        """The spec of the codec: this one without the learned bottleneck, which the slices hold."""
         if not self.learned:
             return self
         return msgspec.structs.replace(self, pool=1, pool_kind="max", reduction=1)
 
     def crossing_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape that the device slice hands to the codec.
+        """Return the shape that the device slice passes to the codec.
 
-        For a learned TL what its bottleneck leaves, otherwise `shape` itself.
+        For a learned TL it is the shape of the bottleneck's output, otherwise `shape` itself.
 
         Raises
         ------
@@ -208,8 +212,8 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         Parameters
         ----------
         shape : sequence of int
-            Shape of the feature map, (..., channels, height, width); any of 1 to
-            ``MAX_DIMENSIONS`` dimensions with ``pool=1``, one scale and layout "nchw".
+            Shape of the feature map, (..., channels, height, width). With ``pool=1``, one scale
+            and layout "nchw" any shape of 1 to ``MAX_DIMENSIONS`` dimensions will do.
 
         Returns
         -------
@@ -233,15 +237,16 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
 
     @property
     def needs_planes(self) -> bool:
-        """Whether channels, height and width mean something to this TL."""
+        """Whether this TL uses the dimensions channels, height and width."""
         return (
             self.pool > 1 or self.learned or self.granularity == "channel" or self.layout == "nhwc"
         )
 
     def packed_nbytes(self, shape: Sequence[int]) -> int:
-        """Return the bytes of payload that a feature map of this shape makes.
+        """Return the length of the payload of a feature map of this shape, in bytes.
 
-        With an entropy coder it is the most that crosses: what does not shrink is sent as it is.
+        With an entropy coder it is the greatest length: a payload that does not shrink is sent as
+        it is.
 
         Raises
         ------
@@ -251,11 +256,11 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         return -(-math.prod(self.packed_shape(shape)) * PAYLOAD_BITS[self.dtype] // 8)
 
     def valid_for(self, shape: Sequence[int]) -> bool:
-        """Tell whether this TL makes sense for what crosses, as it is.
+        """Tell whether this TL makes sense for a tensor of this shape.
 
-        Stricter than the codec, so that the planner never offers a TL on what is no image any
-        more: pooling needs a shape (batch, channels, height, width) with something to pool in both
-        directions. A token sequence (batch, tokens, features) has nothing to pool.
+        Stricter than the codec, so that the planner offers pooling for images only: it needs a
+        shape (batch, channels, height, width) with at least 2 rows and columns. A token sequence
+        (batch, tokens, features) cannot be pooled.
         """
         try:
             checked = check_shape(shape)
@@ -268,10 +273,10 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         return len(checked) == 4 and checked[-2] >= 2 and checked[-1] >= 2
 
     def adapted_to(self, shape: Sequence[int]) -> TransferSpec:
-        """Give this TL where it is valid for a tensor of this shape, otherwise plain packing.
+        """Return this TL if it is valid for a tensor of this shape, otherwise plain packing.
 
-        Where several tensors cross at once, each has its own TL: what has no height and width to
-        pool is quantized and packed only, and what has no channels has one scale.
+        Where several tensors cross at once, each has its own TL. A tensor without height and width
+        is quantized and packed only; a tensor without channels has one scale.
         """
         if self.valid_for(shape):
             return self
@@ -289,7 +294,7 @@ def pooled_shape(shape: Sequence[int], pool: int) -> tuple[int, ...]:
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Return a feature map's shape as a tuple, or raise CodecError if no codec can take it."""
+    """Return the shape of a feature map as a tuple; raise CodecError if no codec can take it."""
     checked = tuple(shape)
     if not 1 <= len(checked) <= MAX_DIMENSIONS:
         raise CodecError(f"{len(checked)} dimensions; the codec takes 1 to {MAX_DIMENSIONS}")
@@ -298,7 +303,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
             raise CodecError(f"shape {checked}: {size!r} is not an integer")
         if size < 1:
             raise CodecError(f"shape {checked}: the tensor is empty or a size is negative")
-    # Python's integers do not overflow, so neither does this product.
+    # Integers of Python do not overflow.
     if math.prod(checked) > MAX_ELEMENTS:
         raise CodecError(f"shape {checked}: more than {MAX_ELEMENTS} elements")
     return checked
