@@ -6,15 +6,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
+import msgspec
 import pytest
 import torch
+import typer
+from typer.main import get_command
 
 import scissionlite as sl
+from scissionlite.cli import app
 from scissionlite.cli.output import print_table
-from scissionlite.cli.prepare import RuntimeChoice
+from scissionlite.cli.struct_options import FieldOptions, struct_options
 from scissionlite.demo.textures import write_dataset
+from scissionlite.fields import struct_fields
 from scissionlite.models import load_model
 from scissionlite.runtimes import PACKAGES, RUNTIMES, RuntimeName
 
@@ -225,6 +230,10 @@ def test_doctor_tells_what_this_machine_has() -> None:
             2,
             "--pool: only with",
         ),
+        (("prepare", MODEL, "--out", "x", "--at", "x", "--seed", "-1"), 2, "--seed"),
+        (("prepare", MODEL, "--out", "x", "--codec", "avif"), 2, "--codec"),
+        (("plan", "a.json", "b.json", "--max-latency", "-1"), 2, "--max-latency"),
+        (("plan", "a.json", "b.json", "--link", "none.csv"), 1, "`scissionlite profile` makes one"),
         (("demo", "--link", "quick"), 2, "is no link"),
         (("fly",), 2, "fly"),
     ],
@@ -236,8 +245,45 @@ def test_wrong_usage_and_failures_have_their_own_exit_codes(
 
 
 def test_every_runtime_can_be_chosen() -> None:
-    assert {choice.value for choice in RuntimeChoice} == set(RUNTIMES)
     assert set(get_args(RuntimeName)) == set(RUNTIMES) == set(PACKAGES)
+    wrong = scissionlite("prepare", MODEL, "--out", "x", "--runtime", "tvm", fails=2)
+    for runtime in RUNTIMES:
+        assert runtime in wrong
+
+
+@pytest.mark.parametrize(
+    ("command", "struct"),
+    [("plan", sl.Constraints), ("prepare", sl.Recipe), ("prepare", sl.TransferSpec)],
+)
+def test_every_field_of_a_struct_is_an_option_with_help(
+    command: str, struct: type[msgspec.Struct]
+) -> None:
+    parameters = get_command(app).commands[command].params  # type: ignore[attr-defined]  # a group
+    options = {option: each for each in parameters for option in each.opts}
+    for field in struct_fields(struct):
+        name = field.name.removesuffix("s") if field.type == tuple[str, ...] else field.name
+        option = options[f"--{name.replace('_', '-')}"]
+        assert option.help == field.summary
+        assert len(field.summary) > 10
+        if struct is not sl.TransferSpec:  # whose options change what --codec is
+            default = getattr(struct(), field.name)
+            assert option.default == (list(default) if isinstance(default, tuple) else default)
+
+
+def test_options_become_the_struct() -> None:
+    seen: list[sl.Constraints] = []
+
+    @struct_options
+    def command(
+        constraints: Annotated[sl.Constraints, FieldOptions("Limits")] = sl.Constraints(),  # noqa: B008
+    ) -> None:
+        seen.append(constraints)
+
+    alone = typer.Typer(add_completion=False)
+    alone.command()(command)
+    arguments = ["--max-upload", "5", "--machine", "pi", "--machine", "edge", "--on-edge", "head"]
+    alone(arguments, standalone_mode=False)
+    assert seen == [sl.Constraints(max_upload=5, machines=("pi", "edge"), on_edge=("head",))]
 
 
 def test_every_public_name_is_there() -> None:

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scissionlite as sl
-from scissionlite.cli.network import parse_link, parse_links
+from scissionlite.cli.link_options import parse_link, parse_links
 from scissionlite.errors import PlanError
-from scissionlite.scissiontl.link import PRESETS, Links, read_links, write_links
+from scissionlite.scissiontl.link import PRESETS, LinkTable, read_links, write_links
 
 HEADER = "source,destination,ping(ms),bandwidth(Mbps)\n"
 
@@ -95,7 +95,7 @@ def test_scissions_file_is_read(tmp_path: Path) -> None:
 
 @given(links=st.dictionaries(st.tuples(NAMES, NAMES), LINKS, max_size=5))
 def test_links_are_read_from_a_file_as_they_were_written(
-    tmp_path_factory: pytest.TempPathFactory, links: Links
+    tmp_path_factory: pytest.TempPathFactory, links: LinkTable
 ) -> None:
     file = tmp_path_factory.mktemp("links") / "links.csv"
     write_links(file, links)

@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from scissionlite.cli.network import (
-    PAPER_NETWORK,
-    SizeOption,
-    WeightsOption,
-    parse_link,
-    preprocessing_for,
-)
+from scissionlite.cli.link_options import PAPER_LINK, parse_link
+from scissionlite.cli.model_options import SizeOption, WeightsOption, preprocessing_for
 from scissionlite.cli.output import (
     JsonOption,
     error_console,
@@ -31,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "scissionlite.models:efficientnet_lite0_imagenet"
 
 PAPER_SLOWDOWN = 5.3
-"""How many times slower the device is than the edge, unless told otherwise.
+"""How many times slower the device is than the edge, by default.
 
 The ratio of DenseNet-169's published block times, summed: 0.389 s on a Jetson TX2 and 0.074 s on
 the edge machine "ampere" (ScissionTL's published benchmark data).
@@ -54,9 +49,9 @@ def demo(
     link: Annotated[
         list[str],
         typer.Option(
-            metavar="RATE/RTT", help="Emulated network; several may be given one after the other."
+            metavar="RATE/RTT", help="Emulated link; several may be given one after the other."
         ),
-    ] = [PAPER_NETWORK],  # noqa: B006 - typer reads it and never changes it
+    ] = [PAPER_LINK],  # noqa: B006 - typer reads it and never changes it
     slowdown: Annotated[
         float, typer.Option(help="Emulate a device so many times slower; 1 for none.", min=1.0)
     ] = PAPER_SLOWDOWN,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from scissionlite.bundle import Bundle
-from scissionlite.cli.network import PAPER_NETWORK, LinkOption, parse_links
+from scissionlite.cli.link_options import PAPER_LINK, LinkOption, parse_links
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
+from scissionlite.cli.struct_options import FieldOptions, struct_options
 from scissionlite.scissiontl.constraints import Constraints
+from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.planner import Objective, pareto
 from scissionlite.scissiontl.planner import plan as rank
 from scissionlite.scissiontl.plans import MeasuredAccuracy, Plan
@@ -21,27 +24,26 @@ SlowdownOption = Annotated[
     float, typer.Option(help="Imagine the device this many times slower than measured.", min=1.0)
 ]
 
-_MACHINES = "More machines"
-_LIMITS = "Constraints: limits"
-_PLACES = "Constraints: places and machines (each may be given several times)"
-
-
-def _limit(text: str, name: str | None = None) -> Any:
-    return typer.Option(*([name] if name else []), help=text, min=0, rich_help_panel=_LIMITS)
-
-
-def _names(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=_PLACES, show_default=False)
-
 
 def _profiles(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel=_MACHINES, show_default=False)
+    return typer.Option(help=text, rich_help_panel="More machines", show_default=False)
 
 
+_NO_CONSTRAINTS = Constraints()
+ConstraintsOptions = Annotated[
+    Constraints,
+    FieldOptions(
+        "Constraints: limits",
+        several="Constraints: places and machines (each may be given several times)",
+    ),
+]
+
+
+@struct_options
 def plan(
     device: Annotated[Path, typer.Argument(help="Profile of the device (JSON).")],
     edge: Annotated[Path, typer.Argument(help="Profile of the edge machine (JSON).")],
-    link: LinkOption = PAPER_NETWORK,
+    link: LinkOption = PAPER_LINK,
     slowdown: SlowdownOption = 1.0,
     objective: Annotated[
         Objective, typer.Option(help="What to rank by; throughput is that of pipelined requests.")
@@ -54,38 +56,12 @@ def plan(
     ] = None,
     accuracy: Annotated[
         list[Path],
-        typer.Option(help="Bundle whose measured accuracy is known; may be given several times."),
+        typer.Option(help="Bundle whose accuracy was measured; may be given several times."),
     ] = [],  # noqa: B006 - typer reads it and never changes it
     more_device: Annotated[list[Path], _profiles("Profile of another device.")] = [],  # noqa: B006
     more_edge: Annotated[list[Path], _profiles("Profile of another edge machine.")] = [],  # noqa: B006
     cloud: Annotated[list[Path], _profiles("Profile of a third tier.")] = [],  # noqa: B006
-    max_latency: Annotated[float | None, _limit("Seconds from frame to answer.")] = None,
-    max_device_time: Annotated[float | None, _limit("Seconds of work on the device.")] = None,
-    max_edge_time: Annotated[float | None, _limit("Seconds of work on the edge.")] = None,
-    max_device_share: Annotated[float | None, _limit("Of the latency, 0 to 1.")] = None,
-    max_edge_share: Annotated[float | None, _limit("Of the latency, 0 to 1.")] = None,
-    max_upload: Annotated[int | None, _limit("Bytes of a request.")] = None,
-    max_device_memory: Annotated[int | None, _limit("Bytes of weights and feature maps.")] = None,
-    max_energy: Annotated[float | None, _limit("Joules on the device.")] = None,
-    max_leakage: Annotated[
-        float | None, _limit("Distance correlation of input and what is sent, 0 to 1.")
-    ] = None,
-    min_throughput: Annotated[float | None, _limit("Requests a second, pipelined.")] = None,
-    min_accuracy: Annotated[float | None, _limit("0 to 1, where it was measured.")] = None,
-    min_device_blocks: Annotated[
-        int | None, _limit("Blocks that must run on the device, for privacy.")
-    ] = None,
-    min_device_layers: Annotated[
-        int | None, _limit("Layers that must run on the device, for privacy.")
-    ] = None,
-    on_device: Annotated[list[str], _names("Layer, module or block on the device.")] = [],  # noqa: B006
-    not_on_device: Annotated[list[str], _names("... not on the device.")] = [],  # noqa: B006
-    on_edge: Annotated[list[str], _names("... on the edge.")] = [],  # noqa: B006
-    not_on_edge: Annotated[list[str], _names("... not on the edge.")] = [],  # noqa: B006
-    slicing_point: Annotated[list[str], _names("Cut at one of these.")] = [],  # noqa: B006
-    avoid_slicing_point: Annotated[list[str], _names("Do not cut here.")] = [],  # noqa: B006
-    machine: Annotated[list[str], _names("Machine to use.")] = [],  # noqa: B006
-    avoid_machine: Annotated[list[str], _names("Machine not to use.")] = [],  # noqa: B006
+    constraints: ConstraintsOptions = _NO_CONSTRAINTS,
     top: Annotated[int, typer.Option(help="How many plans to print; 0 prints all.", min=0)] = 15,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML page with figures and table.")
@@ -100,67 +76,22 @@ def plan(
     edges = [Profile.load(path) for path in (edge, *more_edge)]
     clouds = [Profile.load(path) for path in cloud]
     links = parse_links(link)
-    known = [
-        each for path in accuracy for each in MeasuredAccuracy.of(Bundle.load(path), devices[0])
-    ]
-    constraints = Constraints(
-        max_latency=max_latency,
-        max_device_time=max_device_time,
-        max_edge_time=max_edge_time,
-        max_device_share=max_device_share,
-        max_edge_share=max_edge_share,
-        max_upload=max_upload,
-        max_device_memory=max_device_memory,
-        max_energy=max_energy,
-        max_leakage=max_leakage,
-        min_throughput=min_throughput,
-        min_accuracy=min_accuracy,
-        min_device_blocks=min_device_blocks,
-        min_device_layers=min_device_layers,
-        on_device=tuple(on_device),
-        not_on_device=tuple(not_on_device),
-        on_edge=tuple(on_edge),
-        not_on_edge=tuple(not_on_edge),
-        slicing_points=tuple(slicing_point),
-        avoid_slicing_points=tuple(avoid_slicing_point),
-        machines=tuple(machine),
-        avoid_machines=tuple(avoid_machine),
+    ranked = partial(
+        rank,
+        devices,
+        edges,
+        links,
+        objective=objective,
+        accuracies=[
+            each for path in accuracy for each in MeasuredAccuracy.of(Bundle.load(path), devices[0])
+        ],
+        power=power,
+        cloud=clouds,
     )
-
-    def ranked(kept: Constraints) -> list[Plan]:
-        return rank(
-            devices,
-            edges,
-            links,
-            constraints=kept,
-            objective=objective,
-            accuracies=known,
-            power=power,
-            cloud=clouds,
-        )
-
-    plans = ranked(constraints)
-    told = str(links) if not isinstance(links, dict) else f"links of {link}"
-    if report is not None or figure is not None:
-        machines = [*devices, *edges, *clouds]
-        every = ranked(Constraints())
-        private = ranked(constraints.privacy)[0] if constraints.privacy is not None else None
-        if figure is not None:
-            from scissionlite.scissiontl.figures import split_figure
-
-            split_figure(every, private).savefig(figure, dpi=130)
-        if report is not None:
-            from scissionlite.scissiontl.report import write_report
-
-            write_report(
-                report,
-                plans,
-                machines,
-                told,
-                constraints=constraints,
-                every=every,
-                best_private=private,
-            )
+    plans = ranked(constraints=constraints)
+    link_text = str(links) if isinstance(links, Link) else f"links of {link}"
+    machines = [*devices, *edges, *clouds]
+    _draw(report, figure, plans, ranked, machines, link_text, constraints)
     front = pareto(plans) if only_pareto else plans
     shown = list(front[: top or None])
     if json:
@@ -169,14 +100,46 @@ def plan(
     if not only_pareto:
         # What splitting is compared with is shown, however far down it ranks.
         shown += _first_of_each_kind(plans, shown)
-    title = f"Plans for {told}" + (f", device {slowdown:g}x slower" if slowdown != 1 else "")
+    title = f"Plans for {link_text}" + (f", device {slowdown:g}x slower" if slowdown != 1 else "")
     caption = f"{len(plans)} plans satisfy the constraints."
     if only_pareto:
         caption += f" {len(front)} of them are beaten by none in latency and bytes."
     for path in (report, figure):
         caption += f" Written: {path}." if path is not None else ""
-    several = len(devices) + len(edges) + len(clouds) > 2
-    _print(title, shown, plans, several=several, caption=caption)
+    _print(title, shown, plans, several=len(machines) > 2, caption=caption)
+
+
+def _draw(
+    report: Path | None,
+    figure: Path | None,
+    plans: Sequence[Plan],
+    ranked: Callable[..., list[Plan]],
+    machines: Sequence[Profile],
+    link: str,
+    constraints: Constraints,
+) -> None:
+    """Write the report and the figure, where they are asked for."""
+    if report is None and figure is None:
+        return
+    every = ranked()
+    private = constraints.privacy
+    best_private = None if private is None else ranked(constraints=private)[0]
+    if figure is not None:
+        from scissionlite.scissiontl.figures import split_figure
+
+        split_figure(every, best_private).savefig(figure, dpi=130)
+    if report is not None:
+        from scissionlite.scissiontl.report import write_report
+
+        write_report(
+            report,
+            plans,
+            machines,
+            link,
+            constraints=constraints,
+            every=every,
+            best_private=best_private,
+        )
 
 
 def _first_of_each_kind(plans: Sequence[Plan], shown: Sequence[Plan]) -> list[Plan]:

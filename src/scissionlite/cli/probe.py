@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from scissionlite.cli.output import JsonOption, milliseconds, print_json, print_table
-from scissionlite.errors import ScissionLiteError
+from scissionlite.cli.usage import usage_errors
 from scissionlite.scissiontl.link import read_links, write_links
 from scissionlite.scissiontl.probe import Estimate
 from scissionlite.scissiontl.probe import probe as measure
@@ -37,12 +37,8 @@ def probe(
 ) -> None:
     """Measure round trip and rates to an edge daemon, through the sockets that tensors use."""
     links = read_links(out) if out is not None and out.exists() else {}
-    try:
+    with usage_errors():
         measured = measure(connect, control, seconds=seconds, timeout=timeout)
-    except ScissionLiteError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     names = (source or platform.node() or "here", destination or measured.edge or "edge")
     if out is not None:
         links[names] = measured.link

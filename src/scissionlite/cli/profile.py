@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scissionlite.cli.network import (
+from scissionlite.cli.model_options import (
     ClassesOption,
     MaxTensorsOption,
     ModelArgument,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from scissionlite.errors import ScissionLiteError
+from scissionlite.cli.usage import usage_errors
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.scissiontl.remote_profile import remote_profile
@@ -43,7 +43,7 @@ def profile_there(
             raise typer.BadParameter(
                 f"{option} cannot go with --remote: files and names of this machine stay here"
             )
-    try:
+    with usage_errors():
         return remote_profile(
             remote,
             model,
@@ -55,7 +55,3 @@ def profile_there(
             repetitions=repetitions,
             max_tensors=max_tensors,
         )
-    except ScissionLiteError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error

@@ -13,17 +13,12 @@ import typer
 from PIL import UnidentifiedImageError
 
 from scissionlite.bundle import Bundle, Manifest
-from scissionlite.cli.output import (
-    JsonOption,
-    kilobytes,
-    milliseconds,
-    print_json,
-    print_table,
-)
+from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
+from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
+from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import ScissionLiteError
 from scissionlite.images import Preprocessing, image_files
 from scissionlite.offloader.device import Answer, Device
-from scissionlite.runtimes import RuntimeName
 
 
 class ImageAnswer(msgspec.Struct):
@@ -65,17 +60,12 @@ def run(
         str | None, typer.Option(help="Its control endpoint.", show_default="the next port")
     ] = None,
     fallback: Annotated[
-        str | None, typer.Option(help="'local' answers here whenever the edge cannot.")
+        Literal["local"] | None,
+        typer.Option(help="'local' answers here whenever the edge cannot."),
     ] = None,
     deadline: Annotated[float, typer.Option(help="Seconds until an answer is due.")] = 5.0,
-    threads: Annotated[int | None, typer.Option(help="Threads of an inference.", min=1)] = None,
-    runtime: Annotated[
-        RuntimeName | None,
-        typer.Option(
-            help="Which of the bundle's runtimes runs the slices.",
-            show_default="the first that can",
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
+    runtime: SliceRuntimeOption = None,
     slowdown: Annotated[
         float, typer.Option(help="Emulate a device this many times slower.", min=1)
     ] = 1.0,
@@ -85,28 +75,21 @@ def run(
 ) -> None:
     """Answer images one after the other, and say how long each took and who answered it."""
     opened = Bundle.load(bundle)
-    if fallback not in (None, "local"):
-        raise typer.BadParameter(f"--fallback is 'local' or not given, not {fallback!r}")
-    chosen: Literal["local"] | None = "local" if fallback else None
     preprocessing = opened.manifest.preprocessing
     if preprocessing is None:
         raise ScissionLiteError(f"{bundle} has no preprocessing, so it cannot read images")
     files = _image_files(images)
-    try:
+    with usage_errors():
         device = Device(
             opened,
             connect,
             control=control,
-            fallback=chosen,
+            fallback=fallback,
             deadline=deadline,
             threads=threads,
             runtime=runtime,
             slowdown=slowdown,
         )
-    except ScissionLiteError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     answers = []
     with device:
         first = _frame(files[0], preprocessing)

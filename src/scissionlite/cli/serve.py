@@ -11,11 +11,11 @@ import msgspec
 import typer
 
 from scissionlite.bundle import Bundle
+from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import JsonOption, error_console, print_table
-from scissionlite.errors import ScissionLiteError
+from scissionlite.cli.usage import usage_errors
 from scissionlite.offloader.edge import EdgeServer
 from scissionlite.offloader.edge_services import PROFILE_SECONDS
-from scissionlite.runtimes import RuntimeName
 
 
 def serve(
@@ -33,14 +33,8 @@ def serve(
         str | None,
         typer.Option(help="Control endpoint to listen on.", show_default="the next port"),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of an inference.", min=1)] = None,
-    runtime: Annotated[
-        RuntimeName | None,
-        typer.Option(
-            help="Which of the bundle's runtimes runs the slices.",
-            show_default="the first that can",
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
+    runtime: SliceRuntimeOption = None,
     credit: Annotated[
         int, typer.Option(help="Requests that a device may have unanswered.", min=1, max=1024)
     ] = 8,
@@ -61,7 +55,7 @@ def serve(
     """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C)."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     opened = None if bundle is None else Bundle.load(bundle)
-    try:
+    with usage_errors():
         server = EdgeServer(
             opened,
             bind,
@@ -72,10 +66,6 @@ def serve(
             profile_models=profile_models,
             profile_seconds=profile_seconds,
         )
-    except ScissionLiteError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())

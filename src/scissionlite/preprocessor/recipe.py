@@ -50,9 +50,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         Train the device slice too. By default it keeps its weights, so that several slicing
         points can share one device network.
     train_edge_slice
-        Train the edge slice, as the paper does. Without it only scales and learned Transfer Layers
-        are trained: the better choice with few photographs, from which the slice would learn
-        little else.
+        Train the edge slice, as the paper does; otherwise only scales and learned Transfer Layers
+        are trained. That is the better choice with few photographs, from which the slice would
+        learn little else.
     patience
         Stop after this many epochs without a better score on the split. The weights of the best
         epoch are kept. None trains all epochs, needs no split and keeps the last epoch's weights.

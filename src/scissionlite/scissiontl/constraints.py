@@ -50,7 +50,8 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     min_throughput
         Requests per second when requests are pipelined.
     min_accuracy
-        Share of right answers, 0 to 1. A plan for which it was not measured is kept.
+        Share of right answers, 0 to 1, where it was measured. A plan for which it was not measured
+        is kept.
     min_device_blocks
         Blocks that must run on the device, for privacy: no image and no early feature map leaves
         it.

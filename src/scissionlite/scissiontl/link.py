@@ -28,13 +28,14 @@ import csv
 import re
 from decimal import Decimal, DecimalException
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
 from scissionlite.errors import PlanError
 
-Links = dict[tuple[str, str], "Link"]
-"""Links by source and destination."""
+LinkTable: TypeAlias = "dict[tuple[str, str], Link]"
+"""Links by the names of source and destination."""
 
 _UNITS = {"bit": 0, "kbit": 3, "mbit": 6, "gbit": 9}  # powers of ten
 _NUMBER = r"\d+(?:\.\d+)?(?:e[+-]?\d+)?"
@@ -168,7 +169,7 @@ PRESETS: dict[str, Preset] = {
 """Typical networks by name; this module's docstring has them as a table."""
 
 
-def read_links(path: str | Path) -> Links:
+def read_links(path: str | Path) -> LinkTable:
     """Read links from a CSV file in Scission's form.
 
     The header is ``source,destination,ping(ms),bandwidth(Mbps)``; the ping is the round trip, the
@@ -185,7 +186,7 @@ def read_links(path: str | Path) -> Links:
     PlanError
         If the file cannot be read or a line is wrong; the message names the line.
     """
-    links: Links = {}
+    links: LinkTable = {}
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file, strict=True)
@@ -214,7 +215,7 @@ def read_links(path: str | Path) -> Links:
     return links
 
 
-def write_links(path: str | Path, links: Links) -> None:
+def write_links(path: str | Path, links: LinkTable) -> None:
     """Write links as :func:`read_links` reads them, exactly.
 
     The column of the download is written if a link has one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -20,9 +20,6 @@ from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import MeasuredAccuracy, Plan
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.scissiontl.tiers import three_tiers
-
-Links: TypeAlias = Link | Mapping[tuple[str, str], Link]
-"""One link between all machines, or links by the names of source and destination."""
 
 Objective = Literal["latency", "throughput", "bytes", "device_time", "energy", "leakage"]
 
@@ -39,7 +36,7 @@ _OBJECTIVES: dict[str, Callable[[Prediction], float | None]] = {
 def plan(
     device: Profile | Sequence[Profile],
     edge: Profile | Sequence[Profile],
-    link: Links,
+    link: Link | Mapping[tuple[str, str], Link],
     *,
     constraints: Constraints | None = None,
     objective: Objective = "latency",
@@ -258,7 +255,9 @@ def _with_accuracies(plans: list[Plan], accuracies: Iterable[MeasuredAccuracy]) 
 class _Joined:
     """The link between two machines, if there is one."""
 
-    def __init__(self, link: Links, profiles: Sequence[Profile]) -> None:
+    def __init__(
+        self, link: Link | Mapping[tuple[str, str], Link], profiles: Sequence[Profile]
+    ) -> None:
         self._link = link
         if isinstance(link, Mapping):
             names = {profile.name for profile in profiles}

@@ -52,9 +52,9 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
     pool : int
         Size and stride of the pooling window over height and width: 1 (no pooling), 2 or 4.
     pool_kind : str
-        ``"max"``, ``"average"``, or ``"learned"``: a bottleneck of convolutions, which is trained
-        and becomes part of the slices (:mod:`.learned`). The codec then only packs the bottleneck's
-        output.
+        How a feature map is reduced: ``"max"``, ``"average"`` or ``"learned"``. The last is a
+        bottleneck of convolutions, which is trained and becomes part of the slices
+        (:mod:`.learned`). The codec then only packs the bottleneck's output.
     dtype : str
         Type of the elements that cross the link: ``"float32"``, ``"float16"``, ``"int8"`` or
         ``"int4"``.
@@ -70,7 +70,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         How scale and zero point follow from a range: ``"affine"``, or ``"symmetric"``, where the
         zero point is 0.
     upsample : str
-        ``"nearest"`` or ``"bilinear"``.
+        How the edge brings a pooled feature map back to its shape: ``"nearest"`` or ``"bilinear"``.
     entropy_level : int
         Level of the entropy coder, from 1 (fastest) to 19 (smallest payload).
     reduction : int

@@ -1,4 +1,4 @@
-"""The options by which several commands name a neural network, its input, or a link."""
+"""The options by which several commands name a neural network, its input and its runtime."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scissionlite.errors import PlanError
+from scissionlite.graph.tensors import MAX_TENSORS
 from scissionlite.images import Preprocessing
-from scissionlite.scissiontl.link import PRESETS, Link, Links, read_links
+from scissionlite.runtimes import RuntimeName
 
 if TYPE_CHECKING:
     from scissionlite.graph.graph import Graph
@@ -33,43 +33,16 @@ MaxTensorsOption = Annotated[
     typer.Option(
         help="Most tensors that may cross at a slicing point; networks with skips need more.",
         min=1,
-        max=16,
+        max=MAX_TENSORS,
     ),
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads of an inference.", min=1)]
-
-PAPER_NETWORK = "58.8Mbit/27.4ms"
-"""The network of the paper's measurements (ScissionTL's published benchmark data)."""
-
-LINK_HELP = (
-    "UPLOAD/RTT such as 4Mbit/60ms, UPLOAD/RTT/DOWNLOAD, a typical network "
-    f"({', '.join(PRESETS)}), or a CSV file of links as `scissionlite probe --out` writes it."
-)
-LinkOption = Annotated[str, typer.Option(metavar="LINK", help=f"The network link: {LINK_HELP}")]
-
-
-def parse_links(text: str) -> Link | Links:
-    """Read a ``--link`` option: one link, or those of a CSV file by source and destination.
-
-    What is wrong with it is wrong usage.
-    """
-    path = Path(text)
-    try:
-        if path.suffix.lower() == ".csv" or path.is_file():
-            return read_links(path)
-        return Link.parse(text)
-    except PlanError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def parse_link(text: str) -> Link:
-    """Read a ``--link`` option that must name one link; a CSV file may hold just one."""
-    found = parse_links(text)
-    if isinstance(found, Link):
-        return found
-    if len(found) != 1:
-        raise typer.BadParameter(f"{text} holds {len(found)} links, here one is needed")
-    return next(iter(found.values()))
+SliceRuntimeOption = Annotated[
+    RuntimeName | None,
+    typer.Option(
+        help="Which of the bundle's runtimes runs the slices.", show_default="the first that can"
+    ),
+]
 
 
 def capture_model(

@@ -1,0 +1,119 @@
+"""Which plan ``scissionlite prepare`` carries out: written out with ``--at``, or the best one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+import typer
+
+from scissionlite.cli.link_options import parse_link
+from scissionlite.cli.output import error_console
+from scissionlite.cli.struct_options import Changes
+from scissionlite.images import JPEG_QUALITY
+from scissionlite.scissiontl.planner import plan as rank
+from scissionlite.scissiontl.plans import Plan
+from scissionlite.scissiontl.profile import Profile
+from scissionlite.transfer_layer import TransferSpec
+
+if TYPE_CHECKING:
+    from scissionlite.graph.graph import Graph
+
+Codec = Literal["int8", "paper", "float32", "jpeg", "png", "uint8", "local"]
+"""What crosses the link: a Transfer Layer, an image, or nothing."""
+
+_SPECS: dict[Codec, TransferSpec] = {
+    "int8": TransferSpec(),
+    "paper": TransferSpec.paper(),
+    "float32": TransferSpec.float32_split(),
+}
+
+
+class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that say which plan is prepared.
+
+    Attributes
+    ----------
+    at
+        Name of the slicing point of a plan that is written out.
+    codec
+        What crosses in such a plan.
+    changes
+        Changes to the codec's Transfer Layer.
+    device_profile, edge_profile
+        Files of the profiles with which plans are ranked.
+    link
+        The link, as on the command line.
+    slowdown
+        How many times slower than measured the device is imagined.
+    """
+
+    at: str | None
+    codec: Codec
+    changes: Changes[TransferSpec]
+    device_profile: Path | None
+    edge_profile: Path | None
+    link: str
+    slowdown: float
+
+    def plan(self) -> Plan:
+        """The one plan that the options name.
+
+        Raises
+        ------
+        typer.BadParameter
+            If the options do not go together.
+        """
+        if self.changes.options and (self.at is None or self.codec not in _SPECS):
+            raise typer.BadParameter(
+                f"{', '.join(self.changes.options)}: only with --at and a codec that has a "
+                "Transfer Layer"
+            )
+        if self.device_profile is not None and self.edge_profile is not None and self.at is None:
+            device, edge = Profile.load(self.device_profile), Profile.load(self.edge_profile)
+            return self._ranked(device, edge, learned=False)[0]
+        if self.device_profile is not None or self.edge_profile is not None:
+            raise typer.BadParameter(
+                "--device-profile and --edge-profile go together, without --at"
+            )
+        return self._written_out()
+
+    def ranked_plans(self, graph: Graph, runtime: str) -> list[Plan]:
+        """All plans, best first; with untrained learned Transfer Layers among them.
+
+        Without profiles this machine is profiled, with a runtime, and stands for both.
+
+        Raises
+        ------
+        typer.BadParameter
+            If only one of the two profiles is given.
+        """
+        if self.device_profile is not None and self.edge_profile is not None:
+            device, edge = Profile.load(self.device_profile), Profile.load(self.edge_profile)
+            return self._ranked(device, edge, learned=True)
+        if self.device_profile is not None or self.edge_profile is not None:
+            raise typer.BadParameter("--device-profile and --edge-profile go together")
+        from scissionlite.scissiontl.profiler import profile
+
+        error_console.print("Profiling the network on this machine, which stands for both ...")
+        measured = profile(graph, runtime=runtime)
+        return self._ranked(measured, measured, learned=True)
+
+    def _ranked(self, device: Profile, edge: Profile, *, learned: bool) -> list[Plan]:
+        return rank(device.slowed(self.slowdown), edge, parse_link(self.link), learned=learned)
+
+    def _written_out(self) -> Plan:
+        if self.codec == "jpeg":
+            return Plan(kind="image", image_format="jpeg", jpeg_quality=JPEG_QUALITY)
+        if self.codec == "png" or self.codec == "uint8":
+            return Plan(kind="image", image_format=self.codec)
+        if self.codec == "local":
+            return Plan(kind="local")
+        if self.at is None:
+            raise typer.BadParameter("say where to cut with --at, or give both profiles")
+        return Plan(
+            kind="split",
+            slicing_point=self.at,
+            spec=self.changes.apply(_SPECS[self.codec]),
+        )
