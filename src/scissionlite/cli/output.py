@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -35,8 +35,8 @@ def print_table(
     )
     for column in columns:
         # On a narrow terminal or in a pipe, a name is folded rather than cut.
-        justify = "right" if column.endswith(")") else "left"
-        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]  # a literal
+        justify: Literal["left", "right"] = "right" if column.endswith(")") else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     # Into a pipe or a file there is no width to keep to.

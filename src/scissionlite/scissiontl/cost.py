@@ -1,9 +1,9 @@
-"""ScissionTL's cost model: what slices, codecs and the link cost, from profiles. No torch.
+"""ScissionTL's cost model: from profiles and a link to the predicted cost of a plan. No torch.
 
-The latency of a split is the device's blocks, packing, one round trip and the bytes at the link's
-rate, unpacking, and the edge's blocks (arXiv 2105.02019, ScissionTL). To that sum ours adds the
-answer's bytes and what the Offloader itself takes, and it prefers measured slices to sums of
-blocks, since a runtime fuses across their borders.
+The latency of a split is the sum of the device's blocks, packing, one round trip, the bytes at the
+link's rate, unpacking, and the edge's blocks (arXiv 2105.02019, ScissionTL). Two parts are added to
+the paper's sum: the bytes of the answer, and the time of the Offloader itself. Slices that were
+measured are preferred to sums of blocks, since a runtime fuses across the borders of blocks.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from scissionlite.scissiontl.profile import Profile, TransferProfile
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan is predicted to cost, in seconds and bytes.
+    """The predicted cost of a plan, in seconds and bytes.
 
     Attributes
     ----------
     device_time, encode_time, transfer_time, decode_time, edge_time
-        Seconds: the device's slice (with preprocessing), packing, the link with its round trip,
-        unpacking, the edge's slice.
+        Seconds: the device slice (with preprocessing), packing, the link with its round trip,
+        unpacking, the edge slice.
     offload_time
-        Seconds that the Offloader takes on both sides together.
+        Seconds that the Offloader adds on both sides together.
     serial_time
         Part of ``transfer_time`` in which the link is busy with the request's bytes: the link's
         stage when requests are pipelined.
     relay_time, relay_serial_time, cloud_time
         With a third tier: seconds of the second hop (packing, link, unpacking), the part in which
-        its link is busy, and the cloud's slice.
+        its link is busy, and the cloud slice.
     sent_bytes, relayed_bytes
         Payload of a request, over the first and the second link.
     device_blocks, edge_blocks
-        How many blocks run on the device and on the edge; the rest runs on the cloud.
+        Number of blocks on the device and on the edge; the rest runs in the cloud.
     device_layers
-        How many layers run on the device.
+        Number of layers on the device.
     device_memory
-        Bytes on the device: weights of its blocks, and the most feature maps alive at once.
+        Bytes on the device: the weights of its blocks, and the feature maps that are alive at the
+        same time at most.
     leakage
         Distance correlation between the input and what leaves the device (0 to 1): 0 where
         nothing does, 1 for an image, None where it was not measured.
@@ -98,7 +99,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def throughput(self) -> float:
-        """Requests a second when they are pipelined."""
+        """Requests per second when they are pipelined."""
         return 1 / self.bottleneck if self.bottleneck else float("inf")
 
 
@@ -113,8 +114,8 @@ class Machine:
     layers : list of int
         Layers up to and including each block.
     device_memory, edge_memory : list of int
-        Bytes of weights, and of the most feature maps alive at once, of the blocks up to and
-        including each, and of the blocks after each.
+        Bytes of weights and of the feature maps alive at the same time, at most: of the blocks up
+        to and including each block, and of the blocks after it.
     transfers : dict
         ``(block, spec)`` to the codec's profile.
     images : dict
@@ -142,9 +143,9 @@ class Machine:
 def slice_times(profile: Profile) -> tuple[list[float], list[float]]:
     """Seconds of the device slice and of the edge slice for a cut behind each block but the last.
 
-    A slice that was measured has its own time. For the others the sum of the blocks is scaled by
-    what a measured slice takes of the sum of its own blocks, interpolated between the neighbours
-    that were measured; the uncut network is the last device slice and the first edge slice.
+    A slice that was measured keeps its time. For the others the sum of the blocks is multiplied by
+    a ratio: the time of a measured slice over the sum of its blocks, interpolated between the
+    measured neighbours. The uncut network is the last device slice and the first edge slice.
     """
     latencies = np.array([block.latency for block in profile.blocks])
     cuts = np.arange(len(latencies) - 1)
@@ -172,21 +173,72 @@ def hop(sender: TransferProfile, receiver: TransferProfile, link: Link, answer_b
 
 
 def offload_time(sender: Profile, receiver: Profile, nbytes: int) -> float:
-    """Seconds that the Offloader takes of a request, its two sides together."""
+    """Seconds that the Offloader adds to a request, its two sides together."""
     return sum(p.offload.request + p.offload.byte * nbytes for p in (sender, receiver))
 
 
-def first_leg(
-    source: Machine, cut: int, sent_bytes: int, between: Link
-) -> dict[str, float | int | None]:
-    """What a prediction says of the device and the first link for a cut before block ``cut``."""
+class SecondHop(msgspec.Struct, frozen=True, kw_only=True):
+    """What a third tier adds to a prediction; the fields are those of :class:`Prediction`."""
+
+    relay_time: float = 0.0
+    relay_serial_time: float = 0.0
+    relayed_bytes: int = 0
+    cloud_time: float = 0.0
+
+
+_NO_SECOND_HOP = SecondHop()
+
+
+def offloaded(
+    source: Machine,
+    cut: int,
+    link: Link,
+    *,
+    device_time: float,
+    encode_time: float,
+    sent_bytes: int,
+    decode_time: float,
+    edge_time: float,
+    edge_blocks: int,
+    offload_time: float,
+    power: float | None,
+    second: SecondHop = _NO_SECOND_HOP,
+) -> Prediction:
+    """Predict a plan that sends something over a link.
+
+    Parameters
+    ----------
+    source
+        The device.
+    cut
+        How many blocks run on it; 0 where the input is sent as an image.
+    link
+        From the device to the edge.
+    device_time, encode_time, sent_bytes, decode_time, edge_time, edge_blocks, offload_time
+        As in :class:`Prediction`.
+    power
+        Watts of the device at work, or None.
+    second
+        The second hop of a plan with three tiers.
+    """
     profile = source.profile
-    leakage = profile.blocks[cut - 1].leakage if cut else 1.0
-    return {
-        "serial_time": sent_bytes * 8 / between.bandwidth,
-        "sent_bytes": sent_bytes,
-        "device_blocks": cut,
-        "device_layers": source.layers[cut - 1] if cut else 0,
-        "device_memory": source.device_memory[cut - 1] if cut else 0,
-        "leakage": leakage,
-    }
+    return Prediction(
+        device_time=device_time,
+        encode_time=encode_time,
+        transfer_time=link.transfer_time(sent_bytes, profile.answer_bytes),
+        decode_time=decode_time,
+        edge_time=edge_time,
+        offload_time=offload_time,
+        serial_time=sent_bytes * 8 / link.bandwidth,
+        relay_time=second.relay_time,
+        relay_serial_time=second.relay_serial_time,
+        cloud_time=second.cloud_time,
+        sent_bytes=sent_bytes,
+        relayed_bytes=second.relayed_bytes,
+        device_blocks=cut,
+        edge_blocks=edge_blocks,
+        device_layers=source.layers[cut - 1] if cut else 0,
+        device_memory=source.device_memory[cut - 1] if cut else 0,
+        leakage=profile.blocks[cut - 1].leakage if cut else 1.0,
+        energy=None if power is None else power * (device_time + encode_time),
+    )

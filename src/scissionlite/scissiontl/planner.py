@@ -1,11 +1,12 @@
-"""ScissionTL's prediction: every way to run a network over a link, ranked. No torch.
+"""The planner: every way to run a network over a link, ranked by predicted cost. No torch.
 
-:mod:`.plans` says what a plan is, :mod:`.constraints` what it must keep to; :mod:`.cost` has the
-cost model, :mod:`.tiers` the third tier.
+A plan is defined in :mod:`.plans` and its limits in :mod:`.constraints`; :mod:`.cost` has the cost
+model, :mod:`.tiers` the third tier.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
@@ -15,7 +16,7 @@ import numpy as np
 
 from scissionlite.errors import PlanError, ProfileError
 from scissionlite.scissiontl.constraints import Constraints
-from scissionlite.scissiontl.cost import Machine, Prediction, first_leg, offload_time
+from scissionlite.scissiontl.cost import Machine, Prediction, offload_time, offloaded
 from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import MeasuredAccuracy, Plan
 from scissionlite.scissiontl.profile import Profile
@@ -52,20 +53,20 @@ def plan(
     device, edge
         Profiles of the same network, of one machine or of several to choose from.
     link
-        One for all, or by ``(source, destination)``, names of profiles; machines without a link
-        between them are not joined.
+        One link for all, or links by ``(source, destination)``, names of profiles. Machines
+        without a link between them do not work together.
     constraints
-        What a plan must keep to.
+        Limits that a plan must keep.
     objective
         What to rank by: "latency"; "throughput", of a pipeline of requests; "bytes" sent;
         "device_time"; "energy" of the device; "leakage" of the input.
     accuracies
-        What was measured, such as :meth:`MeasuredAccuracy.of` bundles.
+        Measured accuracies, such as :meth:`MeasuredAccuracy.of` bundles.
     power
         Watts of the device at work, for its energy.
     cloud
-        Profiles of a third tier: the edge's slice may end before the network does, and a machine
-        of the cloud runs the rest. A device may use the cloud directly, too.
+        Profiles of a third tier: the edge slice may end before the network does, and a machine in
+        the cloud runs the rest. A device may also use the cloud directly.
     learned
         Offer learned Transfer Layers that nobody has trained yet; otherwise only those among the
         `accuracies`.
@@ -83,58 +84,41 @@ def plan(
         If the constraints exclude everything (the message says which excludes how much), a link is
         missing, or the energy is to be ranked without the power.
     """
-    tiers = [_machines(each) for each in (device, edge, cloud)]
-    devices, edges, clouds = tiers
-    everyone = [machine for tier in tiers for machine in tier]
-    _check_same_network([machine.profile for machine in everyone])
-    if objective not in _OBJECTIVES:
-        raise PlanError(f"no objective {objective!r}: there are {', '.join(_OBJECTIVES)}")
-    if objective == "energy" and power is None:
-        raise PlanError("ranking by energy needs the device's power, in watts")
-    if power is not None and not 0 < power < math.inf:
-        raise PlanError(f"a power of {power} W cannot be")
-    joined = _Joined(link, [machine.profile for machine in everyone])
+    devices, edges, clouds = _machines(device), _machines(edge), _machines(cloud)
+    profiles = [machine.profile for machine in (*devices, *edges, *clouds)]
+    _check_same_network(profiles)
+    _check_objective(objective)
+    _check_power(power, objective)
+    _check_links(link, profiles)
     found: list[Plan] = []
     for source in devices:
         found.append(_local(source, power))
         for target in [*edges, *clouds]:
-            if (between := joined(source, target)) is not None:
+            if (between := _link_between(link, source, target)) is not None:
                 found += _images(source, target, between, power)
                 found += _splits(source, target, between, power)
-        for middle in edges:
-            for last in clouds:
-                first_link, second_link = joined(source, middle), joined(middle, last)
-                if first_link is not None and second_link is not None:
-                    found += three_tiers(
-                        (source, middle, last), (first_link, second_link), constraints, power
-                    )
+        for middle, last in itertools.product(edges, clouds):
+            first_link = _link_between(link, source, middle)
+            second_link = _link_between(link, middle, last)
+            if first_link is not None and second_link is not None:
+                found += three_tiers(
+                    (source, middle, last), (first_link, second_link), constraints, power
+                )
     accuracies = list(accuracies)
-    trained = {(known.slicing_point, known.spec) for known in accuracies}
-    found = [
-        each
-        for each in found
-        if learned
-        or each.spec is None
-        or not each.spec.learned
-        or (each.slicing_point, each.spec) in trained
-    ]
+    if not learned:
+        found = _without_untrained(found, accuracies)
     found = _with_accuracies(found, accuracies)
-    kept = (constraints or Constraints()).select(found, [m.profile for m in everyone])
-    value = _OBJECTIVES[objective]
-
-    def key(each: Plan) -> tuple[float, float]:
-        worth = value(each.predicted)
-        return (math.inf if worth is None else worth, each.predicted.latency)
-
-    return sorted(kept, key=key)
+    kept = (constraints or Constraints()).select(found, profiles)
+    return _ranked(kept, objective)
 
 
 def pareto(
     plans: Sequence[Plan], objectives: Sequence[Objective] = ("latency", "bytes")
 ) -> list[Plan]:
-    """Plans that no other is at least as good as in every objective and better in one.
+    """The Pareto front: plans that no other plan beats.
 
-    What was not measured counts as worst.
+    A plan beats another if it is at least as good in every objective and better in one. A value
+    that was not measured counts as the worst.
 
     Raises
     ------
@@ -142,8 +126,7 @@ def pareto(
         If an objective is unknown.
     """
     for objective in objectives:
-        if objective not in _OBJECTIVES:
-            raise PlanError(f"no objective {objective!r}: there are {', '.join(_OBJECTIVES)}")
+        _check_objective(objective)
     worth = [[_OBJECTIVES[o](p.predicted) for o in objectives] for p in plans]
     # A None becomes NaN in an array of floats.
     values = np.nan_to_num(np.array(worth, dtype=np.float64), nan=math.inf, posinf=math.inf)
@@ -185,28 +168,28 @@ def _images(source: Machine, target: Machine, between: Link, power: float | None
             jpeg_quality=image.quality,
             device=device.name,
             edge=edge.name,
-            prediction=Prediction(
+            prediction=offloaded(
+                source,
+                0,
+                between,
                 device_time=0.0,
                 encode_time=image.encode,
-                transfer_time=between.transfer_time(image.nbytes, device.answer_bytes),
+                sent_bytes=image.nbytes,
                 decode_time=received.decode + edge.preprocess,
                 edge_time=edge.network_latency,
-                offload_time=offload_time(device, edge, image.nbytes),
                 edge_blocks=len(device.blocks),
-                energy=None if power is None else power * image.encode,
-                **first_leg(source, 0, image.nbytes, between),  # type: ignore[arg-type]
+                offload_time=offload_time(device, edge, image.nbytes),
+                power=power,
             ),
         )
 
 
 def _splits(source: Machine, target: Machine, between: Link, power: float | None) -> Iterator[Plan]:
     device, edge = source.profile, target.profile
-    blocks, answer = len(device.blocks), device.answer_bytes
     for transfer in device.transfers:
         received = target.transfers.get((transfer.block, transfer.spec))
         if received is None:
             continue
-        device_time = device.preprocess + source.device_slice[transfer.block]
         cut = transfer.block + 1
         yield Plan(
             kind="split",
@@ -214,36 +197,59 @@ def _splits(source: Machine, target: Machine, between: Link, power: float | None
             spec=transfer.spec,
             device=device.name,
             edge=edge.name,
-            prediction=Prediction(
-                device_time=device_time,
+            prediction=offloaded(
+                source,
+                cut,
+                between,
+                device_time=device.preprocess + source.device_slice[transfer.block],
                 encode_time=transfer.encode,
-                transfer_time=between.transfer_time(transfer.nbytes, answer),
+                sent_bytes=transfer.nbytes,
                 decode_time=received.decode,
                 edge_time=target.edge_slice[transfer.block],
+                edge_blocks=len(device.blocks) - cut,
                 offload_time=offload_time(device, edge, transfer.nbytes),
-                edge_blocks=blocks - cut,
-                energy=None if power is None else power * (device_time + transfer.encode),
-                **first_leg(source, cut, transfer.nbytes, between),  # type: ignore[arg-type]
+                power=power,
             ),
         )
 
 
+def _without_untrained(plans: Iterable[Plan], accuracies: Iterable[MeasuredAccuracy]) -> list[Plan]:
+    """The plans without learned Transfer Layers that nobody has trained and measured."""
+    trained = {(measured.slicing_point, measured.spec) for measured in accuracies}
+    return [
+        each
+        for each in plans
+        if each.spec is None or not each.spec.learned or (each.slicing_point, each.spec) in trained
+    ]
+
+
+def _ranked(plans: Iterable[Plan], objective: Objective) -> list[Plan]:
+    """Plans by an objective, and by latency where it is equal."""
+    value = _OBJECTIVES[objective]
+
+    def key(each: Plan) -> tuple[float, float]:
+        worth = value(each.predicted)
+        return (math.inf if worth is None else worth, each.predicted.latency)
+
+    return sorted(plans, key=key)
+
+
 def _with_accuracies(plans: list[Plan], accuracies: Iterable[MeasuredAccuracy]) -> list[Plan]:
-    known = {
+    by_kind = {
         (a.kind, a.slicing_point, a.spec, a.image_format, a.jpeg_quality): a.accuracy
         for a in accuracies
     }
-    if not known:
+    if not by_kind:
         return plans
-    uncut = known.get(("local", None, None, None, None))
+    uncut = by_kind.get(("local", None, None, None, None))
 
     def measured(each: Plan) -> float | None:
         if each.second is not None:
             return None
-        what = (each.kind, each.slicing_point, each.spec, each.image_format, each.jpeg_quality)
-        if what in known:
-            return known[what]
-        # What loses nothing answers as the uncut network.
+        key = (each.kind, each.slicing_point, each.spec, each.image_format, each.jpeg_quality)
+        if key in by_kind:
+            return by_kind[key]
+        # A lossless plan answers as the uncut network.
         lossless = each.image_format in ("uint8", "png") or (
             each.spec is not None and each.spec.lossless
         )
@@ -252,26 +258,36 @@ def _with_accuracies(plans: list[Plan], accuracies: Iterable[MeasuredAccuracy]) 
     return [msgspec.structs.replace(each, accuracy=measured(each)) for each in plans]
 
 
-class _Joined:
-    """The link between two machines, if there is one."""
+def _link_between(
+    link: Link | Mapping[tuple[str, str], Link], source: Machine, target: Machine
+) -> Link | None:
+    if isinstance(link, Link):
+        return link
+    return link.get((source.profile.name, target.profile.name))
 
-    def __init__(
-        self, link: Link | Mapping[tuple[str, str], Link], profiles: Sequence[Profile]
-    ) -> None:
-        self._link = link
-        if isinstance(link, Mapping):
-            names = {profile.name for profile in profiles}
-            if not any({*pair} <= names for pair in link):
-                told = ", ".join(f"{a} to {b}" for a, b in link) or "none"
-                raise PlanError(
-                    f"no link joins the machines {', '.join(sorted(names))}; there are: {told}. "
-                    "The names are those of the profiles (`scissionlite profile --name`)"
-                )
 
-    def __call__(self, source: Machine, target: Machine) -> Link | None:
-        if isinstance(self._link, Link):
-            return self._link
-        return self._link.get((source.profile.name, target.profile.name))
+def _check_links(link: Link | Mapping[tuple[str, str], Link], profiles: Sequence[Profile]) -> None:
+    if isinstance(link, Link):
+        return
+    names = {profile.name for profile in profiles}
+    if not any({*pair} <= names for pair in link):
+        pairs = ", ".join(f"{a} to {b}" for a, b in link) or "none"
+        raise PlanError(
+            f"no link joins the machines {', '.join(sorted(names))}; there are: {pairs}. "
+            "The names are those of the profiles (`scissionlite profile --name`)"
+        )
+
+
+def _check_objective(objective: str) -> None:
+    if objective not in _OBJECTIVES:
+        raise PlanError(f"no objective {objective!r}: there are {', '.join(_OBJECTIVES)}")
+
+
+def _check_power(power: float | None, objective: str) -> None:
+    if objective == "energy" and power is None:
+        raise PlanError("ranking by energy needs the device's power, in watts")
+    if power is not None and not 0 < power < math.inf:
+        raise PlanError(f"a power of {power} W cannot be")
 
 
 def _machines(profiles: Profile | Sequence[Profile]) -> list[Machine]:
@@ -284,14 +300,14 @@ def _check_same_network(profiles: Sequence[Profile]) -> None:
         raise PlanError("there is no profile to plan with")
     first = profiles[0]
     for other in profiles[1:]:
-        for what, ours, theirs in (
+        for what, expected, actual in (
             ("model", first.model, other.model),
             ("inputs", [t.shape for t in first.inputs], [t.shape for t in other.inputs]),
             ("blocks", [b.name for b in first.blocks], [b.name for b in other.blocks]),
         ):
-            if ours != theirs:
+            if actual != expected:
                 raise ProfileError(
-                    f"the profiles are not of the same network: {what} of {first.name} is {ours}, "
-                    f"of {other.name} {theirs}; profile both machines with the same version and "
-                    "model"
+                    f"the profiles are not of the same network: {what} of {first.name} is "
+                    f"{expected}, of {other.name} {actual}; profile both machines with the same "
+                    "version and model"
                 )

@@ -1,8 +1,8 @@
 """A third tier: device, edge and cloud, with two cuts, as Scission has it. No torch.
 
-The codec of each hop is chosen by itself, the one that takes the least time of those that keep the
-upload limit, since the costs of the two hops add up: otherwise every pair of slicing points would
-have as many plans as there are pairs of codecs.
+The costs of the two hops add up. So the codec of each hop is chosen by itself: the fastest of those
+that keep the upload limit. Otherwise every pair of slicing points would have as many plans as there
+are pairs of codecs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scissionlite.scissiontl.constraints import Constraints
-from scissionlite.scissiontl.cost import Machine, Prediction, first_leg, hop, offload_time
+from scissionlite.scissiontl.cost import Machine, SecondHop, hop, offload_time, offloaded
 from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import Plan, SecondCut
 from scissionlite.scissiontl.profile import TransferProfile
@@ -24,7 +24,7 @@ def three_tiers(
     constraints: Constraints | None,
     power: float | None,
 ) -> Iterator[Plan]:
-    """Every pair of slicing points with a device, an edge and a cloud.
+    """Plans for every pair of slicing points with a device, an edge and a cloud.
 
     Parameters
     ----------
@@ -56,21 +56,25 @@ def three_tiers(
                 device=device.name,
                 edge=edge.name,
                 cloud=cloud.name,
-                prediction=Prediction(
+                prediction=offloaded(
+                    source,
+                    first + 1,
+                    links[0],
                     device_time=device_time,
                     encode_time=sent.encode,
-                    transfer_time=links[0].transfer_time(sent.nbytes, answer),
+                    sent_bytes=sent.nbytes,
                     decode_time=received.decode,
                     edge_time=middle.between(first + 1, second),
+                    edge_blocks=second - first,
                     offload_time=offload_time(device, edge, sent.nbytes)
                     + offload_time(edge, cloud, relayed.nbytes),
-                    relay_time=hop(relayed, arrived, links[1], answer),
-                    relay_serial_time=relayed.nbytes * 8 / links[1].bandwidth,
-                    cloud_time=last.edge_slice[second],
-                    relayed_bytes=relayed.nbytes,
-                    edge_blocks=second - first,
-                    energy=None if power is None else power * (device_time + sent.encode),
-                    **first_leg(source, first + 1, sent.nbytes, links[0]),  # type: ignore[arg-type]
+                    power=power,
+                    second=SecondHop(
+                        relay_time=hop(relayed, arrived, links[1], answer),
+                        relay_serial_time=relayed.nbytes * 8 / links[1].bandwidth,
+                        relayed_bytes=relayed.nbytes,
+                        cloud_time=last.edge_slice[second],
+                    ),
                 ),
             )
 
@@ -78,7 +82,7 @@ def three_tiers(
 def _best_hops(
     sender: Machine, receiver: Machine, link: Link, answer: int, limit: int | None
 ) -> dict[int, _Hop]:
-    """For each slicing point the codec with which a hop takes the least time."""
+    """The fastest codec of a hop at each slicing point, by the index of its block."""
     best: dict[int, tuple[float, _Hop]] = {}
     for sent in sender.profile.transfers:
         received = receiver.transfers.get((sent.block, sent.spec))
