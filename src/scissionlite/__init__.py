@@ -1,13 +1,12 @@
 """ScissionLite: split DNN inference between a device and an edge machine.
 
-The public names, and nothing else. Each is imported when it is first used, so that a device,
-which has no torch, can import the package.
+This file lists the public names and holds no other code. A name's module is imported when the
+name is first used: a device has no torch, and it starts fast because it loads only what it uses.
 """
 
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from scissionlite.scissiontl.profiler import profile
     from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
 
-__version__ = _version("scissionlite")
+__version__: str  # the installed package's, looked up at first use
 
 _HOMES = {
     "Answer": "offloader",
@@ -91,12 +90,18 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    value: object
+    if name == "__version__":
+        from importlib.metadata import version  # takes 20 ms, and a device does not need it
+
+        value = version("scissionlite")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"scissionlite.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module 'scissionlite' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"scissionlite.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, "__version__"})
