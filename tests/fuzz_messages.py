@@ -17,7 +17,8 @@ import xxhash
 import zstandard
 
 from scissionlite.errors import CodecError, WireError
-from scissionlite.offloader import control, wire
+from scissionlite.offloader import wire
+from scissionlite.offloader.wire import control
 from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
 
 # Of payload: larger ones are as good, and slower.

@@ -11,9 +11,12 @@ import numpy.typing as npt
 import zmq
 
 from scissionlite.bundle import Bundle
-from scissionlite.offloader import Device, EdgeServer, control, wire
-from scissionlite.offloader.contents import result_tensors
-from scissionlite.offloader.inference import DeviceSide, EdgeSide, Stopwatch
+from scissionlite.offloader import Device, EdgeServer, wire
+from scissionlite.offloader.bundle_tensors import result_tensors
+from scissionlite.offloader.device.side import DeviceSide
+from scissionlite.offloader.edge.side import EdgeSide
+from scissionlite.offloader.stopwatch import Stopwatch
+from scissionlite.offloader.wire import control
 
 Frames = list[npt.NDArray[np.uint8]]
 LOCAL = "tcp://127.0.0.1:*"
@@ -149,8 +152,8 @@ class HandmadeDevice:
 
 def in_one_process(bundle: Bundle, x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """What device and edge must answer: the same slices and codec, without a wire."""
-    tensors, payloads = DeviceSide(bundle)((x,), Stopwatch())
-    (output,) = EdgeSide(bundle)(tensors, [memoryview(p) for p in payloads], Stopwatch())
+    tensors, payloads = DeviceSide(bundle).make_request((x,), Stopwatch())
+    (output,) = EdgeSide(bundle).answer(tensors, [memoryview(p) for p in payloads], Stopwatch())
     return output
 
 
@@ -161,5 +164,5 @@ def device_of(edge: EdgeServer | HandmadeEdge, bundle: Bundle, **options: Any) -
 
 
 def payload_for(bundle: Bundle, x: npt.NDArray[np.uint8]) -> tuple[wire.TensorHeader, bytes]:
-    (tensor,), (payload,) = DeviceSide(bundle)((x,), Stopwatch())
+    (tensor,), (payload,) = DeviceSide(bundle).make_request((x,), Stopwatch())
     return tensor, bytes(payload)

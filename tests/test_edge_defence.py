@@ -6,13 +6,13 @@ Time-outs here only guard against hangs; no outcome depends on how fast the mach
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
 import zmq
 from conftest import OUTPUT, BundleFactory
+from msgspec.structs import replace
 from peers import (
     LOCAL,
     LONG,
@@ -29,10 +29,11 @@ from scissionlite.errors import (
     EdgeExecutionError,
 )
 from scissionlite.graph.tensors import TensorInfo
-from scissionlite.offloader import EdgeServer, control, wire
-from scissionlite.offloader.contents import request_tensors
-from scissionlite.offloader.edge_services import probe_header
-from scissionlite.offloader.schedule import Job, Schedule
+from scissionlite.offloader import EdgeLimits, EdgeServer, wire
+from scissionlite.offloader.bundle_tensors import request_tensors
+from scissionlite.offloader.edge.schedule import Job, Schedule
+from scissionlite.offloader.wire import control
+from scissionlite.offloader.wire.probe import probe_header
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
 
@@ -116,8 +117,8 @@ def test_malformed_probes_are_counted_and_harm_nobody(
     expected = in_one_process(tiny_bundle, frames[0])
     with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
         bad = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
-        bad.send_control(control.Visit("bad"))
-        assert isinstance(bad.receive()[0], control.VisitReady)
+        bad.send_control(control.ClientHello("bad"))
+        assert isinstance(bad.receive()[0], control.ClientWelcome)
         right = probe_header(bad.id, 1, 100)
         header, payload = (bytes(frame) for frame in wire.pack(right, [bytes(100)]))
         (tensor,) = right.tensors
@@ -165,7 +166,7 @@ def test_malformed_probes_are_counted_and_harm_nobody(
             bad.send_control_raw(msgspec.msgpack.encode(fields))
         nameless = sockets(zmq.DEALER)
         nameless.connect(edge.control_endpoint)
-        nameless.send(control.encode(control.Visit("nameless")))
+        nameless.send(control.encode(control.ClientHello("nameless")))
         refused = control.decode_at_device(nameless.recv())
         assert isinstance(refused, control.Refused)
         assert refused.code == "identity"
@@ -176,29 +177,29 @@ def test_malformed_probes_are_counted_and_harm_nobody(
         assert sum(rejected.values()) == len(answered)
 
 
-def test_more_visitors_than_there_is_room_for_push_out_the_silent(
+def test_a_new_edge_client_replaces_the_one_longest_silent_where_there_is_no_room(
     tiny_bundle: Bundle, sockets: Sockets
 ) -> None:
     with EdgeServer(bind=LOCAL) as edge:
-        visitors = []
+        clients = []
         for _ in range(65):
-            visitor = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
-            visitor.send_control(control.Visit("one of many"))
-            assert isinstance(visitor.receive()[0], control.VisitReady)
-            visitors.append(visitor)
-        for visitor, known in ((visitors[0], False), (visitors[1], True), (visitors[64], True)):
-            visitor.send_control(control.ProbeDownload(1, 1))
-            expected = control.ProbeReply if known else control.Failed
-            assert isinstance(visitor.receive()[0], expected)
+            client = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+            client.send_control(control.ClientHello("one of many"))
+            assert isinstance(client.receive()[0], control.ClientWelcome)
+            clients.append(client)
+        for client, connected in ((clients[0], False), (clients[1], True), (clients[64], True)):
+            client.send_control(control.ProbeDownload(1, 1))
+            expected = control.ProbeReply if connected else control.Failed
+            assert isinstance(client.receive()[0], expected)
 
 
-def test_a_stranger_is_told_to_say_hello(
+def test_a_request_before_hello_is_answered_unknown_device(
     tiny_bundle: Bundle, frames: Frames, sockets: Sockets
 ) -> None:
     tensor, payload = payload_for(tiny_bundle, frames[0])
     with EdgeServer(tiny_bundle, LOCAL) as edge:
         device = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
-        device.stats()  # so that the control connection is there to be told something over
+        device.stats()  # so that there is a control connection for the answer
         device.send(*device.request(5, tensor, payload))
         failed, _ = device.receive()
         assert failed == control.Failed(5, "unknown-device", "say Hello first")
@@ -247,7 +248,7 @@ def test_requests_over_the_queue_are_answered_busy(
     tiny_bundle: Bundle, frames: Frames, sockets: Sockets
 ) -> None:
     tensor, payload = payload_for(tiny_bundle, frames[0])
-    with EdgeServer(tiny_bundle, LOCAL, queue=1) as edge:
+    with EdgeServer(tiny_bundle, LOCAL, limits=EdgeLimits(queue=1)) as edge:
         device = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
         device.hello()
         for number in range(200):
@@ -263,7 +264,7 @@ def test_requests_over_the_queue_are_answered_busy(
 
 
 def test_a_device_that_falls_silent_is_forgotten(tiny_bundle: Bundle, sockets: Sockets) -> None:
-    with EdgeServer(tiny_bundle, LOCAL, heartbeat=0.05) as edge:
+    with EdgeServer(tiny_bundle, LOCAL, limits=EdgeLimits(heartbeat=0.05)) as edge:
         device = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
         device.hello()
         device.send_control(control.Ping(4))
@@ -274,7 +275,7 @@ def test_a_device_that_falls_silent_is_forgotten(tiny_bundle: Bundle, sockets: S
 
 def test_an_idle_device_stays_connected(tiny_bundle: Bundle, frames: Frames) -> None:
     with (
-        EdgeServer(tiny_bundle, LOCAL, heartbeat=0.2) as edge,
+        EdgeServer(tiny_bundle, LOCAL, limits=EdgeLimits(heartbeat=0.2)) as edge,
         device_of(edge, tiny_bundle) as device,
     ):
         device.infer(frames[0])
@@ -287,7 +288,7 @@ def test_a_slice_that_does_not_keep_its_word_fails_the_request(
     make_bundle: BundleFactory, frames: Frames, fallback: str | None
 ) -> None:
     right = make_bundle()
-    manifest = msgspec.structs.replace(right.manifest, outputs=(TensorInfo("output", (1, 7)),))
+    manifest = replace(right.manifest, outputs=(TensorInfo("output", (1, 7)),))
     bundle = Bundle(right.path, manifest, right.id)
     with EdgeServer(bundle, LOCAL) as edge, device_of(edge, bundle, fallback=fallback) as device:
         if fallback is None:
@@ -315,7 +316,7 @@ def test_bytes_that_are_no_jpeg_fail_the_request_only(
 
 
 def test_turns_are_taken_by_device_and_a_request_is_held_once() -> None:
-    schedule = Schedule(credit=2, capacity=6, silence=10)
+    schedule = Schedule(EdgeLimits(credit=2, queue=6, heartbeat=10 / 3))
     a, b = b"a" * 16, b"b" * 16
 
     def job(device_id: bytes, number: int) -> Job:
@@ -336,7 +337,7 @@ def test_turns_are_taken_by_device_and_a_request_is_held_once() -> None:
         schedule.done(each)
     assert taken == [(a, 1), (b, 1), (a, 2), (b, 2), (a, 3), (a, 4)]
     assert schedule.add(job(a, 1))  # done: taken again
-    assert schedule.forget_silent(12.0) == ["a"]
+    assert schedule.remove_silent(12.0) == ["a"]
     assert schedule.devices == [b]
     assert schedule.next() is None
-    schedule.forget(a)
+    schedule.remove(a)

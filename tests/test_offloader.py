@@ -27,11 +27,9 @@ from peers import (
 
 from scissionlite.bundle import Bundle, SliceFile, file_sha256
 from scissionlite.errors import BundleError, OffloadError, RuntimeUnavailableError
-from scissionlite.offloader import Device, EdgeServer
-from scissionlite.offloader.inference import (
-    LocalSide,
-    Stopwatch,
-)
+from scissionlite.offloader import Device, EdgeLimits, EdgeServer
+from scissionlite.offloader.device.side import LocalSide
+from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.transfer_layer import TransferSpec
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
@@ -132,11 +130,22 @@ def test_arguments_of_a_device_are_checked(tiny_bundle: Bundle, options: dict[st
 
 
 @pytest.mark.parametrize(
-    "options", [{"credit": 0}, {"credit": 2000}, {"queue": 0}, {"heartbeat": 0.0}, {"bind": "a:1"}]
+    "limits", [{"credit": 0}, {"credit": 2000}, {"queue": 0}, {"heartbeat": 0.0}]
 )
-def test_arguments_of_an_edge_are_checked(tiny_bundle: Bundle, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"credit must be|not an endpoint"):
-        EdgeServer(tiny_bundle, **options)
+def test_limits_of_an_edge_are_checked(limits: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"credit must be"):
+        EdgeLimits(**limits)
+
+
+@pytest.mark.parametrize("limits", [{"client_silence": 0.0}, {"profile_seconds": float("nan")}])
+def test_times_for_edge_clients_are_checked(limits: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"client_silence and profile_seconds must be above 0"):
+        EdgeLimits(**limits)
+
+
+def test_the_endpoint_of_an_edge_is_checked(tiny_bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="not an endpoint"):
+        EdgeServer(tiny_bundle, "a:1")
 
 
 def test_a_missing_fallback_is_found_at_once(make_bundle: BundleFactory) -> None:
@@ -180,7 +189,7 @@ def test_a_local_bundle_is_answered_here_and_refused_by_the_edge(
     assert answer.where == "local"
     assert answer.bytes_sent == 0
     assert set(answer.timings) == {"preprocess", "local_run", "wait"}
-    (expected,) = LocalSide(bundle)((frames[0],), Stopwatch())
+    (expected,) = LocalSide(bundle).answer((frames[0],), Stopwatch())
     np.testing.assert_array_equal(answer.output, expected)
     with pytest.raises(OffloadError, match="sends nothing to an edge"):
         EdgeServer(bundle)
@@ -207,7 +216,7 @@ def test_several_devices_at_once_get_their_own_answers(
             assert not future.cancel()
             np.testing.assert_array_equal(future.result(LONG).output, expected[i])
 
-    with EdgeServer(tiny_bundle, LOCAL, credit=4) as edge:
+    with EdgeServer(tiny_bundle, LOCAL, limits=EdgeLimits(credit=4)) as edge:
         devices = [device_of(edge, tiny_bundle, name=f"camera {i}") for i in range(4)]
         # Two threads a device, all devices at once.
         done = [background(use, device, i) for i, device in enumerate(2 * devices)]

@@ -26,9 +26,11 @@ import scissionlite as sl
 from scissionlite.bundle import Bundle
 from scissionlite.demo.link_emulator import LinkEmulator
 from scissionlite.errors import BundleMismatchError, EdgeUnavailableError, OffloadError
-from scissionlite.offloader import EdgeServer, control, wire
-from scissionlite.offloader.edge_services import EdgeServices, probe_header
-from scissionlite.offloader.visitor import Visitor
+from scissionlite.offloader import EdgeLimits, EdgeServer, Timeouts, wire
+from scissionlite.offloader.device.edge_client import EdgeClient
+from scissionlite.offloader.edge.services import EdgeServices
+from scissionlite.offloader.wire import control
+from scissionlite.offloader.wire.probe import probe_header
 from scissionlite.scissiontl.link import read_links
 from scissionlite.scissiontl.probe import FASTEST, probe, quantile, rate
 
@@ -80,33 +82,33 @@ def test_a_fast_link_is_measured_too_while_devices_are_served(
 
 def test_where_no_daemon_answers_a_probe_says_so(sockets: Sockets, tiny_bundle: Bundle) -> None:
     with pytest.raises(EdgeUnavailableError, match=r"no answer within 0\.2 s.*scissionlite serve"):
-        probe(NOWHERE, timeout=0.2)
+        probe(NOWHERE, timeouts=Timeouts(answer=0.2))
     silent = HandmadeEdge(sockets, tiny_bundle)
     with pytest.raises(EdgeUnavailableError, match=r"no answer within 0\.2 s"):
-        probe(silent.endpoint, silent.control, timeout=0.2)
+        probe(silent.endpoint, silent.control, timeouts=Timeouts(answer=0.2))
     for connect in ("edge:5555", "tcp://edge:0"):
         with pytest.raises(ValueError, match="not an endpoint"):
             probe(connect)
     for seconds, timeout in ((0.0, 1.0), (1.0, -1.0), (float("inf"), 1.0)):
         with pytest.raises(ValueError, match="must be above 0"):
-            probe(NOWHERE, seconds=seconds, timeout=timeout)
+            probe(NOWHERE, seconds=seconds, timeouts=Timeouts(answer=timeout))
 
 
 def test_a_daemon_without_probes_is_too_old(
     sockets: Sockets, tiny_bundle: Bundle, background: Background
 ) -> None:
     edge = HandmadeEdge(sockets, tiny_bundle)
-    measured = background(probe, edge.endpoint, edge.control, timeout=LONG)
-    device_id = edge.wait_for(control.Stats)  # an old one drops Visit as no message it knows
+    measured = background(probe, edge.endpoint, edge.control, timeouts=Timeouts(answer=LONG))
+    device_id = edge.wait_for(control.Stats)  # an old one rejects ClientHello
     edge.send(device_id, control.StatsReply(0, 0, 0, 0, {"ControlMessageError": 1}, 0, 1.0))
     with pytest.raises(OffloadError, match="older than this build, update it"):
         measured.result(LONG)
 
 
 def greeted(edge: HandmadeEdge) -> bytes:
-    visitor = edge.wait_for(control.Visit)
-    edge.send(visitor, control.VisitReady("handmade"))
-    return visitor
+    client = edge.wait_for(control.ClientHello)
+    edge.send(client, control.ClientWelcome("handmade"))
+    return client
 
 
 def test_a_tensor_port_that_is_not_open_ends_the_probe(
@@ -116,7 +118,7 @@ def test_a_tensor_port_that_is_not_open_ends_the_probe(
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and does not listen
         endpoint = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
-        measured = background(probe, endpoint, edge.control, timeout=0.5)
+        measured = background(probe, endpoint, edge.control, timeouts=Timeouts(answer=0.5))
         greeted(edge)
         with pytest.raises(EdgeUnavailableError, match=r"no ProbeReply within 0\.5 s"):
             measured.result(LONG)
@@ -127,17 +129,17 @@ def test_a_daemon_that_does_not_do_as_it_should_ends_the_probe(
     sockets: Sockets, tiny_bundle: Bundle, background: Background, replies: str
 ) -> None:
     edge = HandmadeEdge(sockets, tiny_bundle)
-    measured = background(probe, edge.endpoint, edge.control, timeout=LONG)
-    visitor = greeted(edge)
+    measured = background(probe, edge.endpoint, edge.control, timeouts=Timeouts(answer=LONG))
+    client = greeted(edge)
     if replies == "lies":
-        edge.send(visitor, control.ProbeReply(7, 1))  # of nobody's request: ignored
-        edge.send(visitor, control.ProbeReply(1, 2))
+        edge.send(client, control.ProbeReply(7, 1))  # of nobody's request: ignored
+        edge.send(client, control.ProbeReply(1, 2))
     elif replies == "rubbish":
-        edge.send_raw(visitor, b"\xc1")
+        edge.send_raw(client, b"\xc1")
     elif replies == "goodbye":
-        edge.send(visitor, control.Goodbye())
+        edge.send(client, control.Goodbye())
     else:
-        edge.send(visitor, control.Failed(1, "busy", "later"))
+        edge.send(client, control.Failed(1, "busy", "later"))
     said = {
         "lies": "answers a probe of 1 bytes with",
         "rubbish": "no edge daemon of this version",
@@ -148,13 +150,13 @@ def test_a_daemon_that_does_not_do_as_it_should_ends_the_probe(
         measured.result(LONG)
 
 
-def test_an_edge_that_shuts_down_tells_its_visitors() -> None:
+def test_an_edge_that_shuts_down_says_goodbye_to_its_clients() -> None:
     edge = EdgeServer(bind=LOCAL)
     edge.start()
-    with Visitor(edge.endpoint, edge.control_endpoint, LONG) as visitor:
+    with EdgeClient(edge.endpoint, edge.control_endpoint, Timeouts(answer=LONG)) as client:
         edge.close()
         with pytest.raises(EdgeUnavailableError, match="it was shut down"):
-            visitor.wait_for(control.ProbeReply, 1)
+            client.wait_for(control.ProbeReply, 1)
 
 
 def test_probes_and_downloads_take_a_visit(sockets: Sockets, tiny_bundle: Bundle) -> None:
@@ -166,9 +168,9 @@ def test_probes_and_downloads_take_a_visit(sockets: Sockets, tiny_bundle: Bundle
         assert device.receive()[0] == stranger
         device.send_control(control.ProbeDownload(3, 10))
         assert device.receive()[0] == stranger
-        device.send_control(control.Ping(1))  # of neither a device nor a visitor: no Pong
-        device.send_control(control.Visit("handmade"))
-        assert isinstance(device.receive()[0], control.VisitReady)
+        device.send_control(control.Ping(1))  # of neither a device nor an edge client: no Pong
+        device.send_control(control.ClientHello("handmade"))
+        assert isinstance(device.receive()[0], control.ClientWelcome)
         device.send_control(control.Ping(2))
         assert device.receive()[0] == control.Pong(2)
         device.send(*wire.pack(probe_header(device.id, 4, 10), [bytes(10)]))
@@ -180,20 +182,25 @@ def test_probes_and_downloads_take_a_visit(sockets: Sockets, tiny_bundle: Bundle
         device.send_control(control.Goodbye())
         device.send_control(control.ProbeDownload(3, 10))
         assert device.receive()[0] == stranger
-        assert edge.stats().devices == 0  # a visitor is none
+        assert edge.stats().devices == 0  # an edge client is none
 
 
-def test_a_silent_visitor_is_forgotten() -> None:
+def test_a_silent_edge_client_is_removed() -> None:
     sent: list[control.ToDevice] = []
-    services = EdgeServices("box", lambda _, message, __: sent.append(message), (), 1.0, 0.01)
-    services.take(b"v" * 16, control.Visit("silent"))
+    services = EdgeServices(
+        "box",
+        lambda _, message, __: sent.append(message),
+        (),
+        EdgeLimits(profile_seconds=1.0, client_silence=0.01),
+    )
+    services.take(b"v" * 16, control.ClientHello("silent"))
     assert services.hear(b"v" * 16)
     time.sleep(0.02)
     services.step()
     assert not services.hear(b"v" * 16)
     services.take(b"v" * 16, control.ProbeDownload(1, 1))
     assert sent == [
-        control.VisitReady("box"),
+        control.ClientWelcome("box"),
         control.Failed(1, "unknown-device", "say Visit first"),
     ]
 

@@ -35,11 +35,10 @@ from scissionlite.errors import (
     EdgeUnavailableError,
     OffloadError,
 )
-from scissionlite.offloader import Device, EdgeServer, control
-from scissionlite.offloader.inference import (
-    LocalSide,
-    Stopwatch,
-)
+from scissionlite.offloader import Device, EdgeServer
+from scissionlite.offloader.device.side import LocalSide
+from scissionlite.offloader.stopwatch import Stopwatch
+from scissionlite.offloader.wire import control
 from scissionlite.transfer_layer import TransferSpec
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
@@ -70,7 +69,7 @@ def test_the_fallback_answers_while_the_edge_is_away_and_the_edge_when_it_is_bac
     tiny_bundle: Bundle, frames: Frames, free_port: Callable[[], int]
 ) -> None:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    (local,) = LocalSide(tiny_bundle)((frames[0],), Stopwatch())
+    (local,) = LocalSide(tiny_bundle).answer((frames[0],), Stopwatch())
     with Device(tiny_bundle, endpoint, fallback="local", deadline=0.5) as device:
         for _ in range(3):
             answer = device.submit(frames[0]).result(LONG)
@@ -170,7 +169,7 @@ def test_a_link_cut_in_the_middle_of_a_request(
                     link.restore()
                 if fallback is not None:
                     answer = future.result(LONG)
-                    (local,) = LocalSide(bundle)((frames[0],), Stopwatch())
+                    (local,) = LocalSide(bundle).answer((frames[0],), Stopwatch())
                     np.testing.assert_array_equal(answer.output, local)
                     assert answer.where == "local"
                 elif restored:

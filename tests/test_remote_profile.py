@@ -27,9 +27,10 @@ from scissionlite.errors import (
     OffloadError,
     ProfileError,
 )
-from scissionlite.offloader import EdgeServer, control
-from scissionlite.offloader.edge_services import profile_command
-from scissionlite.offloader.visitor import Visitor
+from scissionlite.offloader import EdgeLimits, EdgeServer, Timeouts
+from scissionlite.offloader.device.edge_client import EdgeClient
+from scissionlite.offloader.edge.profiling import profile_command
+from scissionlite.offloader.wire import control
 from scissionlite.scissiontl.remote_profile import remote_profile
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
@@ -135,12 +136,12 @@ def test_one_profile_at_a_time_and_inference_goes_on(
 
 def test_a_profile_ends_with_who_asked_for_it(pid_file: Path) -> None:
     with EdgeServer(bind=LOCAL, profile_models=["slow_models:*"]) as edge:
-        with Visitor(edge.endpoint, edge.control_endpoint, LONG) as visitor:
-            visitor.tell(REQUEST)
+        with EdgeClient(edge.endpoint, edge.control_endpoint, Timeouts(answer=LONG)) as client:
+            client.send(REQUEST)
             pid = started(pid_file)
             with pytest.raises(EdgeUnavailableError, match=r"no ProfileReply within 1\.5 s"):
                 # Long enough for a Ping, which is answered.
-                visitor.wait_for(control.ProfileReply, 1, seconds=1.5)
+                client.wait_for(control.ProfileReply, 1, seconds=1.5)
         give_up = time.monotonic() + LONG
         while not is_gone(pid):  # once the Goodbye is there
             assert time.monotonic() < give_up
@@ -148,21 +149,25 @@ def test_a_profile_ends_with_who_asked_for_it(pid_file: Path) -> None:
 
 
 def test_a_profile_that_takes_too_long_is_ended(pid_file: Path) -> None:
-    with EdgeServer(bind=LOCAL, profile_models=["slow_models:*"], profile_seconds=0.5) as edge:
+    with EdgeServer(
+        bind=LOCAL,
+        profile_models=["slow_models:*"],
+        limits=EdgeLimits(profile_seconds=0.5),
+    ) as edge:
         with pytest.raises(EdgeExecutionError, match=r"took longer than 0\.5 s"):
             ask(edge)
         with pytest.raises(EdgeExecutionError, match="took longer"):
             ask(edge)  # not busy: the first was ended
 
 
-def test_a_profile_is_for_visitors(sockets: Sockets, tiny_bundle: Bundle) -> None:
+def test_a_profile_is_for_edge_clients(sockets: Sockets, tiny_bundle: Bundle) -> None:
     with EdgeServer(tiny_bundle, LOCAL, profile_models=["*"]) as edge:
         device = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
         device.send_control(REQUEST)
         assert device.receive()[0] == control.Failed(1, "unknown-device", "say Visit first")
 
 
-def test_what_cannot_be_asked_for_is_a_value_error() -> None:
+def test_a_request_that_the_edge_would_reject_is_a_value_error() -> None:
     for model, options in (
         ("torchvision:resnet18\0", {}),
         ("torch vision", {}),
@@ -171,10 +176,10 @@ def test_what_cannot_be_asked_for_is_a_value_error() -> None:
         ("torchvision:resnet18", {"repetitions": 0}),
         ("torchvision:resnet18", {"runtime": "tvm"}),
     ):
-        with pytest.raises(ValueError, match="nothing that a profile can be asked for"):
+        with pytest.raises(ValueError, match="a profile cannot be requested so"):
             remote_profile(NOWHERE, model, **options)
     with pytest.raises(EdgeUnavailableError):
-        remote_profile(NOWHERE, "torchvision:resnet18", timeout=0.1)
+        remote_profile(NOWHERE, "torchvision:resnet18", timeouts=Timeouts(answer=0.1))
 
 
 def test_nothing_in_a_model_name_is_an_option() -> None:
@@ -208,10 +213,10 @@ def test_an_answer_that_is_no_profile_is_refused(
 ) -> None:
     edge = HandmadeEdge(sockets, tiny_bundle)
     asked = background(remote_profile, edge.endpoint, "torchvision:resnet18", control=edge.control)
-    visitor = edge.wait_for(control.Visit)
-    edge.send(visitor, control.VisitReady("handmade"))
+    client = edge.wait_for(control.ClientHello)
+    edge.send(client, control.ClientWelcome("handmade"))
     edge.wait_for(control.ProfileRequest)
-    edge.send(visitor, control.ProfileReply(1, nbytes), *frames)
+    edge.send(client, control.ProfileReply(1, nbytes), *frames)
     with pytest.raises(ProfileError, match=said):
         asked.result(LONG)
 
@@ -221,10 +226,14 @@ def test_a_daemon_that_falls_silent_is_not_waited_for(
 ) -> None:
     edge = HandmadeEdge(sockets, tiny_bundle)
     asked = background(
-        remote_profile, edge.endpoint, "torchvision:resnet18", control=edge.control, timeout=1.5
+        remote_profile,
+        edge.endpoint,
+        "torchvision:resnet18",
+        control=edge.control,
+        timeouts=Timeouts(answer=1.5),
     )
-    visitor = edge.wait_for(control.Visit)
-    edge.send(visitor, control.VisitReady("handmade"))
+    client = edge.wait_for(control.ClientHello)
+    edge.send(client, control.ClientWelcome("handmade"))
     edge.wait_for(control.Ping)  # and no Pong
     with pytest.raises(EdgeUnavailableError, match=r"it was silent for 1\.5 s"):
         asked.result(LONG)

@@ -16,8 +16,11 @@ from torch.utils.data import Dataset
 import scissionlite as sl
 from scissionlite.errors import CaptureError, PrepareError
 from scissionlite.graph.analysis import flat
-from scissionlite.offloader import EdgeServer, control
-from scissionlite.offloader.inference import DeviceSide, EdgeSide, Stopwatch
+from scissionlite.offloader import EdgeServer
+from scissionlite.offloader.device.side import DeviceSide
+from scissionlite.offloader.edge.side import EdgeSide
+from scissionlite.offloader.stopwatch import Stopwatch
+from scissionlite.offloader.wire import control
 from scissionlite.preprocessor.data import Sample, input_batches
 from scissionlite.preprocessor.inserter import insert
 from scissionlite.preprocessor.recipe import Recipe
@@ -83,8 +86,8 @@ def test_each_tensor_has_its_own_transfer_layer(bundle: sl.Bundle, unet: sl.Grap
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_several_tensors_cross_the_wire_bit_for_bit(bundle: sl.Bundle, batch: int) -> None:
     x = np.random.default_rng(batch).normal(size=(batch, *SHAPE)).astype(np.float32)
-    headers, payloads = DeviceSide(bundle)((x,), Stopwatch())
-    expected = EdgeSide(bundle)(headers, [memoryview(p) for p in payloads], Stopwatch())
+    headers, payloads = DeviceSide(bundle).make_request((x,), Stopwatch())
+    expected = EdgeSide(bundle).answer(headers, [memoryview(p) for p in payloads], Stopwatch())
     with EdgeServer(bundle, LOCAL) as edge, device_of(edge, bundle) as device:
         answer = device.submit(x).result(LONG)
         assert answer.where == "edge"
@@ -122,8 +125,9 @@ def test_requests_with_other_tensors_than_the_manifests_are_refused(
     bundle: sl.Bundle, sockets: Sockets
 ) -> None:
     x = np.zeros((1, *SHAPE), np.float32)
-    headers, payloads = DeviceSide(bundle)((x,), Stopwatch())
-    batches, many = DeviceSide(bundle)((np.zeros((3, *SHAPE), np.float32),), Stopwatch())
+    headers, payloads = DeviceSide(bundle).make_request((x,), Stopwatch())
+    three = np.zeros((3, *SHAPE), np.float32)
+    batches, many = DeviceSide(bundle).make_request((three,), Stopwatch())
     with EdgeServer(bundle, LOCAL) as edge, device_of(edge, bundle) as good:
         device = HandmadeDevice(sockets, bundle, edge.endpoint, edge.control_endpoint)
         device.hello()

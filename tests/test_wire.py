@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import struct
-from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -13,12 +12,14 @@ import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from specs import SEEDS, SHAPES, feature_map, quantization_for, specs
 
 from scissionlite import errors
-from scissionlite.offloader import control, wire
-from scissionlite.offloader.edge_services import check_probe, probe_header
-from scissionlite.offloader.wire import Encoding, Header, MessageKind, TensorHeader
+from scissionlite.offloader import wire
+from scissionlite.offloader.wire import Encoding, Header, MessageKind, TensorHeader, control
+from scissionlite.offloader.wire.endpoints import check_endpoint, control_endpoint
+from scissionlite.offloader.wire.probe import check_probe, probe_header
 from scissionlite.transfer_layer import Packed, TransferSpec, decode, encode
 
 DEVICE = bytes(range(1, 17))
@@ -326,7 +327,7 @@ TO_EDGE: list[control.ToEdge] = [
     control.Ping(7),
     control.Goodbye(),
     control.Stats(),
-    control.Visit("camera 3"),
+    control.ClientHello("camera 3"),
     control.ProbeDownload(8, control.MAX_PROBE_BYTES),
     control.ProfileRequest(9, "torchvision:resnet50", 224, None, "onnx", 4, 20, 4),
 ]
@@ -338,7 +339,7 @@ TO_DEVICE: list[control.ToDevice] = [
     control.Failed(3, "busy", "later"),
     control.Goodbye(),
     control.StatsReply(1, 2, 3, 4, {"BadMagicError": 1}, 2, 0.5),
-    control.VisitReady("edge"),
+    control.ClientWelcome("edge"),
     control.ProbeReply(8, 0),
     control.ProfileReply(9, control.MAX_PROFILE_BYTES),
 ]
@@ -457,16 +458,16 @@ def test_control_frames_with_a_flipped_bit_never_raise_anything_else(
     ],
 )
 def test_the_control_endpoint_is_the_next_one(tensors: str, expected: str) -> None:
-    assert control.control_endpoint(tensors) == expected
+    assert control_endpoint(tensors) == expected
 
 
 @pytest.mark.parametrize("tensors", ["edge:5555", "tcp://edge", "tcp://edge:65535", "ipc://", ""])
 def test_what_is_no_endpoint_is_a_value_error(tensors: str) -> None:
     with pytest.raises(ValueError, match="not an endpoint"):
-        control.control_endpoint(tensors)
+        control_endpoint(tensors)
 
 
 @pytest.mark.parametrize("endpoint", ["edge:5555", "tcp://edge:0", "tcp://edge:65536", "tcp://e:*"])
 def test_what_cannot_be_connected_to_is_a_value_error(endpoint: str) -> None:
     with pytest.raises(ValueError, match="not an endpoint"):
-        control.check_endpoint(endpoint)
+        check_endpoint(endpoint)

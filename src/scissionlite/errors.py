@@ -1,33 +1,78 @@
 """Every exception that ScissionLite raises on purpose, in one hierarchy.
 
-Catch :class:`ScissionLiteError` for all of them. Where a built-in exception says the same
-(``ValueError`` for bad input, ``TimeoutError`` for a missed deadline), the class derives from it
-as well, so code that knows nothing of ScissionLite still handles it.
+Catch :class:`ScissionLiteError` for all of them. A built-in exception in brackets is a second
+base, for code that knows nothing of ScissionLite: ``ValueError`` for bad input, ``TimeoutError``
+for a missed deadline. ``tests/test_errors.py`` compares this tree with the classes.
+
+* ScissionLiteError
+  * CodecError (ValueError)
+  * IsaError (RuntimeError)
+  * ModelError (ValueError)
+  * CaptureError (RuntimeError)
+  * ProfileError (ValueError)
+  * PlanError (ValueError)
+  * PrepareError (RuntimeError)
+  * BundleError (ValueError)
+  * RuntimeUnavailableError (RuntimeError)
+  * WireError (ValueError)
+    * TruncatedMessageError
+    * TrailingBytesError
+    * FrameCountError
+    * BadMagicError
+    * UnsupportedVersionError
+    * BadFieldError
+      * MessageKindError
+      * DeviceIdError
+      * ReservedFieldError
+      * EntropyFlagError
+      * EncodingError
+      * PoolError
+      * DimensionError
+      * QuantizationFieldError
+      * GroupCountError
+      * ControlMessageError
+      * TensorMismatchError
+    * LimitExceededError
+      * HeaderSizeError
+      * DeadlineFieldError
+      * TensorCountError
+      * RankError
+      * DimensionLimitError
+      * TensorSizeError
+      * ProbeSizeError
+      * ControlSizeError
+    * PayloadLengthError
+    * DigestMismatchError
+  * OffloadError (RuntimeError)
+    * EdgeUnavailableError (ConnectionError)
+    * DeadlineExceededError (TimeoutError)
+    * BundleMismatchError
+    * EdgeExecutionError
 """
 
 
 class ScissionLiteError(Exception):
-    """Base of every exception raised by ScissionLite."""
+    """Base of every exception that ScissionLite raises on purpose."""
 
 
 class CodecError(ScissionLiteError, ValueError):
-    """A tensor, spec or packed payload that the Transfer Layer's codec cannot take."""
+    """The codec does not accept a tensor, a spec or a packed payload."""
 
 
 class IsaError(ScissionLiteError, RuntimeError):
-    """An instruction set was forced that is unknown or that this CPU does not have."""
+    """An instruction set was forced that is unknown, or that this CPU does not have."""
 
 
 class ModelError(ScissionLiteError, ValueError):
-    """A model name that cannot be resolved, or a model that cannot be loaded."""
+    """A model's name means nothing, or the model cannot be loaded."""
 
 
 class CaptureError(ScissionLiteError, RuntimeError):
-    """A model that cannot be captured as a graph; the message names the line that prevents it."""
+    """A model cannot be captured as a graph; the message names the line that prevents it."""
 
 
 class ProfileError(ScissionLiteError, ValueError):
-    """A profile file that cannot be read, or two profiles that are not of the same network."""
+    """A profile cannot be read, or two profiles are not of the same network."""
 
 
 class PlanError(ScissionLiteError, ValueError):
@@ -35,11 +80,11 @@ class PlanError(ScissionLiteError, ValueError):
 
 
 class PrepareError(ScissionLiteError, RuntimeError):
-    """The Preprocessor cannot insert, train or split as asked."""
+    """The Preprocessor cannot insert, train or split with these arguments."""
 
 
 class BundleError(ScissionLiteError, ValueError):
-    """A bundle folder that is incomplete, altered, or of a version that is not understood."""
+    """A bundle's folder is incomplete or altered, or its version is unknown."""
 
 
 class RuntimeUnavailableError(ScissionLiteError, RuntimeError):
@@ -47,7 +92,7 @@ class RuntimeUnavailableError(ScissionLiteError, RuntimeError):
 
 
 class WireError(ScissionLiteError, ValueError):
-    """A message that breaks the wire format; each way to break it is a subclass."""
+    """A message breaks the wire format; each way to break it is a subclass."""
 
 
 class TruncatedMessageError(WireError):
@@ -55,7 +100,7 @@ class TruncatedMessageError(WireError):
 
 
 class TrailingBytesError(WireError):
-    """A header goes on after its last field."""
+    """A header has bytes after its last field."""
 
 
 class FrameCountError(WireError):
@@ -63,7 +108,7 @@ class FrameCountError(WireError):
 
 
 class BadMagicError(WireError):
-    """A frame does not start with the magic bytes: something else talks to this port."""
+    """A frame does not start with the magic bytes: another protocol is spoken at this port."""
 
 
 class UnsupportedVersionError(WireError):
@@ -75,11 +120,11 @@ class BadFieldError(WireError):
 
 
 class MessageKindError(BadFieldError):
-    """The message is of an unknown kind, or of one that the receiver does not take."""
+    """The kind of a message is unknown, or the receiver does not accept it."""
 
 
 class DeviceIdError(BadFieldError):
-    """The device id is one that no device may have."""
+    """A device id is not 16 bytes, or its first byte is zero."""
 
 
 class ReservedFieldError(BadFieldError):
@@ -87,7 +132,7 @@ class ReservedFieldError(BadFieldError):
 
 
 class EntropyFlagError(BadFieldError):
-    """A payload is marked as entropy-coded whose encoding has no entropy coder."""
+    """A payload is marked as entropy-coded, but its encoding has no entropy coder."""
 
 
 class EncodingError(BadFieldError):
@@ -95,11 +140,11 @@ class EncodingError(BadFieldError):
 
 
 class PoolError(BadFieldError):
-    """The pooling of a tensor is out of range, or its encoding or shape cannot be pooled."""
+    """The pool of a tensor is out of range, or its encoding or shape cannot be pooled."""
 
 
 class DimensionError(BadFieldError):
-    """A dimension is zero, or a JPEG tensor is not height x width x channels."""
+    """A dimension is zero, or an image is not height x width x 1 or 3 channels."""
 
 
 class QuantizationFieldError(BadFieldError):
@@ -107,7 +152,11 @@ class QuantizationFieldError(BadFieldError):
 
 
 class GroupCountError(BadFieldError):
-    """There are scales for neither the tensor nor each channel, or for what has none."""
+    """The number of scales does not fit the tensor.
+
+    An int8 or int4 tensor has one scale and zero point, or one of each per channel. Any other
+    tensor has none.
+    """
 
 
 class ControlMessageError(BadFieldError):
@@ -115,7 +164,7 @@ class ControlMessageError(BadFieldError):
 
 
 class TensorMismatchError(BadFieldError):
-    """A tensor is well-formed, but not the one that the bundle's manifest says."""
+    """A tensor is well-formed, but differs from the description in the bundle's manifest."""
 
 
 class LimitExceededError(WireError):
@@ -155,7 +204,7 @@ class ControlSizeError(LimitExceededError):
 
 
 class PayloadLengthError(WireError):
-    """The payload is not exactly as long as shape and encoding say."""
+    """A payload's length is not the one that shape and encoding require."""
 
 
 class DigestMismatchError(WireError):
@@ -167,7 +216,7 @@ class OffloadError(ScissionLiteError, RuntimeError):
 
 
 class EdgeUnavailableError(OffloadError, ConnectionError):
-    """No edge daemon answers at the address."""
+    """No edge daemon answers at the endpoint."""
 
 
 class DeadlineExceededError(OffloadError, TimeoutError):
@@ -175,8 +224,8 @@ class DeadlineExceededError(OffloadError, TimeoutError):
 
 
 class BundleMismatchError(OffloadError):
-    """The edge daemon serves another bundle than the device was started with."""
+    """The edge daemon serves another bundle than the device's."""
 
 
 class EdgeExecutionError(OffloadError):
-    """The edge daemon took the request and failed to answer it; the message is the edge's."""
+    """The edge daemon accepted the request and failed to answer it; the message is the edge's."""

@@ -10,12 +10,15 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+if TYPE_CHECKING:
+    # Imported by the functions that need it: a device that sends feature maps does not.
+    from PIL import Image
 
 ImageFormat: TypeAlias = Literal["uint8", "png", "jpeg"]
 """How a frame is sent to the edge: as it is, or compressed without or with loss."""
@@ -78,6 +81,8 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
             uint8, shape ``(height, width, channels)``: what a camera behind this network's
             scaler would deliver, and what JPEG to the edge compresses.
         """
+        from PIL import Image
+
         if not isinstance(image, Image.Image):
             with Image.open(image) as opened:
                 return self.frame(opened)
@@ -136,6 +141,8 @@ def image_encode(
     """
     if image_format == "uint8":
         return frame.tobytes()
+    from PIL import Image
+
     image = Image.fromarray(frame[:, :, 0] if frame.shape[2] == 1 else frame)
     buffer = io.BytesIO()
     if image_format == "jpeg":
@@ -161,6 +168,8 @@ def image_decode(
         if len(data) != math.prod(frame_shape):
             raise ValueError(f"{len(data)} bytes are no frame of shape {frame_shape}")
         return np.frombuffer(data, np.uint8).reshape(frame_shape)
+    from PIL import Image
+
     name = image_format.upper()
     try:
         image = Image.open(io.BytesIO(data), formats=(name,))

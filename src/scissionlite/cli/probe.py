@@ -11,6 +11,7 @@ import typer
 
 from scissionlite.cli.output import JsonOption, milliseconds, print_json, print_table
 from scissionlite.cli.usage import usage_errors
+from scissionlite.offloader import Timeouts
 from scissionlite.scissiontl.link import read_links, write_links
 from scissionlite.scissiontl.probe import Estimate
 from scissionlite.scissiontl.probe import probe as measure
@@ -38,7 +39,7 @@ def probe(
     """Measure round trip and rates to an edge daemon, through the sockets that tensors use."""
     links = read_links(out) if out is not None and out.exists() else {}
     with usage_errors():
-        measured = measure(connect, control, seconds=seconds, timeout=timeout)
+        measured = measure(connect, control, seconds=seconds, timeouts=Timeouts(answer=timeout))
     names = (source or platform.node() or "here", destination or measured.edge or "edge")
     if out is not None:
         links[names] = measured.link

@@ -1,4 +1,4 @@
-"""What ``scissionlite profile --remote`` does: has an edge daemon profile its own machine."""
+"""``scissionlite profile --remote``: have an edge daemon profile its own machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def profile_there(
     repetitions: int,
     max_tensors: int,
 ) -> Profile:
-    """Ask the daemon; wrong usage where an option of ``local`` is given, which stays here."""
+    """Request the profile; an option in ``local`` that is not None is wrong usage."""
     for option, value in local.items():
         if value is not None:
             raise typer.BadParameter(

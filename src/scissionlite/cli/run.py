@@ -18,14 +18,14 @@ from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_j
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import ScissionLiteError
 from scissionlite.images import Preprocessing, image_files
-from scissionlite.offloader.device import Answer, Device
+from scissionlite.offloader import Answer, Device
 
 
 class ImageAnswer(msgspec.Struct):
     """One row of the command's answer; ``latency`` and ``timings`` in seconds.
 
-    ``class_index`` and what follows from it are a classifier's; other networks' answers are told
-    by the shapes of their tensors.
+    ``class_index``, ``class_name`` and ``confidence`` are a classifier's; of other networks'
+    answers, only the shapes of their tensors are shown.
     """
 
     image: str
@@ -161,7 +161,7 @@ def _print(answers: list[ImageAnswer], summary: Summary) -> None:
     rows = [
         [
             answer.image,
-            answer.class_name or _told(answer),
+            answer.class_name or _label(answer),
             "" if answer.confidence is None else f"{answer.confidence:.1%}",
             milliseconds(answer.latency),
             kilobytes(answer.bytes_sent),
@@ -180,7 +180,7 @@ def _print(answers: list[ImageAnswer], summary: Summary) -> None:
     )
 
 
-def _told(answer: ImageAnswer) -> str:
+def _label(answer: ImageAnswer) -> str:
     if answer.class_index is not None:
         return str(answer.class_index)
     return ", ".join(f"{name} {'x'.join(map(str, s))}" for name, s in answer.shapes.items())

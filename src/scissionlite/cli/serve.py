@@ -14,8 +14,9 @@ from scissionlite.bundle import Bundle
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import JsonOption, error_console, print_table
 from scissionlite.cli.usage import usage_errors
-from scissionlite.offloader.edge import EdgeServer
-from scissionlite.offloader.edge_services import PROFILE_SECONDS
+from scissionlite.offloader import EdgeLimits, EdgeServer
+
+_DEFAULTS = EdgeLimits()
 
 
 def serve(
@@ -37,19 +38,19 @@ def serve(
     runtime: SliceRuntimeOption = None,
     credit: Annotated[
         int, typer.Option(help="Requests that a device may have unanswered.", min=1, max=1024)
-    ] = 8,
+    ] = _DEFAULTS.credit,
     profile_models: Annotated[
         list[str],
         typer.Option(
             metavar="GLOB",
-            help="Let devices ask for profiles of models with such names, as 'torchvision:*'. "
-            "What a name imports is run, and inference is slower meanwhile. May be repeated.",
+            help="Allow profiles of models with such names, as 'torchvision:*'. The code that a "
+            "name imports is run, and inference is slower meanwhile. May be repeated.",
             show_default="none",
         ),
     ] = [],  # noqa: B006 - typer reads it and never changes it
     profile_seconds: Annotated[
         float, typer.Option(help="The longest time that such a profile may take.", min=1)
-    ] = PROFILE_SECONDS,
+    ] = _DEFAULTS.profile_seconds,
     json: JsonOption = False,
 ) -> None:
     """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C)."""
@@ -62,9 +63,8 @@ def serve(
             control=control,
             threads=threads,
             runtime=runtime,
-            credit=credit,
+            limits=EdgeLimits(credit=credit, profile_seconds=profile_seconds),
             profile_models=profile_models,
-            profile_seconds=profile_seconds,
         )
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):

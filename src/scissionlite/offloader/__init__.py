@@ -1,10 +1,43 @@
 """The Offloader runs the slices: :class:`Device` on the device, :class:`EdgeServer` at the edge.
 
-Imports without torch; slices load their runtime when they are opened. docs/wire-format.md says
-what the two send each other.
+A frame's way, thread by thread; ``wire`` has the formats, and nothing imports torch:
+
+| thread                   | calls                                                             |
+| ------------------------ | ----------------------------------------------------------------- |
+| caller of Device.submit  | check_inputs, Credit.reserve, DeviceSide.make_request: a Request  |
+| scissionlite-device      | DeviceLoop.step: Request -> wire.pack -> frames on PUSH           |
+| scissionlite-edge        | EdgeLoop.step: PULL -> wire.unpack -> Schedule: a Job             |
+| scissionlite-edge-worker | EdgeSide.answer: Job -> Done; Waker.wake                          |
+| scissionlite-edge        | EdgeLoop.step: Done -> wire.pack -> Result and frames on ROUTER   |
+| scissionlite-device      | DeviceLoop.step: DEALER -> wire.unpack -> Reply -> Answer         |
+| scissionlite-fallback    | LocalSide.answer -> Answer, when the edge gave none               |
 """
 
-from scissionlite.offloader.device import Answer, Device
-from scissionlite.offloader.edge import EdgeServer
+from __future__ import annotations
 
-__all__ = ["Answer", "Device", "EdgeServer"]
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scissionlite.offloader.device.device import Answer, Device
+    from scissionlite.offloader.edge.server import EdgeServer
+    from scissionlite.offloader.limits import EdgeLimits, Timeouts
+
+# Each side is imported when it is first used: a device does not need the edge's.
+_HOMES = {
+    "Answer": "device.device",
+    "Device": "device.device",
+    "EdgeLimits": "limits",
+    "EdgeServer": "edge.server",
+    "Timeouts": "limits",
+}
+
+__all__ = ["Answer", "Device", "EdgeLimits", "EdgeServer", "Timeouts"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scissionlite.offloader' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"scissionlite.offloader.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

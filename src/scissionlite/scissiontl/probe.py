@@ -1,13 +1,15 @@
-"""Measures the link to a running edge daemon through the sockets that tensors use.
+"""Measure the link to a running edge daemon through the sockets that tensors use.
 
-Three sizes of probes take turns, so that whatever changes meanwhile changes all of them: as good
-as nothing, a quarter, and the whole of a size that takes the link a noticeable time. The smallest
-ones are the round trip. A rate is the slope of time against size: what every probe takes whatever
-its size (the round trip, waking up threads, ZeroMQ) cancels, what a byte takes is left, digest and
-copies into and out of the kernel included, as for a request's bytes. The connection is warm:
-what TCP's slow start costs the first request after a pause, on a long and fat link, is not in it.
+Probes of three sizes take turns: one byte, a quarter of the largest size, and the largest size,
+which takes the link a noticeable time. So a change of the link affects all sizes.
 
-Intervals of 95%: of the round trip's median and p95 by order statistics, which presume no
+The round trip is the time of the smallest probes. A rate is the slope of time against size. The
+time that does not depend on size (the round trip, waking up threads, ZeroMQ) cancels. The time per
+byte is left. It includes the digest, and the copies into and out of the kernel, as for a request.
+The connection is warm: the cost of TCP's slow start, which the first request after a pause pays on
+a long and fast link, is not included.
+
+Intervals of 95%: of the round trip's median and p95 by order statistics, which assume no
 distribution (Hahn and Meeker, *Statistical Intervals*, 1991, section 5.2); of a rate by the
 percentile bootstrap within each size (Efron and Tibshirani, *An Introduction to the Bootstrap*,
 1993, chapter 13), from a fixed seed.
@@ -25,19 +27,21 @@ import numpy as np
 import numpy.typing as npt
 
 from scissionlite.errors import OffloadError
-from scissionlite.offloader import control, wire
-from scissionlite.offloader.edge_services import probe_header
-from scissionlite.offloader.visitor import Visitor
+from scissionlite.offloader import wire
+from scissionlite.offloader.device.edge_client import EdgeClient
+from scissionlite.offloader.limits import Timeouts
+from scissionlite.offloader.wire.control import MAX_PROBE_BYTES, ProbeDownload, ProbeReply
+from scissionlite.offloader.wire.probe import probe_header
 from scissionlite.scissiontl.link import Link
 
 CONFIDENCE = 0.95
 FASTEST = 1e12
-"""Rates in bit/s above which links are not told apart: the slope is lost in the noise."""
+"""Highest rate in bit/s that is reported: above it the slope is lost in the noise."""
 
-_SPACING = 0.005  # seconds between two probes at the least: others use the daemon, too
+_SPACING = 0.005  # least seconds between two probes: others use the daemon, too
 _FIRST_BYTES = 1 << 12
-_ROUNDS = 40  # the largest probe takes this part of the time, beyond the round trip
-_ROUND_TRIPS = 12  # those of a round take one of so many parts of it
+_ROUNDS = 40  # the largest probe takes 1/40 of the time, beyond the round trip
+_ROUND_TRIPS = 12  # the round trips of a round take 1/12 of the time
 _MOST_ROUND_TRIPS = 8
 _LEAST_ROUNDS = 3
 _RESAMPLES = 2000
@@ -51,7 +55,7 @@ class Estimate(msgspec.Struct, frozen=True):
     Attributes
     ----------
     value, low, high
-        In the unit of what is estimated; ``low <= value <= high``.
+        In the unit of the estimated quantity; ``low <= value <= high``.
     confidence
         Probability with which such an interval holds the true value. Below 0.95 where there are
         too few samples for it: a p95 needs 72, a median 6.
@@ -64,22 +68,22 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class LinkMeasurement(msgspec.Struct, frozen=True, kw_only=True):
-    """What :func:`probe` found.
+    """The result of :func:`probe`.
 
     Attributes
     ----------
     endpoint, edge
-        The daemon's tensor endpoint, and what it calls itself.
+        The daemon's tensor endpoint and its name.
     rtt, rtt_p95
         Median and 95th percentile of the round trip, in seconds.
     upload, download
-        Rates in bit/s, of what is sent to the edge and of its answers.
+        Rates in bit/s, to the edge and from it.
     round_trips, transfers
-        How many probes of the smallest size there were, and how many of the others.
+        Number of probes of the smallest size, and of the others.
     largest
         Bytes of the largest probe.
     seconds
-        How long it took, connecting included.
+        Time that the measurement took, connecting included.
     """
 
     endpoint: str
@@ -100,7 +104,11 @@ class LinkMeasurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def probe(
-    connect: str, control: str | None = None, *, seconds: float = 5.0, timeout: float = 10.0
+    connect: str,
+    control: str | None = None,
+    *,
+    seconds: float = 5.0,
+    timeouts: Timeouts | None = None,
 ) -> LinkMeasurement:
     """Measure the link to a running edge daemon.
 
@@ -111,25 +119,26 @@ def probe(
     control
         Its control endpoint; by default the next port.
     seconds
-        How long to measure, after connecting. A link so slow that this is not enough for three
-        rounds of probes is measured until there are three.
-    timeout
-        Seconds to wait for one answer.
+        How long to measure, after connecting. A slow link is measured for longer, until there
+        are three rounds of probes.
+    timeouts
+        How long to wait for one answer.
 
     Raises
     ------
     ValueError
-        If an endpoint is not one to connect to, or a time is not above zero.
+        If an endpoint is not one to connect to, or ``seconds`` is not above zero.
     EdgeUnavailableError
         If no daemon answers there, or it stops answering.
     OffloadError
-        If the daemon is older than probes are.
+        If the daemon is too old for probes.
     """
-    if not 0 < seconds < math.inf or not 0 < timeout < math.inf:
-        raise ValueError(f"seconds and timeout must be above 0, got {seconds} and {timeout}")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds must be above 0, got {seconds}")
+    timeouts = timeouts or Timeouts()
     start = time.monotonic()
-    with Visitor(connect, control, timeout) as visitor:
-        prober = _Prober(visitor, timeout)
+    with EdgeClient(connect, control, timeouts) as client:
+        prober = _Prober(client, timeouts.answer)
         prober.upload(1)  # the tensor port's connection is made meanwhile
         base = min(prober.upload(1) for _ in range(3))
         largest = _largest(prober, base, seconds / _ROUNDS)
@@ -149,7 +158,7 @@ def probe(
     ordered = np.sort(np.array(trips))
     return LinkMeasurement(
         endpoint=connect,
-        edge=visitor.edge,
+        edge=client.edge,
         rtt=quantile(ordered, 0.5),
         rtt_p95=quantile(ordered, 0.95),
         upload=rate((1, *sizes), [trips, *up]),
@@ -194,14 +203,14 @@ def quantile(ordered: Times, q: float) -> Estimate:
 
 
 def rate(sizes: Sequence[int], times: Sequence[Sequence[float]]) -> Estimate:
-    """Estimate a rate in bit/s from what probes of several sizes took.
+    """Estimate a rate in bit/s from the times of probes of several sizes.
 
     Parameters
     ----------
     sizes
         In bytes.
     times
-        For each size, the seconds that each of its probes took.
+        For each size, the time of each of its probes in seconds.
 
     Returns
     -------
@@ -226,33 +235,33 @@ def rate(sizes: Sequence[int], times: Sequence[Sequence[float]]) -> Estimate:
 
 
 class _Prober:
-    """Sends one probe after the other."""
+    """Send one probe after the other."""
 
-    def __init__(self, visitor: Visitor, timeout: float) -> None:
-        self._visitor = visitor
+    def __init__(self, client: EdgeClient, timeout: float) -> None:
+        self._client = client
         self._timeout = timeout
-        self._noise = os.urandom(control.MAX_PROBE_BYTES)  # what no link can compress
+        self._noise = os.urandom(MAX_PROBE_BYTES)  # no link can compress it
         self._requests = 0
         self._last = -math.inf
 
     def upload(self, nbytes: int) -> float:
-        """Send a probe; seconds until its small answer is here."""
+        """Send a probe; return the seconds until its small answer arrives."""
         request = self._next()
-        header = probe_header(self._visitor.id, request, nbytes)
+        header = probe_header(self._client.id, request, nbytes)
         frames = wire.pack(header, [memoryview(self._noise)[:nbytes]])
         start = time.monotonic()
-        self._visitor.push(frames)
+        self._client.push(frames)
         return self._wait(request, nbytes, 0) - start
 
     def download(self, nbytes: int) -> float:
-        """Ask for bytes; seconds until they are here."""
+        """Request bytes; return the seconds until they arrive."""
         request = self._next()
         start = time.monotonic()
-        self._visitor.tell(control.ProbeDownload(request, nbytes))
+        self._client.send(ProbeDownload(request, nbytes))
         return self._wait(request, nbytes, nbytes) - start
 
     def _wait(self, request: int, nbytes: int, following: int) -> float:
-        reply, frames = self._visitor.wait_for(control.ProbeReply, request, seconds=self._timeout)
+        reply, frames = self._client.wait_for(ProbeReply, request, seconds=self._timeout)
         arrived = time.monotonic()
         if (reply.nbytes, sum(map(len, frames))) != (nbytes, following):
             raise OffloadError(f"the edge daemon answers a probe of {nbytes} bytes with {reply}")
@@ -271,10 +280,10 @@ def _largest(prober: _Prober, base: float, seconds: float) -> int:
     while True:
         took = max(prober.upload(nbytes) - base, 1e-9)
         fitting = int(nbytes * seconds / took)
-        if fitting <= nbytes or nbytes == control.MAX_PROBE_BYTES:
-            return max(64, min(fitting, control.MAX_PROBE_BYTES))
+        if fitting <= nbytes or nbytes == MAX_PROBE_BYTES:
+            return max(64, min(fitting, MAX_PROBE_BYTES))
         # The next is four times as large at most: one hiccup more or less then does no harm.
-        nbytes = min(fitting, 4 * nbytes, control.MAX_PROBE_BYTES)
+        nbytes = min(fitting, 4 * nbytes, MAX_PROBE_BYTES)
 
 
 def _binomial(n: int, p: float) -> Times:

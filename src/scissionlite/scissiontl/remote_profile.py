@@ -1,4 +1,4 @@
-"""Asks a running edge daemon to profile a network on its machine."""
+"""Have a running edge daemon profile a network on its machine."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import msgspec
 import numpy as np
 
 from scissionlite.errors import CodecError, ProfileError
-from scissionlite.offloader.control import ProfileReply, ProfileRequest
-from scissionlite.offloader.visitor import Visitor
+from scissionlite.offloader.device.edge_client import EdgeClient
+from scissionlite.offloader.limits import Timeouts
+from scissionlite.offloader.wire.control import ProfileReply, ProfileRequest
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer.entropy import decompress
@@ -24,8 +25,7 @@ def remote_profile(
     threads: int | None = None,
     repetitions: int = 20,
     max_tensors: int = 4,
-    seconds: float = 3600.0,
-    timeout: float = 10.0,
+    timeouts: Timeouts | None = None,
 ) -> Profile:
     """Have a network profiled on the edge machine, which must allow it (``--profile-models``).
 
@@ -39,10 +39,8 @@ def remote_profile(
         The daemon's control endpoint; by default the next port.
     size, num_classes, runtime, threads, repetitions, max_tensors
         As for ``scissionlite profile``.
-    seconds
-        The longest wait for the profile.
-    timeout
-        Seconds of silence after which the daemon is taken for dead.
+    timeouts
+        How long to wait for the profile, and for any sign of life.
 
     Raises
     ------
@@ -55,29 +53,30 @@ def remote_profile(
     OffloadError
         If the daemon does not allow this model, profiles for somebody else, or is too old.
     ProfileError
-        If what it sends is not a profile of this network.
+        If its answer is not a profile of this network.
     """
     request = _checked(
         ProfileRequest(1, model, size, num_classes, runtime, threads, repetitions, max_tensors)
     )
-    with Visitor(connect, control, timeout) as visitor:
-        visitor.tell(request)
-        reply, frames = visitor.wait_for(ProfileReply, request.request, seconds=seconds)
+    timeouts = timeouts or Timeouts()
+    with EdgeClient(connect, control, timeouts) as client:
+        client.send(request)
+        reply, frames = client.wait_for(ProfileReply, request.request, seconds=timeouts.profile)
         if len(frames) != 1:
             raise ProfileError(f"the edge daemon at {connect} sent no profile")
         try:
             raw = decompress(np.frombuffer(frames[0], np.uint8), "zstd", reply.nbytes)
         except CodecError as error:
             raise ProfileError(f"the edge daemon at {connect} sent no profile: {error}") from error
-    profile = Profile.parse(raw.tobytes(), f"what the edge daemon at {connect} sent")
+    profile = Profile.parse(raw.tobytes(), f"the answer of the edge daemon at {connect}")
     if profile.model != model:
         raise ProfileError(f"the edge daemon at {connect} profiled {profile.model}, not {model}")
     return profile
 
 
 def _checked(request: ProfileRequest) -> ProfileRequest:
-    """Return the request as the edge will read it; a ValueError if it would reject it."""
+    """Return the request as the edge will read it; raise ValueError if the edge would reject it."""
     try:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=ProfileRequest)
     except msgspec.ValidationError as error:
-        raise ValueError(f"nothing that a profile can be asked for: {error}") from error
+        raise ValueError(f"a profile cannot be requested so: {error}") from error

@@ -1,8 +1,7 @@
-"""The edge daemon: one thread for all sockets (:mod:`.edge_loop`), one for inference."""
+"""The edge daemon: one thread for all sockets (:mod:`.loop`), one for inference."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import secrets
 import socket
@@ -17,17 +16,20 @@ import zmq
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
-from scissionlite.offloader.control import MAX_CREDIT, StatsReply, Welcome, control_endpoint
-from scissionlite.offloader.edge_loop import WAKE, Done, EdgeLoop
-from scissionlite.offloader.edge_services import PROFILE_SECONDS
-from scissionlite.offloader.inference import EdgeSide, Stopwatch
-from scissionlite.offloader.schedule import Job
+from scissionlite.offloader.edge.loop import EdgeLoop
+from scissionlite.offloader.edge.schedule import Done, Job
+from scissionlite.offloader.edge.side import EdgeSide
+from scissionlite.offloader.limits import EdgeLimits
+from scissionlite.offloader.stopwatch import Stopwatch
+from scissionlite.offloader.waker import Waker
+from scissionlite.offloader.wire.control import StatsReply, Welcome
+from scissionlite.offloader.wire.endpoints import Endpoints
 
 logger = logging.getLogger(__name__)
 
 
 class EdgeServer:
-    """Serves a bundle's edge slice to any number of devices; a context manager.
+    """Serve a bundle's edge slice to any number of devices; a context manager.
 
     Parameters
     ----------
@@ -36,28 +38,22 @@ class EdgeServer:
         daemon answers probes and requests for profiles, and refuses devices.
     bind
         Tensor endpoint to listen on: ``tcp://address:port`` or ``ipc://path``. Port ``*`` or 0
-        is any free one; :attr:`endpoint` then tells which.
+        is any free one; :attr:`endpoint` then has its number.
     control
         Control endpoint; by default the port after that of ``bind``, or any free one.
     threads
         Threads of a slice's run; None is the runtime's default.
     runtime
-        Which of the runtimes that the bundle was prepared for runs the slice here; by default the
-        first of them that can.
-    credit
-        Requests that a device may have unanswered at once.
-    queue
-        Requests of all devices together that may wait for their turn; more are turned away.
+        The runtime that runs the slice here, one of those that the bundle was prepared for; by
+        default the first of them that can.
+    limits
+        Credit, queue, heartbeat and the time of profiles; by default those of
+        :class:`.limits.EdgeLimits`.
     name
-        What devices see; by default the host's name.
-    heartbeat
-        Interval in seconds at which devices send heartbeats. Either side takes the other for
-        dead after three without a sign of life.
+        The daemon's name for devices; by default the host's.
     profile_models
-        Globs of the model names, such as ``torchvision:*``, that visitors may have profiled here;
-        none unless given. What a name imports is run, so allow only names that you trust.
-    profile_seconds
-        The longest time that a profile may take.
+        Globs of the model names, such as ``torchvision:*``, that may be profiled here; by default
+        none. The code that a name imports is run, so allow only names that you trust.
 
     Raises
     ------
@@ -79,30 +75,24 @@ class EdgeServer:
         control: str | None = None,
         threads: int | None = None,
         runtime: str | None = None,
-        credit: int = 8,
-        queue: int = 64,
+        limits: EdgeLimits | None = None,
         name: str | None = None,
-        heartbeat: float = 1.0,
         profile_models: Sequence[str] = (),
-        profile_seconds: float = PROFILE_SECONDS,
     ) -> None:
-        if not 1 <= credit <= MAX_CREDIT or queue < 1 or not 0 < heartbeat <= 3600:
-            raise ValueError(
-                f"credit must be 1 to {MAX_CREDIT}, queue at least 1, heartbeat above 0 and at "
-                f"most 3600 seconds; got {credit}, {queue}, {heartbeat}"
-            )
+        limits = limits or EdgeLimits()
         opened = Bundle.load(bundle) if isinstance(bundle, str | Path) else bundle
-        self._binds = (bind, control_endpoint(bind) if control is None else control)
+        self._binds = Endpoints.to_bind(bind, control)
         self._side = None if opened is None else EdgeSide(opened, threads, runtime)
         welcome = Welcome(
-            secrets.randbits(63), credit, (name or socket.gethostname())[:256], heartbeat
+            secrets.randbits(63),
+            limits.credit,
+            (name or socket.gethostname())[:256],
+            limits.heartbeat,
         )
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._done: SimpleQueue[Done] = SimpleQueue()
-        self._loop = EdgeLoop(
-            opened, welcome, queue, self._jobs, self._done, profile_models, profile_seconds
-        )
-        self._endpoints = ("", "")
+        self._loop = EdgeLoop(opened, welcome, limits, profile_models, self._jobs, self._done)
+        self._endpoints = Endpoints("", "")
         self._threads: list[threading.Thread] = []
         self._stop = False
         self._failure: Exception | None = None
@@ -122,12 +112,12 @@ class EdgeServer:
     @property
     def endpoint(self) -> str:
         """The tensor endpoint listened on; empty before :meth:`start`."""
-        return self._endpoints[0]
+        return self._endpoints.tensors
 
     @property
     def control_endpoint(self) -> str:
         """The control endpoint listened on; empty before :meth:`start`."""
-        return self._endpoints[1]
+        return self._endpoints.control
 
     def start(self) -> None:
         """Listen, and serve in threads of its own.
@@ -140,18 +130,19 @@ class EdgeServer:
         if self._threads or self._stop:
             raise OffloadError("an EdgeServer is started once; make another one")
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        waker = Waker()
         try:
-            self._loop.open(context, self._binds)
+            self._endpoints = self._loop.open(context, self._binds, waker)
         except OffloadError:
+            waker.close()
             context.term()
             raise
-        self._endpoints = self._loop.endpoints
         self._threads = [
             threading.Thread(
-                target=self._serve, args=(context,), name="scissionlite-edge", daemon=True
+                target=self._serve, args=(context, waker), name="scissionlite-edge", daemon=True
             ),
             threading.Thread(
-                target=self._work, args=(context,), name="scissionlite-edge-worker", daemon=True
+                target=self._work, args=(waker,), name="scissionlite-edge-worker", daemon=True
             ),
         ]
         for thread in self._threads:
@@ -187,10 +178,10 @@ class EdgeServer:
             thread.join()
 
     def stats(self) -> StatsReply:
-        """Count what happened since the start."""
+        """Return the counts of requests since the start."""
         return self._loop.stats()
 
-    def _serve(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def _serve(self, context: zmq.Context[zmq.Socket[bytes]], waker: Waker) -> None:
         """Do all I/O; the first thread."""
         try:
             while not self._stop:
@@ -202,25 +193,22 @@ class EdgeServer:
         self._threads[1].join()
         self._loop.say_goodbye()
         self._loop.close()
+        waker.close()
         context.term()
 
-    def _work(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def _work(self, waker: Waker) -> None:
         """Answer one job after the other; the second thread."""
-        wake = context.socket(zmq.PAIR)
-        wake.linger = 0
-        wake.connect(WAKE)
         while (job := self._jobs.get()) is not None:
             self._done.put(self._answer(job))
-            _signal(wake)
-        _signal(wake)
-        wake.close()
+            waker.wake()
+        waker.wake()
 
     def _answer(self, job: Job) -> Done:
         waited = time.monotonic() - job.arrived
         watch, outputs, reason = Stopwatch(), None, ""
         assert self._side is not None  # or there were no job
         try:
-            outputs = self._side(job.tensors, job.payloads, watch)
+            outputs = self._side.answer(job.tensors, job.payloads, watch)
         except Exception as error:  # whatever a runtime may raise: the next request may be fine
             logger.warning("a request failed: %r", error)
             reason = f"{type(error).__name__}: {error}"[:1000]
@@ -228,9 +216,3 @@ class EdgeServer:
         return Done(
             job, outputs, reason, waited, seconds.get("decode", 0.0), seconds.get("run", 0.0)
         )
-
-
-def _signal(wake: zmq.Socket[bytes]) -> None:
-    # Nobody listens any more, or there is a signal already: nothing to do.
-    with contextlib.suppress(zmq.Again):
-        wake.send(b"", zmq.NOBLOCK)

@@ -1,4 +1,4 @@
-"""The edge daemon's I/O: its sockets, who may send what, and what is answered.
+"""The edge daemon's I/O loop: who may send what, and what is answered.
 
 Whatever arrives is untrusted. A message that breaks a rule is counted by the class of its error
 and dropped; nothing that one peer sends can stop the daemon or change another peer's answers.
@@ -10,7 +10,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -25,18 +24,19 @@ from scissionlite.errors import (
     WireError,
 )
 from scissionlite.offloader import wire
-from scissionlite.offloader.contents import (
-    Outputs,
+from scissionlite.offloader.bundle_tensors import (
     check_request,
     max_payload,
     request_batch,
     result_tensors,
 )
-from scissionlite.offloader.control import (
-    MAX_CONTROL_BYTES,
-    MAX_CREDIT,
-    MAX_PROBE_BYTES,
-    MISSED_HEARTBEATS,
+from scissionlite.offloader.edge.counters import Counters
+from scissionlite.offloader.edge.schedule import Done, Job, Schedule
+from scissionlite.offloader.edge.services import EdgeServices
+from scissionlite.offloader.edge.sockets import EdgeSockets
+from scissionlite.offloader.limits import EdgeLimits
+from scissionlite.offloader.waker import Waker
+from scissionlite.offloader.wire.control import (
     PROTOCOL_VERSION,
     Failed,
     FailureCode,
@@ -51,133 +51,82 @@ from scissionlite.offloader.control import (
     ToDevice,
     Welcome,
     decode_at_edge,
-    encode,
 )
-from scissionlite.offloader.edge_services import PROFILE_SECONDS, EdgeServices
-from scissionlite.offloader.schedule import Job, Schedule
+from scissionlite.offloader.wire.endpoints import Endpoints
 
 logger = logging.getLogger(__name__)
 
-WAKE = "inproc://wake"
-"""Where the worker's PAIR connects to say that something is done."""
-
-_LINGER_MS = 500  # for the Goodbyes and the last results
 _BATCH = 64  # messages read from one socket before the other has its turn
-_LOG_INTERVAL = 10.0  # seconds between two lines on the same class of error
-_SLACK_BYTES = 1 << 16  # over the largest valid frame, so that a near miss is named, not cut off
-
-
-@dataclass(frozen=True)
-class Done:
-    """What became of a job: the outputs, or the reason why there are none."""
-
-    job: Job
-    outputs: Outputs | None
-    reason: str
-    queue: float
-    decode: float
-    run: float
 
 
 class EdgeLoop:
-    """What the daemon's I/O thread does, again and again.
+    """The work of the daemon's I/O thread, step by step.
 
     Parameters
     ----------
     bundle
-        The bundle served; None serves visitors only.
+        The bundle served; None serves edge clients only.
     welcome
-        What devices are told: session, credit, name and heartbeat.
-    capacity
-        Requests of all devices together that may wait.
+        The answer to a device's Hello.
+    limits
+        Of the daemon.
+    profile_models
+        Globs of the model names that may be profiled.
     jobs, done
         To the worker and from it; None is never put here.
-    profile_models, profile_seconds
-        For :class:`.edge_services.EdgeServices`.
     """
 
     def __init__(
         self,
         bundle: Bundle | None,
         welcome: Welcome,
-        capacity: int,
+        limits: EdgeLimits,
+        profile_models: Sequence[str],
         jobs: SimpleQueue[Job | None],
         done: SimpleQueue[Done],
-        profile_models: Sequence[str] = (),
-        profile_seconds: float = PROFILE_SECONDS,
     ) -> None:
         self._bundle = bundle
         self._bundle_prefix = b"" if bundle is None else wire.bundle_prefix(bundle.id)
-        self._services = EdgeServices(welcome.name, self._send, profile_models, profile_seconds)
         self._welcome = welcome
-        self._schedule = Schedule(welcome.credit, capacity, MISSED_HEARTBEATS * welcome.heartbeat)
+        self._services = EdgeServices(welcome.name, self._send, profile_models, limits)
+        self._schedule = Schedule(limits)
         self._jobs = jobs
         self._done = done
         self._at_work: Job | None = None
-        self._counters = {"served": 0, "failed": 0, "expired": 0, "busy": 0}
-        self._rejected: dict[str, int] = {}
-        self._logged: dict[str, float] = {}
-        self._started = time.monotonic()
+        self._counters = Counters()
 
-    def open(self, context: zmq.Context[zmq.Socket[bytes]], binds: tuple[str, str]) -> None:
-        """Listen on the tensor and the control endpoint.
+    def open(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Endpoints, waker: Waker
+    ) -> Endpoints:
+        """Listen; return the endpoints with the ports that wildcards became.
 
         Raises
         ------
         OffloadError
-            If one cannot be listened on; every socket is closed then.
+            If an endpoint cannot be listened on.
         """
-        self._pull = context.socket(zmq.PULL)
-        self._router = context.socket(zmq.ROUTER)
-        self._wake = context.socket(zmq.PAIR)
-        self._pull.rcvhwm = 2 * self._welcome.credit
-        largest = 0 if self._bundle is None else max_payload(self._bundle.manifest)
-        self._pull.maxmsgsize = _SLACK_BYTES + max(largest, wire.MAX_HEADER_BYTES, MAX_PROBE_BYTES)
-        self._router.sndhwm = self._router.rcvhwm = MAX_CREDIT
-        self._router.maxmsgsize = _SLACK_BYTES + MAX_CONTROL_BYTES
-        # Sending to a device that is gone is an error, and one that is back takes its place.
-        self._router.router_mandatory = 1
-        self._router.router_handover = 1
-        for each in (self._pull, self._router, self._wake):
-            each.linger = _LINGER_MS if each is self._router else 0
-            each.sndtimeo = each.rcvtimeo = 0
-        endpoint = ""
-        try:
-            for each, endpoint in zip((self._pull, self._router), binds, strict=True):
-                # Connections of devices that lost their power are found out by TCP.
-                each.tcp_keepalive = 1
-                each.tcp_keepalive_idle = 30
-                each.tcp_keepalive_intvl = 10
-                each.tcp_keepalive_cnt = 3
-                each.bind(endpoint)
-            self._wake.bind(WAKE)
-        except zmq.ZMQError as error:
-            self.close()
-            raise OffloadError(f"cannot listen on {endpoint}: {error}") from error
-        self._poller = zmq.Poller()
-        for each in (self._pull, self._router, self._wake):
-            self._poller.register(each, zmq.POLLIN)
-
-    @property
-    def endpoints(self) -> tuple[str, str]:
-        """The tensor and the control endpoint, with the ports that wildcards became."""
-        return _bound(self._pull), _bound(self._router)
+        self._waker = waker
+        self._sockets = EdgeSockets(
+            context,
+            endpoints,
+            credit=self._welcome.credit,
+            largest_payload=0 if self._bundle is None else max_payload(self._bundle.manifest),
+        )
+        return self._sockets.endpoints
 
     def step(self) -> None:
         """Wait for something to do, a heartbeat at most, and do it."""
-        self._poller.poll(int(1000 * min(self._welcome.heartbeat, 1.0)))
-        while _receive(self._wake):
-            pass  # only there to wake this thread up
+        self._sockets.wait(self._waker, int(1000 * min(self._welcome.heartbeat, 1.0)))
         self._read_control()
         self._read_requests()
         self._finish()
         self._dispatch()
         self._services.step()
-        for name in self._schedule.forget_silent(time.monotonic()):
+        for name in self._schedule.remove_silent(time.monotonic()):
             logger.info("device %r is silent", name)
 
     def say_goodbye(self) -> None:
-        """Send what the worker still finished, and Goodbye to every device."""
+        """Send the results that the worker still finished, and Goodbye to every device."""
         self._finish()
         for device_id in self._schedule.devices:
             self._send(device_id, Goodbye())
@@ -185,21 +134,15 @@ class EdgeLoop:
 
     def close(self) -> None:
         """Close the sockets."""
-        for each in (self._pull, self._router, self._wake):
-            each.close()
+        self._sockets.close()
 
     def stats(self) -> StatsReply:
-        """Count what happened so far; may be called by any thread."""
-        return StatsReply(
-            **self._counters,
-            rejected=dict(self._rejected),
-            devices=len(self._schedule.devices),
-            uptime=time.monotonic() - self._started,
-        )
+        """Return the counts so far; may be called by any thread."""
+        return self._counters.stats(len(self._schedule.devices))
 
     def _read_control(self) -> None:
         for _ in range(_BATCH):
-            if not (frames := _receive(self._router)):
+            if not (frames := self._sockets.receive_control()):
                 return
             device_id = bytes(frames[0])
             try:
@@ -207,7 +150,7 @@ class EdgeLoop:
                     raise ControlMessageError(f"{len(frames) - 1} frames, 1 expected")
                 message = decode_at_edge(frames[1])
             except WireError as error:
-                self._reject(error)
+                self._counters.reject(error)
                 continue
             now = time.monotonic()
             if isinstance(message, Hello):
@@ -218,14 +161,14 @@ class EdgeLoop:
             elif isinstance(message, Stats):
                 self._send(device_id, self.stats())
             elif isinstance(message, Goodbye):
-                self._schedule.forget(device_id)
-                self._services.forget(device_id)
+                self._schedule.remove(device_id)
+                self._services.remove(device_id)
             else:
                 self._services.take(device_id, message)
 
     def _greet(self, device_id: bytes, hello: Hello) -> None:
         refused = None
-        if len(device_id) != wire.DEVICE_ID_BYTES or device_id[0] == 0:
+        if not wire.is_device_id(device_id):
             refused = Refused("identity", "a device's identity is 16 bytes, the first not zero")
         elif hello.protocol != PROTOCOL_VERSION:
             refused = Refused(
@@ -249,7 +192,7 @@ class EdgeLoop:
 
     def _read_requests(self) -> None:
         for _ in range(_BATCH):
-            if not (frames := _receive(self._pull)):
+            if not (frames := self._sockets.receive_tensors()):
                 return
             try:
                 header, payloads = wire.unpack(
@@ -262,7 +205,7 @@ class EdgeLoop:
                     raise BundleMismatchError("the request is for another bundle")
                 check_request(self._bundle.manifest, header.tensors)
             except (WireError, BundleMismatchError) as error:
-                self._reject(error)
+                self._counters.reject(error)
                 if (sender := wire.sender(frames[0])) is not None:
                     code: FailureCode = (
                         "malformed" if isinstance(error, WireError) else "bundle-mismatch"
@@ -277,18 +220,18 @@ class EdgeLoop:
                 continue
             job = Job(device_id, request_id, header.tensors, payloads, now, expires)
             if not self._schedule.add(job):
-                self._counters["busy"] += 1
+                self._counters.busy += 1
                 self._fail(device_id, request_id, "busy", "too many requests wait")
 
     def _dispatch(self) -> None:
-        """Give the worker its next job; only one, so that turns and deadlines are the latest."""
+        """Give the worker one job; not more, so that turns and deadlines are those of now."""
         while self._at_work is None and (job := self._schedule.next()) is not None:
             if time.monotonic() < job.expires:
                 self._at_work = job
                 self._jobs.put(job)
                 return
             self._schedule.done(job)
-            self._counters["expired"] += 1
+            self._counters.expired += 1
             self._fail(job.device_id, job.request_id, "expired", "the deadline passed in the queue")
 
     def _finish(self) -> None:
@@ -300,7 +243,7 @@ class EdgeLoop:
                 try:
                     self._send_result(done)
                 except ScissionLiteError as error:
-                    self._counters["failed"] += 1
+                    self._counters.failed += 1
                     self._fail(done.job.device_id, done.job.request_id, "execution", str(error))
 
     def _send_result(self, done: Done) -> None:
@@ -327,7 +270,7 @@ class EdgeLoop:
         )
         frames = wire.pack(header, [np.ascontiguousarray(array).data for array in done.outputs])
         result = Result(done.job.request_id, done.queue, done.decode, done.run)
-        self._counters["served"] += 1  # before the device can know
+        self._counters.served += 1  # before the device can know
         self._send(done.job.device_id, result, frames)
 
     def _fail(self, device_id: bytes, request_id: int, code: FailureCode, message: str) -> None:
@@ -336,29 +279,4 @@ class EdgeLoop:
     def _send(
         self, device_id: bytes, message: ToDevice, tensors: Sequence[wire.Buffer] = ()
     ) -> None:
-        # A device that is gone, or does not read, does without: it asks again if it needs to.
-        with contextlib.suppress(zmq.ZMQError):
-            self._router.send_multipart(
-                [device_id, encode(message), *tensors], zmq.NOBLOCK, copy=False
-            )
-
-    def _reject(self, error: ScissionLiteError) -> None:
-        kind, now = type(error).__name__, time.monotonic()
-        self._rejected[kind] = self._rejected.get(kind, 0) + 1
-        if now - self._logged.get(kind, -_LOG_INTERVAL) >= _LOG_INTERVAL:
-            self._logged[kind] = now
-            logger.warning("%s (%d so far): %s", kind, self._rejected[kind], error)
-
-
-def _bound(each: zmq.Socket[bytes]) -> str:
-    endpoint = each.getsockopt(zmq.LAST_ENDPOINT)
-    assert isinstance(endpoint, bytes)
-    return endpoint.rstrip(b"\0").decode()
-
-
-def _receive(each: zmq.Socket[bytes]) -> list[memoryview]:
-    """Read a message if there is one; its frames are not copied."""
-    try:
-        return [frame.buffer for frame in each.recv_multipart(zmq.NOBLOCK, copy=False)]
-    except zmq.Again:
-        return []
+        self._sockets.send(device_id, message, tensors)

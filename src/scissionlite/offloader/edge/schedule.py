@@ -1,16 +1,18 @@
-"""Whose turn it is at the edge: the devices connected, and their requests that wait."""
+"""The devices connected to an edge, and the order in which their waiting requests are run."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 
+import msgspec
+
+from scissionlite.offloader.bundle_tensors import Outputs
+from scissionlite.offloader.limits import EdgeLimits
 from scissionlite.offloader.wire import TensorHeader
 
 
-@dataclass(eq=False)
-class Job:
-    """A checked request: whose it is, its payloads, and when it came and ends (monotonic)."""
+class Job(msgspec.Struct, eq=False):
+    """A checked request; ``arrived`` and ``expires`` are monotonic times."""
 
     device_id: bytes
     request_id: int
@@ -20,11 +22,21 @@ class Job:
     expires: float
 
 
-@dataclass(eq=False)
-class _Device:
+class Done(msgspec.Struct, frozen=True, eq=False):
+    """The end of a job: the outputs, or the reason why there are none; times in seconds."""
+
+    job: Job
+    outputs: Outputs | None
+    reason: str
+    queue: float
+    decode: float
+    run: float
+
+
+class _Device(msgspec.Struct, eq=False):
     name: str
     heard: float
-    jobs: deque[Job] = field(default_factory=deque)
+    jobs: deque[Job] = msgspec.field(default_factory=deque)
 
 
 class Schedule:
@@ -32,19 +44,15 @@ class Schedule:
 
     Parameters
     ----------
-    credit
-        Requests that a device may have unanswered. Twice as many may wait, since a device
-        forgets a request at its deadline but the edge only at its turn.
-    capacity
-        Requests of all devices together that may wait.
-    silence
-        Seconds without a sign of life after which a device is forgotten.
+    limits
+        Credit, queue and silence. Twice the credit may wait, since a device drops a request at
+        its deadline but the edge only at its turn.
     """
 
-    def __init__(self, credit: int, capacity: int, silence: float) -> None:
-        self._jobs_per_device = 2 * credit
-        self._capacity = capacity
-        self._silence = silence
+    def __init__(self, limits: EdgeLimits) -> None:
+        self._jobs_per_device = 2 * limits.credit
+        self._capacity = limits.queue
+        self._silence = limits.device_silence
         self._devices: dict[bytes, _Device] = {}
         self._turns: deque[bytes] = deque()  # devices with waiting jobs, the next one first
         self._held: set[tuple[bytes, int]] = set()  # waiting or at work
@@ -56,21 +64,21 @@ class Schedule:
         return list(self._devices)
 
     def greet(self, device_id: bytes, name: str, now: float) -> None:
-        """Note a device that has said Hello."""
+        """Add a device that has said Hello."""
         if device_id in self._devices:
             self._devices[device_id].heard = now
         else:
             self._devices[device_id] = _Device(name, now)
 
     def hear(self, device_id: bytes, now: float) -> bool:
-        """Note a sign of life; False if the device is unknown."""
+        """Record a sign of life; False if the device is not connected."""
         if (device := self._devices.get(device_id)) is None:
             return False
         device.heard = now
         return True
 
-    def forget(self, device_id: bytes) -> None:
-        """Drop a device and what of its requests still waits."""
+    def remove(self, device_id: bytes) -> None:
+        """Drop a device and its waiting requests."""
         device = self._devices.pop(device_id, None)
         if device is None:
             return
@@ -79,7 +87,7 @@ class Schedule:
         self._waiting -= len(device.jobs)
         self._held.difference_update((device_id, job.request_id) for job in device.jobs)
 
-    def forget_silent(self, now: float) -> list[str]:
+    def remove_silent(self, now: float) -> list[str]:
         """Drop every device that was silent for too long; return their names."""
         silent = [
             (device_id, device.name)
@@ -87,13 +95,13 @@ class Schedule:
             if now - device.heard > self._silence
         ]
         for device_id, _ in silent:
-            self.forget(device_id)
+            self.remove(device_id)
         return [name for _, name in silent]
 
     def add(self, job: Job) -> bool:
-        """Queue a request of a known device; False if there is no room.
+        """Queue a request of a connected device; False if there is no room.
 
-        One that is held already, because the device sent it again, is not queued twice.
+        A request that is held already, because the device sent it again, is not queued twice.
         """
         key = (job.device_id, job.request_id)
         jobs = self._devices[job.device_id].jobs
@@ -121,5 +129,5 @@ class Schedule:
         return job
 
     def done(self, job: Job) -> None:
-        """Let go of a request that was answered, one way or another."""
+        """Drop a request that was answered."""
         self._held.discard((job.device_id, job.request_id))

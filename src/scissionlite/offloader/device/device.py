@@ -1,4 +1,4 @@
-"""The device: answers by running its slice, sending the packed feature map and waiting."""
+"""The device: run its slice, send the packed feature map, and wait for the answer."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
-import numpy.typing as npt
+import msgspec
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import DeadlineExceededError, OffloadError
 from scissionlite.offloader import wire
-from scissionlite.offloader.connection import EdgeConnection, Reply
-from scissionlite.offloader.contents import Inputs, Output, Outputs, as_answered, check_inputs
-from scissionlite.offloader.control import control_endpoint
-from scissionlite.offloader.inference import DeviceSide, LocalSide, Stopwatch
+from scissionlite.offloader.bundle_tensors import Outputs
+from scissionlite.offloader.device.connection import EdgeConnection
+from scissionlite.offloader.device.inputs import (
+    CheckedInputs,
+    Input,
+    Output,
+    as_output,
+    check_inputs,
+)
+from scissionlite.offloader.device.messages import Reply
+from scissionlite.offloader.device.side import DeviceSide, LocalSide
+from scissionlite.offloader.stopwatch import Stopwatch
+from scissionlite.offloader.wire.endpoints import Endpoints
 
-Input: TypeAlias = npt.NDArray[Any] | Sequence[npt.NDArray[Any]] | Mapping[str, npt.NDArray[Any]]
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What an inference gave, and what it took.
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to one input, and how it was made.
 
     Attributes
     ----------
@@ -36,7 +40,7 @@ class Answer:
         float32, as the network itself answers: one array, a tuple, or a dict by name (dotted
         where it is nested).
     where : str
-        ``"edge"`` or ``"local"``: who ran the network's end.
+        ``"edge"`` or ``"local"``: the machine that ran the end of the network.
     latency : float
         Seconds from :meth:`Device.submit` to the answer.
     bytes_sent : int
@@ -45,7 +49,7 @@ class Answer:
         Seconds, adding up to ``latency``: on the device ``preprocess``, ``device_slice``,
         ``encode``, ``local_run`` and ``wait`` (for a connection, for credit, for another
         inference of this device); at the edge ``edge_queue``, ``edge_decode``, ``edge_run``;
-        and ``transfer``, which is the rest. Only what happened is there.
+        and ``transfer``, which is the rest. Stages that did not happen have no entry.
     """
 
     output: Output
@@ -55,20 +59,19 @@ class Answer:
     timings: dict[str, float]
 
 
-@dataclass(eq=False)
-class _Work:
+class _Work(msgspec.Struct, eq=False):
     """An inference under way."""
 
     started: float
     expires: float
     watch: Stopwatch
-    inputs: Inputs
+    inputs: CheckedInputs
     bytes_sent: int = 0
-    future: Future[Answer] = field(default_factory=Future)
+    future: Future[Answer] = msgspec.field(default_factory=Future)
 
 
 class Device:
-    """Answers inferences with the help of an edge daemon; a context manager.
+    """Answer inferences with the help of an edge daemon; a context manager.
 
     The device's part of the computation runs in the caller's thread, one inference at a time;
     sending, waiting and recovering happen in a thread of their own. The connection is made at
@@ -85,22 +88,23 @@ class Device:
         Control endpoint of the daemon; by default the port after that of ``connect``.
     fallback
         "local" answers with the bundle's network slice whenever the edge cannot: while it is
-        away, when it fails, and when it does not answer in time, early enough before the deadline
-        if that can be kept. The slice is loaded at once, so that a missing one is found now.
+        away, when it fails, and when it does not answer in time. The local run begins early enough
+        to keep the deadline, if that is possible. The slice is loaded at once, so that a missing
+        one is found now.
     deadline
         Seconds until an answer is due, unless :meth:`infer` or :meth:`submit` say otherwise. A
         local answer may come later: a run that has begun is not interrupted.
     threads
         Threads of a slice's run; None is the runtime's default.
     runtime
-        Which of the runtimes that the bundle was prepared for runs the slices here; by default the
-        first of them that can.
+        The runtime that runs the slices here, one of those that the bundle was prepared for; by
+        default the first of them that can.
     slowdown
-        Emulates a slower device, for demos and what-ifs: after each stage of computation on the
+        Emulates a slower device, for demonstrations: after each stage of computation on the
         device it waits until the stage has taken this many times as long. All reported times
         include it. 1 emulates nothing.
     name
-        What the daemon's log calls this device; by default the host's name.
+        The device's name in the daemon's log; by default the host's name.
 
     Raises
     ------
@@ -150,8 +154,7 @@ class Device:
         if connect is not None and kind != "local":
             self._side = DeviceSide(self._bundle, threads, runtime)
             self._connection = EdgeConnection(
-                connect,
-                control_endpoint(connect) if control is None else control,
+                Endpoints.to_connect(connect, control),
                 self._bundle,
                 (name or socket.gethostname())[:256],
                 give_up_early=self._local is not None,
@@ -247,7 +250,7 @@ class Device:
         Raises
         ------
         ValueError, EdgeUnavailableError, DeadlineExceededError, BundleMismatchError, OffloadError
-            As :meth:`infer`, if it is known before anything could be sent.
+            As :meth:`infer`, if the error is found before anything could be sent.
         """
         started = time.monotonic()
         expires = started + (self._deadline if deadline is None else _check_deadline(deadline))
@@ -298,7 +301,7 @@ class Device:
                 raise DeadlineExceededError("other inferences kept the device busy")
             work.watch.seconds["wait"] = time.monotonic() - start
             try:
-                tensors, payloads = side(work.inputs, work.watch)
+                tensors, payloads = side.make_request(work.inputs, work.watch)
             finally:
                 self._compute.release()
         except BaseException:
@@ -308,7 +311,7 @@ class Device:
         return connection.send(tensors, payloads, expires)
 
     def _settle(self, work: _Work, done: Future[Reply]) -> None:
-        """Pass on the edge's reply; runs in the connection's thread, so it must not compute."""
+        """Turn the edge's reply into the answer, in the connection's thread: compute nothing."""
         error = done.exception()
         if error is None:
             reply = done.result()
@@ -330,7 +333,7 @@ class Device:
     def _answer_locally(self, work: _Work) -> None:
         assert self._local is not None
         with self._compute:
-            outputs = self._local(work.inputs, work.watch)
+            outputs = self._local.answer(work.inputs, work.watch)
         work.future.set_result(self._answer(work, outputs, "local", "wait"))
 
     def _answer(
@@ -343,7 +346,7 @@ class Device:
         latency = time.monotonic() - work.started
         timings = work.watch.seconds
         timings[rest] = timings.get(rest, 0.0) + max(latency - sum(timings.values()), 0.0)
-        output = as_answered(self._bundle.manifest, outputs)
+        output = as_output(self._bundle.manifest, outputs)
         return Answer(output, where, latency, work.bytes_sent, timings)
 
 

@@ -1,4 +1,4 @@
-"""Control messages: what device and edge say to each other besides tensors.
+"""Control messages between a device or an edge client and the edge.
 
 They are msgpack maps, tagged by ``type``, decoded strictly into the structs below: an unknown
 type, an unknown or missing field, or a value out of range is a
@@ -7,7 +7,7 @@ type, an unknown or missing field, or a value out of range is a
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -19,7 +19,7 @@ PROTOCOL_VERSION = 2
 MAX_CONTROL_BYTES = 1 << 16
 MAX_CREDIT = 1024
 MISSED_HEARTBEATS = 3
-"""Heartbeat intervals of silence after which a peer is taken for dead."""
+"""Heartbeat intervals of silence after which a peer counts as dead."""
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -30,9 +30,9 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True, forbid_unknown_fields=True):
-    """Device to edge, first on every connection: who asks, for which bundle.
+    """Device to edge, first on every connection: the device's name and its bundle.
 
-    ``runtime`` is free information such as machine and slice runtime, for the edge's log.
+    ``runtime`` is information for the edge's log, such as machine and slice runtime.
     """
 
     protocol: int
@@ -103,11 +103,11 @@ class Failed(msgspec.Struct, tag="failed", frozen=True, forbid_unknown_fields=Tr
 
 
 class Goodbye(msgspec.Struct, tag="goodbye", frozen=True, forbid_unknown_fields=True):
-    """Either way: the sender closes in good order."""
+    """Either way: the sender closes its sockets."""
 
 
 class Stats(msgspec.Struct, tag="stats", frozen=True, forbid_unknown_fields=True):
-    """Anybody to edge: asks for its counters; needs no Hello."""
+    """Any peer to edge: request its counters; needs no Hello."""
 
 
 class StatsReply(msgspec.Struct, tag="stats-reply", frozen=True, forbid_unknown_fields=True):
@@ -120,7 +120,7 @@ class StatsReply(msgspec.Struct, tag="stats-reply", frozen=True, forbid_unknown_
     failed : int
         Requests whose decoding or slice raised.
     expired : int
-        Requests dropped unworked because their deadline had passed.
+        Requests that were not run because their deadline had passed.
     busy : int
         Requests turned away because a queue was full.
     rejected : dict of str to int
@@ -141,33 +141,33 @@ class StatsReply(msgspec.Struct, tag="stats-reply", frozen=True, forbid_unknown_
 
 
 MAX_PROBE_BYTES = 1 << 20
-"""Most bytes of a probe's payload, and of what a probe may ask for."""
+"""Most bytes of a probe's payload, and of an answer to ProbeDownload."""
 
 MAX_PROFILE_BYTES = 1 << 24
 """Most bytes of a profile's JSON."""
 
 
-class Visit(msgspec.Struct, tag="visit", frozen=True, forbid_unknown_fields=True):
-    """Anybody to edge, before a probe or a profile: who asks. Needs no bundle and no Hello."""
+class ClientHello(msgspec.Struct, tag="visit", frozen=True, forbid_unknown_fields=True):
+    """Edge client to edge, before a probe or a profile. Needs no bundle."""
 
     name: Name
 
 
-class VisitReady(msgspec.Struct, tag="visit-ready", frozen=True, forbid_unknown_fields=True):
-    """Edge to visitor: probes and profiles may be asked for; ``name`` is the edge's."""
+class ClientWelcome(msgspec.Struct, tag="visit-ready", frozen=True, forbid_unknown_fields=True):
+    """Edge to edge client: probes and profiles may be requested; ``name`` is the edge's."""
 
     name: Name
 
 
 class ProbeDownload(msgspec.Struct, tag="probe-download", frozen=True, forbid_unknown_fields=True):
-    """Visitor to edge: asks for ``nbytes`` bytes, to measure the way back."""
+    """Edge client to edge: request ``nbytes`` bytes, to measure the way back."""
 
     request: RequestId
     nbytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_PROBE_BYTES)]
 
 
 class ProbeReply(msgspec.Struct, tag="probe-reply", frozen=True, forbid_unknown_fields=True):
-    """Edge to visitor: a probe came with a payload of ``nbytes``, or that many bytes follow."""
+    """Edge to edge client: a probe of ``nbytes`` arrived, or that many bytes follow."""
 
     request: RequestId
     nbytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_PROBE_BYTES)]
@@ -177,7 +177,7 @@ ModelName = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[A-Za-z0-9_.:
 
 
 class ProfileRequest(msgspec.Struct, tag="profile", frozen=True, forbid_unknown_fields=True):
-    """Visitor to edge: asks for a profile of a network on the edge machine.
+    """Edge client to edge: request a profile of a network on the edge machine.
 
     The fields are the options of ``scissionlite profile``; None leaves its default.
     """
@@ -193,13 +193,13 @@ class ProfileRequest(msgspec.Struct, tag="profile", frozen=True, forbid_unknown_
 
 
 class ProfileReply(msgspec.Struct, tag="profile-reply", frozen=True, forbid_unknown_fields=True):
-    """Edge to visitor: the profile follows, one zstd frame of ``nbytes`` bytes of JSON."""
+    """Edge to edge client: the profile follows, one zstd frame of ``nbytes`` bytes of JSON."""
 
     request: RequestId
     nbytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_PROFILE_BYTES)]
 
 
-ToEdge = Hello | Ping | Goodbye | Stats | Visit | ProbeDownload | ProfileRequest
+ToEdge = Hello | Ping | Goodbye | Stats | ClientHello | ProbeDownload | ProfileRequest
 ToDevice = (
     Welcome
     | Refused
@@ -208,10 +208,13 @@ ToDevice = (
     | Failed
     | Goodbye
     | StatsReply
-    | VisitReady
+    | ClientWelcome
     | ProbeReply
     | ProfileReply
 )
+
+FOLLOWED = Result | ProbeReply | ProfileReply
+"""The messages that further frames may follow."""
 
 _encoder = msgspec.msgpack.Encoder()
 _to_edge: msgspec.msgpack.Decoder[ToEdge] = msgspec.msgpack.Decoder(ToEdge)
@@ -224,12 +227,12 @@ def encode(message: ToEdge | ToDevice) -> bytes:
 
 
 def decode_at_edge(frame: bytes | memoryview) -> ToEdge:
-    """Decode what a device sent.
+    """Decode a message that a device or an edge client sent.
 
     Raises
     ------
     ControlSizeError, ControlMessageError
-        If it is over the cap, or no message that an edge takes.
+        If it is over the cap, or not a message for an edge.
     """
     _check_size(frame)
     try:
@@ -239,7 +242,7 @@ def decode_at_edge(frame: bytes | memoryview) -> ToEdge:
 
 
 def decode_at_device(frame: bytes | memoryview) -> ToDevice:
-    """Decode what an edge sent; raises as :func:`decode_at_edge` does."""
+    """Decode a message that an edge sent; raises as :func:`decode_at_edge` does."""
     _check_size(frame)
     try:
         return _to_device.decode(frame)
@@ -247,40 +250,18 @@ def decode_at_device(frame: bytes | memoryview) -> ToDevice:
         raise ControlMessageError(str(error)) from error
 
 
-def control_endpoint(tensors: str) -> str:
-    """Derive the control endpoint that belongs to a tensor endpoint unless another is given.
-
-    ``tcp://host:port`` gives the next port, a wildcard port (``*`` or ``0``) a wildcard, and
-    ``ipc://path`` gives ``ipc://path.control``.
+def decode_frames(frames: Sequence[memoryview]) -> tuple[ToDevice, list[memoryview]]:
+    """Decode a message at the device, and return the frames that follow it.
 
     Raises
     ------
-    ValueError
-        If the endpoint is neither.
+    ControlSizeError, ControlMessageError
+        As :func:`decode_at_device`, or if frames follow a message that has none.
     """
-    if match := re.fullmatch(r"(tcp://.+):(\d+|\*)", tensors):
-        host, port = match.groups()
-        if port in ("*", "0"):
-            return f"{host}:*"
-        if int(port) < 65535:
-            return f"{host}:{int(port) + 1}"
-    elif tensors.startswith("ipc://") and len(tensors) > len("ipc://"):
-        return f"{tensors}.control"
-    raise ValueError(f"not an endpoint such as tcp://host:5555 or ipc://path: {tensors!r}")
-
-
-def check_endpoint(endpoint: str) -> str:
-    """Return an endpoint that can be connected to: ``tcp://host:port`` or ``ipc://path``.
-
-    Raises
-    ------
-    ValueError
-        If it is not one.
-    """
-    match = re.fullmatch(r"tcp://.+:(\d+)", endpoint)
-    if endpoint.startswith("ipc://") or (match and 0 < int(match[1]) < 65536):
-        return endpoint
-    raise ValueError(f"not an endpoint such as tcp://host:5555 or ipc://path: {endpoint!r}")
+    message = decode_at_device(frames[0])
+    if len(frames) > 1 and not isinstance(message, FOLLOWED):
+        raise ControlMessageError(f"{type(message).__name__} with {len(frames) - 1} further frames")
+    return message, list(frames[1:])
 
 
 def _check_size(frame: bytes | memoryview) -> None:

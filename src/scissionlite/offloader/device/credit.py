@@ -1,0 +1,109 @@
+"""Credit: how many requests may be unanswered at once, while there is a connection."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from scissionlite.errors import DeadlineExceededError, OffloadError
+from scissionlite.offloader.device.socket_pair import unavailable
+from scissionlite.offloader.wire.endpoints import Endpoints
+
+
+class Credit:
+    """The edge's credit under its lock: callers reserve it, the I/O thread grants it.
+
+    Parameters
+    ----------
+    endpoints
+        Of the daemon, for error messages.
+    """
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._endpoints = endpoints
+        self._changed = threading.Condition()
+        # Under the condition's lock:
+        self._connected = False
+        self._limit = 0
+        self._unanswered = 0
+        self._trouble = "no answer yet"
+        self._refusal: OffloadError | None = None
+        self._closed: OffloadError | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether credit is granted."""
+        return self._connected
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no connection, or why the last one ended."""
+        return self._trouble
+
+    def reserve(self, connect_by: float, expires: float) -> None:
+        """Wait for the connection and for credit for one request; of callers' threads.
+
+        Parameters
+        ----------
+        connect_by
+            Monotonic time until which to wait for a connection.
+        expires
+            Monotonic time until which to wait for credit.
+
+        Raises
+        ------
+        EdgeUnavailableError
+            If there is no connection by then.
+        BundleMismatchError
+            If the daemon refuses this bundle.
+        DeadlineExceededError
+            If no earlier request was answered by then, so that there was no credit.
+        OffloadError
+            If the connection was closed.
+        """
+        with self._changed:
+            while True:
+                if self._closed is not None:
+                    raise self._closed
+                if self._refusal is not None:
+                    raise self._refusal
+                if self._connected and self._unanswered < self._limit:
+                    self._unanswered += 1
+                    return
+                left = (expires if self._connected else connect_by) - time.monotonic()
+                if left <= 0 and self._connected:
+                    raise DeadlineExceededError(
+                        f"all {self._limit} requests that {self._endpoints.tensors} allows at "
+                        "once were unanswered until the deadline"
+                    )
+                if left <= 0:
+                    raise unavailable(self._endpoints, self._trouble)
+                self._changed.wait(left)
+
+    def release(self) -> None:
+        """Give back the credit of one request: it was answered, has failed, or was not sent."""
+        with self._changed:
+            self._unanswered -= 1
+            self._changed.notify_all()
+
+    def grant(self, limit: int) -> None:
+        """Allow so many unanswered requests: there is a connection."""
+        with self._changed:
+            self._connected = True
+            self._limit = limit
+            self._refusal = None
+            self._changed.notify_all()
+
+    def withdraw(self, trouble: str, refusal: OffloadError | None = None) -> None:
+        """Allow none: the connection is lost, or the daemon refuses this device."""
+        with self._changed:
+            self._connected = False
+            self._trouble = trouble
+            self._refusal = refusal or self._refusal
+            self._changed.notify_all()
+
+    def close(self, error: OffloadError) -> None:
+        """Allow none for good: whoever waits, now or later, gets the error."""
+        with self._changed:
+            self._closed = error
+            self._changed.notify_all()

@@ -1,0 +1,265 @@
+"""The device's I/O loop: its link, the requests that wait for an answer, and how it recovers.
+
+There is a single way to recover from anything (a dropped connection, a silent edge, a restarted
+one): close the sockets, open new ones, say Hello, and after the Welcome send every unanswered
+request again. Inference is idempotent, and the edge ignores a request that it already holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections import deque
+
+import zmq
+
+from scissionlite.bundle import Bundle
+from scissionlite.errors import (
+    BundleMismatchError,
+    DeadlineExceededError,
+    EdgeExecutionError,
+    EdgeUnavailableError,
+    OffloadError,
+    WireError,
+)
+from scissionlite.offloader.device.credit import Credit
+from scissionlite.offloader.device.link import EdgeLink
+from scissionlite.offloader.device.messages import DeviceMessages, Request
+from scissionlite.offloader.device.socket_pair import FIRST_RETRY, LAST_RETRY, unavailable
+from scissionlite.offloader.waker import Waker
+from scissionlite.offloader.wire import control
+from scissionlite.offloader.wire.endpoints import Endpoints
+
+logger = logging.getLogger(__name__)
+
+_IDLE = 60.0  # the longest wait for anything; something wakes the thread up long before
+
+
+class Backoff:
+    """Growing pauses between attempts to connect.
+
+    Attributes
+    ----------
+    next_at : float
+        Monotonic time of the next attempt.
+    """
+
+    def __init__(self) -> None:
+        self.next_at = 0.0
+        self._pause = FIRST_RETRY
+
+    def failed(self) -> None:
+        """Pause before the next attempt, and longer before the one after it."""
+        self.next_at = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, LAST_RETRY)
+
+    def refused(self) -> None:
+        """Pause as long as possible: the daemon may be restarted with another bundle."""
+        self.next_at = time.monotonic() + LAST_RETRY
+
+    def succeeded(self) -> None:
+        """Begin with the shortest pause again."""
+        self._pause = FIRST_RETRY
+
+
+class DeviceLoop:
+    """The work of the device's I/O thread, step by step.
+
+    Parameters
+    ----------
+    endpoints
+        Of the daemon.
+    bundle
+        Whose requests are sent; the daemon must serve the same.
+    name
+        The device's name in the daemon's log.
+    credit
+        Granted and withdrawn here.
+    waker
+        Wakes the loop up.
+    outbox
+        New requests, appended by other threads; each has reserved credit.
+    give_up_early
+        When the connection is lost, fail the unanswered requests at once (there is a fallback)
+        instead of keeping them until their deadlines.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        bundle: Bundle,
+        name: str,
+        credit: Credit,
+        waker: Waker,
+        outbox: deque[Request],
+        *,
+        give_up_early: bool,
+    ) -> None:
+        runtimes = [f"{role}={','.join(bundle.runtimes(role))}" for role in bundle.manifest.slices]
+        self._endpoints = endpoints
+        self._hello = control.Hello(
+            control.PROTOCOL_VERSION,
+            bundle.id,
+            name,
+            {"machine": os.uname().machine, "slices": " ".join(runtimes)[:256]},
+        )
+        self._messages = DeviceMessages(bundle)
+        self._credit = credit
+        self._waker = waker
+        self._outbox = outbox
+        self._give_up_early = give_up_early
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._pending: dict[int, Request] = {}
+        self._link: EdgeLink | None = None
+        self._backoff = Backoff()
+        self._session: int | None = None
+
+    def step(self) -> None:
+        """Wait for something to do, and do it."""
+        if self._link is None and time.monotonic() >= self._backoff.next_at:
+            self._open()
+        self._wait()
+        if self._link is not None:
+            for message, frames in self._link.messages():
+                self._handle(message, frames)
+        if self._link is not None and self._link.lost():
+            self._lose("the connection was dropped")
+        if self._link is not None and self._link.ready and not self._credit.connected:
+            self._greet(self._link)
+        self._take_new_requests()
+        self._check_clock()
+        self._send_unsent()
+
+    def close(self) -> None:
+        """Say Goodbye if there is a link, and close it; no step follows."""
+        if self._link is not None:
+            self._link.close(goodbye=True)
+            self._link = None
+        self._context.term()
+
+    def fail_unanswered(self, error: OffloadError) -> None:
+        """Fail every request that has no answer, the new ones too."""
+        self._take_new_requests()
+        for request in list(self._pending.values()):
+            self._fail(request, error)
+
+    def _open(self) -> None:
+        try:
+            self._link = EdgeLink(
+                self._context, self._endpoints, self._messages.device_id, self._hello
+            )
+        except zmq.ZMQError as error:
+            self._lose(str(error))
+
+    def _wait(self) -> None:
+        times = [request.expires for request in self._pending.values()]
+        times.append(self._backoff.next_at if self._link is None else self._link.next_event)
+        left = min(max(min(times) - time.monotonic(), 0.0), _IDLE)
+        poller = zmq.Poller() if self._link is None else self._link.poller
+        self._waker.wait(poller, math.ceil(1000 * left))
+
+    def _handle(self, message: control.ToDevice, frames: list[memoryview]) -> None:
+        if isinstance(message, control.Refused):
+            self._refuse(message)
+        elif isinstance(message, control.Goodbye):
+            self._lose("the edge daemon was shut down")
+        elif isinstance(message, control.Result | control.Failed):
+            request = self._pending.get(message.request)
+            if request is None:
+                return  # too late, or the second answer to a request that was sent twice
+            if isinstance(message, control.Failed):
+                self._handle_failure(request, message)
+                return
+            try:
+                reply = self._messages.read_reply(request, message, frames)
+            except WireError as error:
+                self._fail(request, EdgeExecutionError(f"the edge's answer is broken: {error}"))
+            else:
+                self._drop(request)
+                request.reply.set_result(reply)
+
+    def _handle_failure(self, request: Request, message: control.Failed) -> None:
+        text = (
+            f"the edge daemon at {self._endpoints.tensors} answers {message.code}: "
+            f"{message.message}"
+        )
+        if message.code == "unknown-device":
+            self._lose("the edge daemon was restarted")
+        elif message.code == "expired":
+            self._fail(request, DeadlineExceededError(text))
+        elif message.code == "bundle-mismatch":
+            self._fail(request, BundleMismatchError(text))
+        else:
+            self._fail(request, EdgeExecutionError(text))
+
+    def _greet(self, link: EdgeLink) -> None:
+        assert link.welcome is not None
+        if self._session not in (None, link.welcome.session):
+            logger.info("the edge daemon at %s was restarted", self._endpoints.tensors)
+        self._session = link.welcome.session
+        self._backoff.succeeded()
+        for request in self._pending.values():
+            request.sent = False
+        self._credit.grant(link.welcome.credit)
+
+    def _refuse(self, message: control.Refused) -> None:
+        mismatch = message.code == "bundle-mismatch"
+        kind = BundleMismatchError if mismatch else EdgeUnavailableError
+        refusal = kind(f"the edge daemon at {self._endpoints.tensors} refuses: {message.reason}")
+        self._lose(message.reason, refusal)
+        self._backoff.refused()
+        for request in list(self._pending.values()):
+            self._fail(request, refusal)
+
+    def _take_new_requests(self) -> None:
+        while self._outbox:
+            request = self._outbox.popleft()
+            self._pending[request.id] = request
+
+    def _send_unsent(self) -> None:
+        for request in list(self._pending.values()):
+            if self._link is None or not self._credit.connected:
+                if self._give_up_early:
+                    self._fail(request, unavailable(self._endpoints, self._credit.trouble))
+                continue
+            left = request.expires - time.monotonic()
+            if request.sent or left <= 0:
+                continue
+            try:
+                request.sent = self._link.send(self._messages.pack_request(request, left))
+            except WireError as error:
+                self._fail(request, OffloadError(f"the request cannot be sent: {error}"))
+                continue
+            if not request.sent:
+                self._lose("the connection takes no more requests")
+
+    def _check_clock(self) -> None:
+        now = time.monotonic()
+        for request in list(self._pending.values()):
+            if now >= request.expires:
+                connected = self._credit.connected
+                state = "the edge daemon is there" if connected else self._credit.trouble
+                text = f"no answer from {self._endpoints.tensors} within the deadline ({state})"
+                self._fail(request, DeadlineExceededError(text))
+        if self._link is not None and (trouble := self._link.check_clock()):
+            self._lose(trouble)
+
+    def _lose(self, trouble: str, refusal: OffloadError | None = None) -> None:
+        """Close the sockets; new ones are opened after a pause that grows."""
+        if self._credit.connected:
+            logger.warning("%s: %s; connecting again", self._endpoints.tensors, trouble)
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._backoff.failed()
+        self._credit.withdraw(trouble, refusal)
+
+    def _fail(self, request: Request, error: OffloadError) -> None:
+        self._drop(request)
+        request.reply.set_exception(error)
+
+    def _drop(self, request: Request) -> None:
+        del self._pending[request.id]
+        self._credit.release()

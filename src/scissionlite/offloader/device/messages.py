@@ -1,0 +1,94 @@
+"""Requests of a device, and the edge's replies to them, as tensor messages of one bundle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import msgspec
+import numpy as np
+
+from scissionlite.bundle import Bundle
+from scissionlite.errors import TensorMismatchError
+from scissionlite.offloader import wire
+from scissionlite.offloader.bundle_tensors import Outputs, request_batch, result_tensors
+from scissionlite.offloader.wire import control
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The edge's answer to a request: the outputs, and the edge's times in seconds."""
+
+    outputs: Outputs
+    queue: float
+    decode: float
+    run: float
+
+
+class Request(msgspec.Struct, eq=False):
+    """A request under way; ``expires`` is a monotonic time."""
+
+    id: int
+    tensors: tuple[wire.TensorHeader, ...]
+    payloads: Sequence[wire.Buffer]
+    expires: float
+    sent: bool = False
+    reply: Future[Reply] = msgspec.field(default_factory=Future)
+
+
+class DeviceMessages:
+    """The tensor messages of one device and one bundle.
+
+    Attributes
+    ----------
+    device_id : bytes
+        Chosen at random.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.device_id = wire.new_device_id()
+        self._manifest = bundle.manifest
+        self._bundle_prefix = wire.bundle_prefix(bundle.id)
+
+    def pack_request(self, request: Request, left: float) -> list[wire.Buffer]:
+        """Make the frames of a request that has so many seconds left.
+
+        Raises
+        ------
+        WireError
+            If the format does not allow them.
+        """
+        header = wire.Header(
+            wire.MessageKind.REQUEST,
+            self.device_id,
+            request.id,
+            math.ceil(left * 1000),
+            self._bundle_prefix,
+            request.tensors,
+        )
+        return wire.pack(header, request.payloads)
+
+    def read_reply(
+        self, request: Request, result: control.Result, frames: list[memoryview]
+    ) -> Reply:
+        """Read the frames that follow a Result.
+
+        Raises
+        ------
+        WireError
+            If they are not a result for this request.
+        """
+        header, payloads = wire.unpack(frames, wire.MessageKind.RESULT)
+        batch = request_batch(self._manifest, request.tensors)
+        tensors = result_tensors(self._manifest, batch)
+        expected = wire.Header(
+            wire.MessageKind.RESULT, self.device_id, request.id, 0, self._bundle_prefix, tensors
+        )
+        if header != expected:
+            raise TensorMismatchError(f"got {header}, expected {expected}")
+        # Copies: a payload may lie anywhere in memory, and callers expect to own their answer.
+        outputs = tuple(
+            np.frombuffer(payload, dtype=np.float32).copy().reshape(tensor.shape)
+            for payload, tensor in zip(payloads, tensors, strict=True)
+        )
+        return Reply(outputs, result.queue, result.decode, result.run)

@@ -1,0 +1,159 @@
+"""The two sockets that connect to an edge daemon, for a device and for an edge client."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator, Sequence
+
+import zmq
+
+from scissionlite.errors import EdgeUnavailableError
+from scissionlite.offloader.wire import Buffer, control
+from scissionlite.offloader.wire.endpoints import Endpoints
+
+FIRST_RETRY, LAST_RETRY = 0.05, 1.0
+"""Seconds before the first and the last of growing pauses between attempts to connect."""
+
+_LINGER_MS = 200  # for the Goodbye
+_MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): the event and its value
+
+
+def unavailable(endpoints: Endpoints, trouble: str) -> EdgeUnavailableError:
+    """Make the error that says where no edge daemon answers, why, and what to check."""
+    return EdgeUnavailableError(
+        f"no edge daemon answers at {endpoints.tensors} (control {endpoints.control}): {trouble}. "
+        "Check that `scissionlite serve` runs there and that both ports are open"
+    )
+
+
+class SocketPair:
+    """PUSH to the tensor port and DEALER to the control port. Of one thread.
+
+    Parameters
+    ----------
+    context
+        Makes the sockets.
+    endpoints
+        Of the daemon; the sockets connect by themselves, and again if the link is lost.
+    device_id
+        Identity on the control socket.
+    largest_frame
+        A peer that sends a larger frame, in bytes, loses its connection.
+    send_timeout
+        Seconds to wait for room in a socket's queue.
+    monitored
+        Whether :meth:`link_events` is called.
+
+    Raises
+    ------
+    zmq.ZMQError
+        If a socket cannot be made.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoints: Endpoints,
+        device_id: bytes,
+        *,
+        largest_frame: int,
+        send_timeout: float = 0.0,
+        monitored: bool = False,
+    ) -> None:
+        # Closes what was opened, in reverse: a socket left open would keep the context from ending.
+        self._opened = contextlib.ExitStack()
+        self._monitors: list[zmq.Socket[bytes]] = []
+        try:
+            self._push = self._open(context, zmq.PUSH, largest_frame, send_timeout)
+            self._dealer = self._open(context, zmq.DEALER, largest_frame, send_timeout)
+            self._dealer.identity = device_id
+            if monitored:
+                self._monitors = [self._monitor(self._push), self._monitor(self._dealer)]
+            self._push.connect(endpoints.tensors)
+            self._dealer.connect(endpoints.control)
+        except zmq.ZMQError:
+            self.close()
+            raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._dealer.closed
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Have a poller wait for control messages and link events."""
+        for each in (self._dealer, *self._monitors):
+            poller.register(each, zmq.POLLIN)
+
+    def push(self, frames: Sequence[Buffer]) -> bool:
+        """Send a tensor message without copying its payloads; False if there is no room."""
+        try:
+            self._push.send_multipart(frames, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def send(self, message: control.ToEdge) -> bool:
+        """Send a control message; False if there is no room."""
+        try:
+            self._dealer.send(control.encode(message))
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> tuple[control.ToDevice, list[memoryview]] | None:
+        """Read a control message and the frames that follow it; None if there is none.
+
+        Raises
+        ------
+        ControlSizeError, ControlMessageError
+            If the frames received are not a message for a device.
+        """
+        try:
+            frames = self._dealer.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        return control.decode_frames([frame.buffer for frame in frames])
+
+    def link_events(self) -> Iterator[tuple[int, int]]:
+        """Read what happened to the connections: (zmq.PUSH or zmq.DEALER, a zmq.EVENT_...)."""
+        for kind, monitor in zip((zmq.PUSH, zmq.DEALER), self._monitors, strict=True):
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    # Not zmq.utils.monitor's parser: its module imports asyncio.
+                    frame, _ = monitor.recv_multipart(zmq.NOBLOCK)
+                    yield kind, _MONITOR_EVENT.unpack(frame)[0]
+
+    def close(self, *, goodbye: bool = False) -> None:
+        """Close the sockets, and drop what was not sent; may be called again.
+
+        With ``goodbye``, Goodbye is the last message, and the control socket lingers for it.
+        """
+        if goodbye and not self.closed:
+            self._dealer.linger, self._dealer.sndtimeo = _LINGER_MS, 0
+            self.send(control.Goodbye())
+        self._opened.close()
+
+    def _open(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: int,
+        largest_frame: int,
+        send_timeout: float,
+    ) -> zmq.Socket[bytes]:
+        made = context.socket(kind)
+        self._opened.callback(made.close)
+        made.linger = 0
+        made.sndhwm = made.rcvhwm = control.MAX_CREDIT
+        made.sndtimeo = int(1000 * send_timeout)
+        made.maxmsgsize = largest_frame
+        made.reconnect_ivl = int(FIRST_RETRY * 1000)
+        made.reconnect_ivl_max = int(LAST_RETRY * 1000)
+        return made
+
+    def _monitor(self, each: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+        monitor = each.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        self._opened.callback(monitor.close, 0)
+        self._opened.callback(each.disable_monitor)
+        return monitor

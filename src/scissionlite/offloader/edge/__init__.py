@@ -1,0 +1,11 @@
+"""The edge's side of the Offloader.
+
+``server``     EdgeServer: starts and ends the two threads, and is the worker
+``side``       EdgeSide: the computation, in the worker's thread
+``loop``       EdgeLoop: the I/O thread's steps; the modules below run in that thread only
+``sockets``    EdgeSockets: PULL and ROUTER
+``schedule``   Schedule: devices, and their Jobs in turns
+``services``   EdgeServices: answers to edge clients
+``profiling``  Profiling: a profiler's process
+``counters``   Counters of requests and rejected messages
+"""

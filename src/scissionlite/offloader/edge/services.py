@@ -1,0 +1,189 @@
+"""The edge daemon's services for edge clients: answers to probes, and profiles of networks.
+
+An edge client says ClientHello on the control socket, which needs no bundle. Probes are answered
+on the I/O thread, as fast as it reads requests. A profile is made in a process of its own, one at
+a time (:mod:`.profiling`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import zstandard
+
+from scissionlite.errors import OffloadError
+from scissionlite.offloader import wire
+from scissionlite.offloader.edge.profiling import Profiling
+from scissionlite.offloader.limits import EdgeLimits
+from scissionlite.offloader.wire.control import (
+    MAX_PROBE_BYTES,
+    ClientHello,
+    ClientWelcome,
+    Failed,
+    FailureCode,
+    Goodbye,
+    ProbeDownload,
+    ProbeReply,
+    ProfileReply,
+    ProfileRequest,
+    Refused,
+    ToDevice,
+)
+from scissionlite.offloader.wire.probe import check_probe
+
+logger = logging.getLogger(__name__)
+
+Send = Callable[[bytes, ToDevice, Sequence[wire.Buffer]], None]
+
+_MAX_CLIENTS = 64  # at once; the one longest silent makes room
+
+
+class EdgeServices:
+    """The daemon's edge clients and their requests. Of the I/O thread.
+
+    Parameters
+    ----------
+    name
+        The daemon's name.
+    send
+        Sends a control message, and frames that follow it, to a peer.
+    profile_models
+        Globs of the model names that may be profiled; none allows none.
+    limits
+        Time of a profile, and silence after which a client is dropped.
+    """
+
+    def __init__(
+        self, name: str, send: Send, profile_models: Sequence[str], limits: EdgeLimits
+    ) -> None:
+        self._name = name
+        self._send = send
+        self._profile_models = tuple(profile_models)
+        self._limits = limits
+        self._clients: dict[bytes, float] = {}  # when each was heard last, the latest at the end
+        self._noise = b""
+        self._profiling: Profiling | None = None
+
+    def hear(self, client: bytes) -> bool:
+        """Record a sign of life; False if the peer is not an edge client."""
+        if client not in self._clients:
+            return False
+        del self._clients[client]
+        self._clients[client] = time.monotonic()
+        return True
+
+    def remove(self, client: bytes) -> None:
+        """Drop a client, and the profile that it waits for."""
+        self._clients.pop(client, None)
+        if self._profiling is not None and self._profiling.client == client:
+            self._end_profiling()
+
+    def take(self, sender: bytes, message: ClientHello | ProbeDownload | ProfileRequest) -> None:
+        """Answer a control message."""
+        if isinstance(message, ClientHello):
+            self._greet(sender, message)
+        elif not self.hear(sender):
+            self._fail(sender, message.request, "unknown-device", "say Visit first")
+        elif isinstance(message, ProbeDownload):
+            # Made once, and not before it is needed.
+            self._noise = self._noise or os.urandom(MAX_PROBE_BYTES)
+            payload = memoryview(self._noise)[: message.nbytes]
+            self._send(sender, ProbeReply(message.request, message.nbytes), [payload])
+        else:
+            self._start_profiling(sender, message)
+
+    def take_probe(self, header: wire.Header) -> None:
+        """Answer a probe that arrived at the tensor port.
+
+        Raises
+        ------
+        WireError
+            If it is not a probe.
+        """
+        nbytes = check_probe(header)
+        if self.hear(header.device_id):
+            self._send(header.device_id, ProbeReply(header.request_id, nbytes), ())
+        else:
+            self._fail(header.device_id, header.request_id, "unknown-device", "say Visit first")
+
+    def step(self) -> None:
+        """Answer a profile that is done, and drop silent clients."""
+        now = time.monotonic()
+        for client, heard in list(self._clients.items()):
+            if now - heard > self._limits.client_silence:
+                self.remove(client)
+        if (work := self._profiling) is None:
+            return
+        if work.done:
+            self._answer(work)
+            self._end_profiling()
+        elif work.overdue:
+            seconds = f"{self._limits.profile_seconds:g}"
+            self._fail(
+                work.client,
+                work.request.request,
+                "execution",
+                f"the profile took longer than {seconds} s",
+            )
+            self._end_profiling()
+
+    def close(self) -> None:
+        """End the profile at work, and say Goodbye to the clients."""
+        self._end_profiling()
+        for client in self._clients:
+            self._send(client, Goodbye(), ())
+        self._clients.clear()
+
+    def _greet(self, sender: bytes, hello: ClientHello) -> None:
+        if not wire.is_device_id(sender):
+            reason = "an edge client's identity is 16 bytes, the first not zero"
+            self._send(sender, Refused("identity", reason), ())
+            return
+        if sender not in self._clients and len(self._clients) >= _MAX_CLIENTS:
+            self.remove(next(iter(self._clients)))
+        self._clients[sender] = 0.0
+        self.hear(sender)
+        logger.info("edge client %r connected", hello.name)
+        self._send(sender, ClientWelcome(self._name), ())
+
+    def _start_profiling(self, client: bytes, request: ProfileRequest) -> None:
+        model = request.model
+        if not any(fnmatch.fnmatchcase(model, glob) for glob in self._profile_models):
+            allowed = ", ".join(self._profile_models) or "none"
+            self._fail(
+                client,
+                request.request,
+                "forbidden",
+                f"it profiles no {model!r}: start it with --profile-models (now {allowed})",
+            )
+            return
+        if self._profiling is not None:
+            self._fail(client, request.request, "busy", "it is profiling for somebody else")
+            return
+        try:
+            self._profiling = Profiling(client, request, self._limits.profile_seconds)
+        except OSError as error:
+            self._fail(client, request.request, "execution", f"no profiler: {error}")
+            return
+        logger.info("profiling %s", model)
+
+    def _answer(self, work: Profiling) -> None:
+        try:
+            profile = work.profile()
+        except (OffloadError, OSError) as error:
+            self._fail(work.client, work.request.request, "execution", str(error))
+            return
+        reply = ProfileReply(work.request.request, len(profile))
+        self._send(work.client, reply, [zstandard.compress(profile)])
+
+    def _end_profiling(self) -> None:
+        if self._profiling is not None:
+            self._profiling.end()
+            self._profiling = None
+
+    def _fail(self, client: bytes, request: int, code: FailureCode, message: str) -> None:
+        self._send(client, Failed(request, code, message[:1000]), ())

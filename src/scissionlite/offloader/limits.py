@@ -1,0 +1,87 @@
+"""Limits of an edge daemon, and time-outs of an edge client: small objects with their defaults."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from scissionlite.offloader.wire.control import MAX_CREDIT, MISSED_HEARTBEATS
+
+
+class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much an edge daemon takes on, and how long it waits for its peers.
+
+    Parameters
+    ----------
+    credit
+        Requests that one device may have unanswered, 1 to 1024.
+    queue
+        Requests of all devices together that may wait for their turn; more are answered "busy".
+    heartbeat
+        Interval in seconds at which devices send heartbeats, at most 3600. Device and edge take
+        each other for dead after three intervals of silence.
+    client_silence
+        Seconds of silence after which a client that probes or profiles is dropped.
+    profile_seconds
+        Longest time in seconds that a profile may take.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+
+    Examples
+    --------
+    >>> EdgeLimits(credit=2).device_silence
+    3.0
+    """
+
+    credit: int = 8
+    queue: int = 64
+    heartbeat: float = 1.0
+    client_silence: float = 30.0
+    profile_seconds: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.credit <= MAX_CREDIT or self.queue < 1 or not 0 < self.heartbeat <= 3600:
+            raise ValueError(
+                f"credit must be 1 to {MAX_CREDIT}, queue at least 1, heartbeat above 0 and at "
+                f"most 3600 seconds; got {self.credit}, {self.queue}, {self.heartbeat}"
+            )
+        if not self.client_silence > 0 or not self.profile_seconds > 0:
+            raise ValueError(
+                "client_silence and profile_seconds must be above 0 seconds, "
+                f"got {self.client_silence} and {self.profile_seconds}"
+            )
+
+    @property
+    def device_silence(self) -> float:
+        """Seconds of silence after which a device is dropped."""
+        return MISSED_HEARTBEATS * self.heartbeat
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a client that probes or profiles waits for an edge daemon.
+
+    Parameters
+    ----------
+    answer
+        Seconds to wait for an answer; while a profile is made, for any sign of life.
+    profile
+        Seconds to wait for a profile.
+
+    Raises
+    ------
+    ValueError
+        If one is not above 0 and finite.
+    """
+
+    answer: float = 10.0
+    profile: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.answer < math.inf or not 0 < self.profile < math.inf:
+            raise ValueError(
+                f"time-outs must be above 0 seconds, got {self.answer} and {self.profile}"
+            )
