@@ -160,14 +160,42 @@ def test_profiles_are_json_files(measured: sl.Profile, tmp_path: Path) -> None:
         sl.Profile.load(tmp_path / "old.json")
 
 
+NOT_SLOWED = {"name", "slowdown", "offload", "leakage"}
+"""Fields of a profile that say nothing of how fast the machine computes."""
+
+
+def check_slowed(before: object, after: object, factor: float, path: str) -> int:
+    """Check that every float is a time that has grown, and all else is equal; count the times."""
+    if isinstance(before, float):
+        assert before > 0, path
+        assert after == pytest.approx(factor * before), path
+        return 1
+    if isinstance(before, tuple):
+        assert isinstance(after, tuple)
+        pairs = enumerate(zip(before, after, strict=True))
+        return sum(check_slowed(b, a, factor, f"{path}[{i}]") for i, (b, a) in pairs)
+    if isinstance(before, msgspec.Struct):
+        names = [name for name in before.__struct_fields__ if name not in NOT_SLOWED]
+        return sum(
+            check_slowed(getattr(before, name), getattr(after, name), factor, f"{path}.{name}")
+            for name in names
+        )
+    assert before == after, path
+    return 0
+
+
 def test_a_slower_machine_is_slower_in_everything_it_computes(measured: sl.Profile) -> None:
     slow = measured.slowed(4)
+    times = check_slowed(measured, slow, 4, "profile")
+    parts = len(measured.transfers), len(measured.slices), len(measured.images)
+    assert times == len(measured.blocks) + 2 * sum(parts) + 2  # preprocess and the uncut network
     assert slow.slowdown == 4
     assert slow.blocks[0].latency == pytest.approx(4 * measured.blocks[0].latency)
     assert slow.slices[0].edge == pytest.approx(4 * measured.slices[0].edge)
     assert slow.transfers[3].decode == pytest.approx(4 * measured.transfers[3].decode)
     assert slow.images[1].encode == pytest.approx(4 * measured.images[1].encode)
     assert slow.offload == measured.offload
+    assert [b.leakage for b in slow.blocks] == [b.leakage for b in measured.blocks]
     with pytest.raises(ProfileError, match="cannot be 0 times slower"):
         measured.slowed(0)
 
