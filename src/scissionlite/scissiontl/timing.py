@@ -1,4 +1,4 @@
-"""Timing of blocks and slices, as they are deployed: exported, loaded and run by their runtime."""
+"""Timing of blocks and slices as they are deployed: exported, loaded and run by their runtime."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -27,17 +28,33 @@ from scissionlite.transfer_layer.spec import ENCODER_SHARE
 Tensors = tuple[npt.NDArray[Any], ...]
 
 
+class Rounds(msgspec.Struct, frozen=True):
+    """How often something is measured.
+
+    Attributes
+    ----------
+    count, warm_up
+        Number of measurements, and of runs before the first.
+    report
+        Called after every step, for a progress bar.
+    """
+
+    count: int
+    warm_up: int
+    report: Callable[[], None]
+
+
 class Runner:
-    """Modules compiled for a runtime, in a folder that the caller removes.
+    """Compiles modules for a runtime and loads them.
 
     Parameters
     ----------
     runtime
         One of :data:`scissionlite.runtimes.RUNTIMES`.
     threads
-        Of an inference; None is the runtime's default.
+        Threads of an inference; None for the runtime's default.
     folder
-        Where the compiled modules go.
+        Folder of the compiled modules; the caller removes it.
     """
 
     def __init__(self, runtime: str, threads: int | None, folder: Path) -> None:
@@ -48,12 +65,12 @@ class Runner:
         self._count = 0
 
     def compiled(self, name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> Slice:
-        """A module as its runtime runs it.
+        """Compile and load a module.
 
         Raises
         ------
         ProfileError
-            If the runtime cannot take it.
+            If the runtime cannot compile it; the message begins with ``name``.
         """
         self._count += 1
         path = self._folder / f"{self._count}{self._exporter.SUFFIX}"
@@ -69,8 +86,10 @@ class Runner:
             path.unlink(missing_ok=True)
 
 
-def crossings(graph: Graph, inputs: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-    """What enters each block, the inputs themselves first, for some inputs."""
+def entering_tensors(
+    graph: Graph, inputs: Sequence[torch.Tensor]
+) -> list[tuple[torch.Tensor, ...]]:
+    """The tensors that enter each block, beginning with the network's inputs."""
     entering: list[tuple[torch.Tensor, ...]] = [tuple(inputs)]
     with torch.inference_mode():
         for block in graph.block_modules()[:-1]:
@@ -83,24 +102,22 @@ def time_blocks(
     graph: Graph,
     runner: Runner,
     entering: Sequence[tuple[torch.Tensor, ...]],
-    repetitions: int,
-    warm_up: int,
-    report: Callable[[], None],
+    rounds: Rounds,
 ) -> tuple[list[float], float]:
     """Median seconds of each block, and of the uncut network.
 
-    The blocks run one after the other, as in an inference, with a time stamp between them, in
-    turn with the uncut network.
+    The blocks run one after the other, as in an inference, with a time stamp between them. They
+    take turns with the uncut network.
     """
     blocks = []
     for block, module, example in zip(graph.blocks, graph.block_modules(), entering, strict=True):
         blocks.append(runner.compiled(f"the block {block.name}", module, example))
-        report()
+        rounds.report()
     network = runner.compiled("the network", graph.module, entering[0])
     inputs: Tensors = tuple(x.numpy() for x in entering[0])
     times: list[list[float]] = []
     totals: list[float] = []
-    for _ in range(warm_up + repetitions):
+    for _ in range(rounds.warm_up + rounds.count):
         started = time.perf_counter()
         network(*inputs)
         totals.append(time.perf_counter() - started)
@@ -110,16 +127,16 @@ def time_blocks(
             values = run(*values)
             stamps.append(time.perf_counter())
         times.append([b - a for a, b in itertools.pairwise(stamps)])
-        report()
-    measured = zip(*times[warm_up:], strict=True)
-    return [median(t) for t in measured], median(totals[warm_up:])
+        rounds.report()
+    measured = zip(*times[rounds.warm_up :], strict=True)
+    return [median(t) for t in measured], median(totals[rounds.warm_up :])
 
 
 def promising(points: Sequence[SlicingPoint], most: int | None) -> list[SlicingPoint]:
-    """Slicing points that send fewer bytes than every one before.
+    """Slicing points where fewer bytes cross than at every earlier one.
 
-    The others send as much, and have more work on the device. Thinned out evenly to ``most``, the
-    first and the last among them; None keeps all slicing points.
+    The others send as much and leave more work to the device. If there are more than ``most``, an
+    even choice of them is returned, with the first and the last. None keeps all slicing points.
     """
     if most is None:
         return list(points)
@@ -138,11 +155,9 @@ def time_slices(
     runner: Runner,
     entering: Sequence[tuple[torch.Tensor, ...]],
     points: Iterable[SlicingPoint],
-    repetitions: int,
-    warm_up: int,
-    report: Callable[[], None],
+    rounds: Rounds,
 ) -> list[SliceProfile]:
-    """Build the slices of some slicing points, and time them in turns: median seconds."""
+    """Median seconds of the slices of some slicing points; device and edge slice take turns."""
     measured = []
     for point in points:
         examples = (entering[0], entering[point.index + 1])
@@ -151,15 +166,15 @@ def time_slices(
         runs = [runner.compiled(*part) for part in parts]
         inputs = [tuple(x.numpy() for x in example) for example in examples]
         times: list[list[float]] = []
-        for _ in range(warm_up + repetitions):
+        for _ in range(rounds.warm_up + rounds.count):
             stamps = [time.perf_counter()]
             for run, values in zip(runs, inputs, strict=True):
                 run(*values)
                 stamps.append(time.perf_counter())
             times.append([b - a for a, b in itertools.pairwise(stamps)])
-        device, edge = (median(each) for each in zip(*times[warm_up:], strict=True))
+        device, edge = (median(each) for each in zip(*times[rounds.warm_up :], strict=True))
         measured.append(SliceProfile(point.index, device, edge))
-        report()
+        rounds.report()
     return measured
 
 
@@ -167,17 +182,16 @@ def time_bottlenecks(
     graph: Graph,
     runner: Runner,
     points: Iterable[SlicingPoint],
-    repetitions: int,
-    report: Callable[[], None],
+    rounds: Rounds,
 ) -> list[TransferProfile]:
     """Time learned Transfer Layers where one tensor crosses: bottleneck and packing together.
 
-    They are not trained, which makes no difference to their time. Where one would cost the device
-    too much, there is none.
+    They are not trained, since their weights do not change their time. A bottleneck that would add
+    too many multiplications to the device slice is left out.
     """
     measured = []
     for point in points:
-        report()
+        rounds.report()
         shape = point.crossing[0].shape
         budget = ENCODER_SHARE * multiplications(graph.split(point)[0], graph.example)
         for spec in LEARNED:
@@ -196,8 +210,8 @@ def time_bottlenecks(
             ]
             times = []
             for run, x in zip(runs, (features.numpy(), reduced.numpy()), strict=True):
-                times.append(median_time(partial(run, x), repetitions))
-            packing = time_packing(spec.packing, [reduced.numpy()], repetitions)
+                times.append(median_time(partial(run, x), rounds.count))
+            packing = time_packing(spec.packing, [reduced.numpy()], rounds.count)
             encode, decode = times[0] + packing.encode, times[1] + packing.decode
             measured.append(
                 TransferProfile(point.index, spec, encode, decode, spec.packed_nbytes(shape))
