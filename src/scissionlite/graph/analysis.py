@@ -1,4 +1,4 @@
-"""What the nodes of a captured network hold: recorded values, batch sizes, constants, memory."""
+"""Analysis of a captured network's nodes: values, batch sizes, constants, memory, work."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROBE_BATCHES = (2, 3)
 
 
 class ValueRecorder(fx.Interpreter):
-    """Runs a graph and keeps every node's value, tensors as shapes without data.
+    """Runs a graph and records the value of every node, tensors without their data.
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class ValueRecorder(fx.Interpreter):
     numbers : dict of str to object
         Node name to any other value.
     answers : list of torch.Tensor
-        What the graph answered.
+        The graph's outputs.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -55,9 +55,9 @@ class Batching:
     dynamic : bool
         Whether the network runs on other batch sizes than the example's.
     sizes : set of torch.fx.Node
-        Nodes that hold the batch size.
+        Nodes whose value is the batch size.
     batched : set of str
-        Names of the tensors whose first dimension it is.
+        Names of the tensors whose first dimension is the batch.
     """
 
     dynamic: bool
@@ -76,7 +76,7 @@ def placeholders(graph: fx.Graph) -> list[fx.Node]:
 
 
 def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that do not depend on the input: weights, buffers and what is computed of them."""
+    """Nodes that do not depend on the input: weights, buffers, and values computed from them."""
     constant: set[fx.Node] = set()
     for node in graph.nodes:
         if node.op not in ("placeholder", "output") and all(
@@ -87,13 +87,13 @@ def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
 
 
 def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batching:
-    """Make literals of the numbers that a network reads off shapes, except for the batch size.
+    """Replace numbers that a network reads from shapes by constants, except the batch size.
 
     Many models begin with ``n, _, h, w = x.shape`` and end with ``.view(n, -1)`` or
-    ``interpolate(size=(h, w))``. Slices are made for one input size, so that height and width are
-    constants and need not cross; the batch size can be read off what crosses. Which nodes are
-    meant shows when the network runs on other batch sizes; one that cannot is fixed to the
-    example's.
+    ``interpolate(size=(h, w))``. Slices are made for one input size, so height and width are
+    constants and need not cross. The batch size can be read from a tensor that crosses. To tell
+    the two apart, the network runs on other batch sizes: numbers that change with them are batch
+    sizes. A network that does not run on other batch sizes keeps the example's.
 
     The graph is changed in place.
     """
@@ -119,7 +119,7 @@ def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batc
             literal = _literal(values[0])
             if literal is not None:
                 _replace(node, literal)
-        elif all(  # two numbers tell: one alone may be the batch size by chance
+        elif all(  # of two runs, since one number may equal the batch size by chance
             isinstance(value, int) and value == size
             for value, size in zip(values[1:], batches, strict=True)
         ):
@@ -135,10 +135,10 @@ def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batc
 def peak_bytes(
     nodes: Sequence[fx.Node], entering: Iterable[fx.Node], tensors: Mapping[str, torch.Tensor]
 ) -> int:
-    """Most bytes of tensors alive at once while some consecutive nodes of a network run.
+    """Most bytes of tensors alive at the same time while consecutive nodes of a network run.
 
-    Counts what enters until its last use, and every node's answer by its size, views too; not
-    what an operation needs inside, nor weights.
+    A tensor counts from the node that computes it to its last use; views count with their full
+    size. Weights and the memory inside an operation do not count.
     """
     position = {node: i for i, node in enumerate(nodes)}
     end = len(nodes)
@@ -190,7 +190,7 @@ def _record(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> ValueReco
 
 
 def _batch_of(example: Sequence[torch.Tensor], size: int) -> list[torch.Tensor]:
-    """The example with another batch size: its first element, again and again."""
+    """The example with another batch size: its first element, repeated."""
     batch = example[0].shape[0] if example[0].ndim else 0
     return [
         t[:1].expand(size, *t.shape[1:]).clone() if t.ndim and t.shape[0] == batch else t

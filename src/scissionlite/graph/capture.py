@@ -30,20 +30,19 @@ def capture(
 ) -> Graph:
     """Capture a model and find its blocks and slicing points.
 
-    Tries symbolic tracing (torch.fx) first, which keeps the modules and so a network that trains
-    as before, then torch.export, which also takes control flow that depends on shapes.
+    Symbolic tracing (torch.fx) comes first: it keeps the modules, so that the network trains as
+    before. If it fails, torch.export follows: it also takes control flow that depends on shapes.
 
     Parameters
     ----------
     model
-        Any module whose inputs and outputs are tensors, alone or in tuples, lists and dicts. It is
-        copied, not changed; the copy is captured as it behaves in evaluation mode.
+        Any module whose inputs and outputs are tensors, alone or in tuples, lists and dicts. A copy
+        is captured, in evaluation mode; the model itself is not changed.
     example
         An input, batch first; for several inputs a tuple of arguments, or a dict of arguments by
-        name. Shapes and bytes in the graph are those of this input; height and width are fixed to
-        it.
+        name. Shapes and bytes in the graph are those of this input. Its height and width are fixed.
     name
-        What to call it; the class name unless given.
+        Name of the model; the name of its class by default.
     max_tensors
         Most tensors that may cross at a slicing point. 1 gives the paper's slicing points; U-Net's
         skips and a detector's neck need more.
@@ -63,7 +62,7 @@ def capture(
     own = copy.deepcopy(model).eval()
     bound = _bind(own, example)
     for module in own.modules():
-        # A slice must not write into the tensor it is given, which may be a socket's buffer.
+        # A slice must not write into its input, which may be a socket's buffer.
         if isinstance(getattr(module, "inplace", None), bool):
             module.inplace = False  # type: ignore[assignment]  # nn.Module types attributes as Tensor
     inputs = dict(named_leaves(bound.arguments))
@@ -108,7 +107,7 @@ def capture(
 
 
 def named_leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in nested dicts, tuples and lists but None, each with its dotted path."""
+    """The values in nested dicts, tuples and lists, each with its dotted path; None is skipped."""
     parts: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
         parts = value.items()
@@ -153,6 +152,7 @@ def _bind(model: nn.Module, example: Example) -> inspect.BoundArguments:
 
 def _outputs(name: str, answer: Any) -> tuple[dict[str, torch.Tensor], OutputKind]:
     """The tensors of the model's answer by name, and how it holds them."""
+    kind: OutputKind
     if isinstance(answer, torch.Tensor):
         found, kind = {"output": answer}, "tensor"
     else:
@@ -168,7 +168,7 @@ def _outputs(name: str, answer: Any) -> tuple[dict[str, torch.Tensor], OutputKin
             )
     if not found:
         raise CaptureError(f"{name} answers no tensor")
-    return found, kind  # type: ignore[return-value]  # one of the literals
+    return found, kind
 
 
 def _parts(answer: Any) -> Iterable[Any]:
@@ -177,9 +177,8 @@ def _parts(answer: Any) -> Iterable[Any]:
 
 def _equal(answers: Sequence[Any], expected: Sequence[torch.Tensor]) -> bool:
     return len(answers) == len(expected) and all(
-        ours.shape == theirs.shape
-        and torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
-        for ours, theirs in zip(answers, expected, strict=True)
+        a.shape == e.shape and torch.allclose(a, e, rtol=1e-4, atol=1e-5, equal_nan=True)
+        for a, e in zip(answers, expected, strict=True)
     )
 
 
@@ -187,8 +186,8 @@ class _Tracer(fx.Tracer):
     """Symbolic tracing that keeps modules with a training mode whole, subclasses included."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # timm's BatchNormAct2d and the like: traced through in evaluation mode, their batch
-        # statistics would be frozen for ever and retraining would suffer.
+        # timm's BatchNormAct2d and the like. Traced through in evaluation mode, their batch
+        # statistics would be constants, and retraining would suffer.
         if isinstance(m, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
             return True
         return super().is_leaf_module(m, module_qualified_name)
@@ -215,12 +214,12 @@ def _trace_symbolically(model: nn.Module, bound: inspect.BoundArguments) -> fx.G
 
 
 def _flatten_input(graph: fx.Graph, entry: fx.Node, value: Any) -> None:
-    """Replace an input that is a dict or tuple by one input a tensor; drop one that is unused."""
+    """Replace an input that is a dict or tuple by one input per tensor; drop an unused one."""
     if isinstance(value, torch.Tensor):
         return
     if value is None:
-        # Optional inputs (a mask, a flag) that are never looked at; with others torch.export,
-        # which takes their defaults for constants, is the way.
+        # An optional input (a mask, a flag) that is not used. One that is used is left to
+        # torch.export, which takes its default as a constant.
         if entry.users:
             raise CaptureError(f"the optional input {entry.target!r} is used")
         graph.erase_node(entry)

@@ -1,10 +1,10 @@
-"""A captured network as blocks, and the slicing points between them.
+"""Graph: a captured network as blocks, with the slicing points between them.
 
-A *slicing point* is a place where the network may be cut (arXiv 2105.02019: between two layers,
-where one tensor crosses from what has run to what has not; residual, dense and inception branches
-have none inside). With ``max_tensors`` above 1, places where up to so many tensors cross are
-slicing points too: U-Net's skips, a detector's neck. A *block* is what lies between two
-neighbouring slicing points.
+A *slicing point* is a place between two layers where the network may be cut. In the paper (arXiv
+2105.02019) exactly one tensor crosses there, so that residual, dense and inception branches have
+none inside. With ``max_tensors`` above 1, a place where up to that many tensors cross is a slicing
+point too, as U-Net's skips and a detector's neck need. A *block* is the part of the network between
+two neighbouring slicing points.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class SlicingPoint:
     Attributes
     ----------
     index : int
-        Position; the device slice is the blocks 0 to ``index``, the edge slice the rest.
+        Position; the blocks 0 to ``index`` are the device slice, the rest is the edge slice.
     name : str
         Unique in the graph: the outermost module that ends here, such as ``"layer1.0"``.
     after, before : str
         The module that ends here and the one that begins here.
     crossing : tuple of TensorInfo
-        What crosses, in the order in which it is computed.
+        The tensors that cross, in the order in which they are computed.
     """
 
     index: int
@@ -53,7 +53,7 @@ class SlicingPoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything that crosses, as it is."""
+        """Bytes of all tensors that cross, without a Transfer Layer."""
         return sum(tensor.nbytes for tensor in self.crossing)
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class SlicingPoint:
 
 @dataclass(frozen=True)
 class Block:
-    """What lies between two neighbouring slicing points.
+    """The part of the network between two neighbouring slicing points.
 
     Attributes
     ----------
@@ -73,11 +73,11 @@ class Block:
     nodes : tuple of str
         Names of the captured nodes in it.
     layers : tuple of str
-        Names of the modules, or where there are none of the operations, that run in it.
+        Names of the modules that run in it; of the operations, where they belong to no module.
     weight_bytes : int
         Bytes of the weights and buffers used in it.
     peak_bytes : int
-        Most bytes of feature maps alive at once in it, for the example.
+        Most bytes of feature maps that are alive at the same time in it, for the example.
     """
 
     index: int
@@ -94,18 +94,16 @@ class Graph:
     Attributes
     ----------
     name : str
-        What the model is called in profiles, plans and bundles.
+        Name of the model in profiles, plans and bundles.
     module : torch.fx.GraphModule
-        The whole network in evaluation mode, from :attr:`inputs` in order to one tensor or a tuple
-        of tensors; it shares no weights with the model captured.
+        The whole network in evaluation mode. It takes the :attr:`inputs` in order and answers one
+        tensor or a tuple of tensors. It shares no weights with the captured model.
     example : tuple of torch.Tensor
         The example inputs.
     inputs, outputs : tuple of TensorInfo
-        What goes in and comes out.
+        Names, shapes and dtypes of the network's inputs and outputs.
     output_kind : str
         How the model itself answers: one "tensor", a "tuple" or a "dict".
-    dynamic_batch : bool
-        Whether the network runs on other batch sizes than the example's.
     blocks : list of Block
     slicing_points : list of SlicingPoint
         One fewer than blocks.
@@ -127,15 +125,13 @@ class Graph:
         self.name = name
         self.module = module
         self.example = tuple(example)
-        batching = fold_shapes(module, self.example)
-        self.dynamic_batch = batching.dynamic
-        self._batch_sizes, self._batched = batching.sizes, batching.batched
+        self._batching = fold_shapes(module, self.example)
         values = ValueRecorder(module)
         with torch.no_grad():
             values.run(*self.example)
         self._tensors = values.tensors
-        self.inputs = tuple(map(_described, input_names, self.example))
-        self.outputs = tuple(map(_described, output_names, values.answers))
+        self.inputs = tuple(map(_tensor_info, input_names, self.example))
+        self.outputs = tuple(map(_tensor_info, output_names, values.answers))
         self.output_kind = output_kind
         self._constant = constant_nodes(module.graph)
         self._by_name = {node.name: node for node in module.graph.nodes}
@@ -147,6 +143,11 @@ class Graph:
             f"Graph({self.name!r}, input={shapes}, {len(self.blocks)} blocks, "
             f"{len(self.slicing_points)} slicing points)"
         )
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether the network runs on other batch sizes than the example's."""
+        return self._batching.dynamic
 
     def point(self, which: SlicingPoint | str | int) -> SlicingPoint:
         """Find a slicing point by name or index.
@@ -168,9 +169,9 @@ class Graph:
         Returns
         -------
         tuple of torch.fx.GraphModule
-            The device slice, from the network's inputs to what crosses, and the edge slice, from
-            what crosses to the network's outputs. Each takes its tensors one by one and answers
-            one tensor, or a tuple where there are several. They share their weights with
+            The device slice, from the network's inputs to the tensors that cross, and the edge
+            slice, from these to the network's outputs. Each takes its tensors one by one and
+            answers one tensor, or a tuple where there are several. Both share their weights with
             :attr:`module`.
         """
         cut = self.point(point)
@@ -179,7 +180,7 @@ class Graph:
     def between(
         self, start: SlicingPoint | str | int, end: SlicingPoint | str | int
     ) -> fx.GraphModule:
-        """What lies between two slicing points, from what crosses at one to what does at the other.
+        """The part between two slicing points, from the tensors of one to those of the other.
 
         Raises
         ------
@@ -206,14 +207,14 @@ class Graph:
         names: set[str] = set()
         start, entering = 0, entries
         for end, live in _live_between(nodes, entries):
-            crossing = [value for value in live if value not in self._batch_sizes]
+            crossing = [value for value in live if value not in self._batching.sizes]
             if crossing == entering or len(crossing) > max_tensors:
                 continue
             if not self._can_cross(crossing, with_batch_size=len(crossing) < len(live)):
                 continue
             after, before = _border(crossing[-1], nodes[end + 1])
             name = _unique(after, names)
-            tensors = tuple(_described(n.name, self._tensors[n.name]) for n in crossing)
+            tensors = tuple(_tensor_info(n.name, self._tensors[n.name]) for n in crossing)
             index = len(points)
             points.append(SlicingPoint(index, name, after, before, tensors))
             blocks.append(self._block(index, name, nodes[start : end + 1], entering))
@@ -223,14 +224,14 @@ class Graph:
         return points, blocks
 
     def _can_cross(self, values: list[fx.Node], *, with_batch_size: bool) -> bool:
-        """Whether the network can be cut where just these values cross."""
+        """Whether the network can be cut where exactly these values cross."""
         tensors = [self._tensors.get(value.name) for value in values]
         if all(value.op == "placeholder" for value in values):
             return False
         if not all(tensor is not None and tensor.is_floating_point() for tensor in tensors):
             return False
-        # The batch size does not cross, but has to be read off something that does.
-        return not with_batch_size or any(value.name in self._batched for value in values)
+        # The batch size does not cross: the edge slice reads it from a tensor that does.
+        return not with_batch_size or any(value.name in self._batching.batched for value in values)
 
     def _block(self, index: int, name: str, nodes: list[fx.Node], entering: list[fx.Node]) -> Block:
         layers = dict.fromkeys(
@@ -246,30 +247,30 @@ class Graph:
         )
 
     def _segment(self, start: SlicingPoint | None, end: SlicingPoint | None) -> fx.GraphModule:
-        """Everything from one border to the next as a module of its own."""
+        """The part from one slicing point to another as a module; None is the network's end."""
         source = self.module.graph
         first = 0 if start is None else start.index + 1
         last = len(self.blocks) - 1 if end is None else end.index
-        wanted = {name for block in self.blocks[first : last + 1] for name in block.nodes}
+        inside = {name for block in self.blocks[first : last + 1] for name in block.nodes}
         entries = placeholders(source)
         if start is not None:
             entries = [self._by_name[tensor.name] for tensor in start.crossing]
         graph = fx.Graph()
         copies = {entry: graph.placeholder(f"x{i}") for i, entry in enumerate(entries)}
-        # Any of them may tell the batch size whose first dimension it is.
-        telling = next((e for e in entries if e.name in self._batched), entries[0])
+        # The batch size is the first dimension of such a tensor.
+        batched = next((e for e in entries if e.name in self._batching.batched), entries[0])
 
         def copied(node: fx.Node) -> fx.Node:
-            if node not in copies and node in self._batch_sizes:
-                copies[node] = graph.call_method("size", (copies[telling], 0))
+            if node not in copies and node in self._batching.sizes:
+                copies[node] = graph.call_method("size", (copies[batched], 0))
             elif node not in copies:
                 assert node in self._constant, f"{node} crosses the cut at {entries} unnoticed"
-                # Weights and what is computed of them alone are fetched again on either side.
+                # Weights, and values computed from weights alone, are copied to either side.
                 copies[node] = graph.node_copy(node, copied)
             return copies[node]
 
         for node in source.nodes:
-            if node.name in wanted:
+            if node.name in inside:
                 copies[node] = graph.node_copy(node, copied)
         if end is None:
             (output,) = (node for node in source.nodes if node.op == "output")
@@ -281,17 +282,17 @@ class Graph:
         return fx.GraphModule(self.module, graph).eval()
 
 
-def _described(name: str, tensor: torch.Tensor) -> TensorInfo:
+def _tensor_info(name: str, tensor: torch.Tensor) -> TensorInfo:
     return TensorInfo(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def _live_between(
     nodes: list[fx.Node], entries: list[fx.Node]
 ) -> Iterator[tuple[int, list[fx.Node]]]:
-    """After each node but the last: its index, and what is still to be used, oldest first."""
+    """Index of each node but the last, and the values that are used after it, oldest first."""
     position = {node: i for i, node in enumerate(nodes)}
     last_use = {
-        # An output node has no position: what it uses lives to the end.
+        # An output node has no position: the values that it uses live to the end.
         node: max((position.get(user, len(nodes)) for user in node.users), default=-1)
         for node in [*entries, *nodes]
     }
@@ -319,7 +320,7 @@ def _own_name(node: fx.Node) -> str:
 
 
 def _border(value: fx.Node, following: fx.Node) -> tuple[str, str]:
-    """Names of what ends and what begins between two neighbouring nodes."""
+    """Names of the modules that end and begin between two neighbouring nodes."""
     ending, beginning = _module_path(value), _module_path(following)
     after = next((path for path in ending if path not in beginning), None)
     before = next((path for path in beginning if path not in ending), None)

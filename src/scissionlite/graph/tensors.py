@@ -1,4 +1,4 @@
-"""Tensors at the borders of a network and of its slices, as graph, profile and bundle tell of them.
+"""Descriptions of tensors, shared by graph, profile, bundle and wire format.
 
 No torch: a device reads bundles.
 """
@@ -24,11 +24,11 @@ class TensorInfo(msgspec.Struct, frozen=True):
     Attributes
     ----------
     name : str
-        Of the input or output, or of the captured node whose value it is.
+        Name of the input or output, or of the captured node whose value it is.
     shape : tuple of int
-        Its shape for the example input, batch first.
+        Shape for the example input, batch first.
     dtype : str
-        Such as ``"float32"``.
+        Type of its elements, such as ``"float32"``.
     """
 
     name: str
@@ -46,7 +46,7 @@ class TensorInfo(msgspec.Struct, frozen=True):
 
 
 def tensor_nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Bytes of a tensor of some shape and dtype, as it is in memory."""
-    # NumPy does not know bfloat16, in which a network may compute.
+    """Bytes of a tensor in memory."""
+    # NumPy has no bfloat16, in which a network may compute.
     itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
     return math.prod(shape) * itemsize

@@ -1,4 +1,4 @@
-"""What may cross at a slicing point, and what packing it costs: Transfer Layers and images."""
+"""Times packing at a slicing point: the Transfer Layers and image formats to plan with."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scissionlite.scissiontl.profile import ImageProfile, TransferProfile
 from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
 
 LEVELS = 32
-"""With the entropy stage int8 is planned with so few levels, too: finer than int4, with fewer bytes
-than all of its codes."""
+"""Levels of an int8 codec with an entropy stage: finer than int4, and fewer bytes than with all 256
+codes."""
 
 CODECS = (
     *(
@@ -29,38 +29,36 @@ CODECS = (
     ),
     *(TransferSpec(pool=pool, entropy="zstd", levels=LEVELS) for pool in (1, 2, 4)),
 )
-"""Every Transfer Layer that is planned with: pooling x dtype x entropy stage, and int8 with fewer
-levels. Scission's float32 split and the paper's TL are among them; what else a TransferSpec has
-(average pooling, scales for each channel, ...) changes accuracy, and next to nothing of what is
-planned by."""
+"""The Transfer Layers to plan with: pooling x dtype x entropy stage, and int8 with fewer levels.
+Scission's float32 split and the paper's TL are among them. The other fields of a TransferSpec
+(average pooling, scales per channel, ...) change accuracy, but hardly time or bytes."""
 
 LEARNED = (
     TransferSpec(pool_kind="learned", pool=2, reduction=2),
     TransferSpec(pool_kind="learned", pool=2, reduction=4),
 )
-"""The learned Transfer Layers that are planned with: 32 and 64 times fewer bytes than float32.
-Their times do not depend on what they learn; what an entropy stage would save does, so they have
-none."""
+"""The learned Transfer Layers to plan with: 32 and 64 times fewer bytes than float32. They have no
+entropy stage: the bytes that it saves depend on the trained weights, and their times do not."""
 
 BUDGET = 0.05
-"""Seconds that are spent on timing one small action, its median being steady by then."""
+"""Seconds for timing one small action; its median is steady by then."""
 
 Maps = Sequence[npt.NDArray[np.float32]]
-"""What crosses for some inputs: the same tensor of each."""
+"""One tensor that crosses, for several inputs."""
 
 
 def time_codecs(block: int, crossing: Sequence[Maps], repetitions: int) -> list[TransferProfile]:
-    """Time every Transfer Layer that makes sense behind a block.
+    """Time every Transfer Layer that is valid after a block.
 
     Parameters
     ----------
     block
         Index of the block.
     crossing
-        For each tensor that crosses, what it is for some inputs: the first is timed, bytes are the
-        mean over all.
+        Each tensor that crosses, for several inputs. The first input is timed; bytes are the mean
+        over all.
     repetitions
-        Of a timing, at most.
+        Most measurements of a timing.
     """
     shapes = [maps[0].shape for maps in crossing]
     results = []
@@ -75,7 +73,7 @@ def time_codecs(block: int, crossing: Sequence[Maps], repetitions: int) -> list[
 
 
 class Packing(NamedTuple):
-    """What packing one tensor takes: seconds to encode and to decode, and mean bytes."""
+    """Cost of packing one tensor: seconds to encode and to decode, and mean bytes."""
 
     encode: float
     decode: float
@@ -83,9 +81,9 @@ class Packing(NamedTuple):
 
 
 def time_packing(spec: TransferSpec, maps: Maps, repetitions: int) -> Packing:
-    """Time the codec on the first of some feature maps, and take the mean bytes of all."""
+    """Time the codec with the first of some feature maps, and take the mean bytes of all."""
     quantization = None
-    if spec.quantized:  # deployed, the scale is calibrated beforehand: not measured
+    if spec.quantized:  # in a deployed bundle the scale is calibrated beforehand: not timed
         low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
         quantization = Quantization.from_range(low, high, spec.dtype, spec.scheme, spec.levels)
     encoding = median_time(partial(encode, maps[0], spec, quantization), repetitions)
@@ -131,7 +129,7 @@ def time_images(
 
 
 def median_time(action: Callable[[], object], repetitions: int) -> float:
-    """Median seconds of a small action: so many times, or for as long as the budget lasts."""
+    """Median seconds of a small action: ``repetitions`` times, or until the budget is spent."""
     action()
     times: list[float] = []
     while len(times) < repetitions and (len(times) < 3 or sum(times) < BUDGET):

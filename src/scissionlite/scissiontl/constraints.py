@@ -1,4 +1,4 @@
-"""What a plan must keep to: Scission's criteria, and more. No torch."""
+"""Constraints: the limits that a plan must keep, Scission's criteria and more. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Names: TypeAlias = tuple[str, ...]
 
 
 class Constraints(msgspec.Struct, frozen=True, kw_only=True):
-    """What a plan must keep to; None, or no names, leaves a constraint out.
+    """The limits that a plan must keep; None, or no names, leaves a constraint out.
 
     The command line's options and their help are made from these fields (:mod:`.fields`).
 
@@ -121,28 +121,28 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
         return {name: value for name, value in fields.items() if value not in (None, ())}
 
     def select(self, plans: Sequence[Plan], profiles: Sequence[Profile]) -> list[Plan]:
-        """Those of the plans that keep every constraint.
+        """The plans that keep every constraint.
 
         Parameters
         ----------
         plans
-            With predictions.
+            Plans with predictions.
         profiles
-            Of the machines planned with, the first of them telling the network's blocks.
+            Profiles of all machines. All have the network's blocks; those of the first are used.
 
         Raises
         ------
         PlanError
-            If a name is unknown, or no plan is left: the message says which constraint excludes
-            how many, and how close the nearest comes.
+            If a name is unknown, or no plan is left. The message says how many plans each
+            constraint excludes, and how close the nearest of them comes.
         """
         checks = [*self._limits(), *self._places(profiles[0].blocks), *self._machines(profiles)]
         kept = [plan for plan in plans if not any(check.breaks(plan) for check in checks)]
         if kept:
             return kept
-        told = [check.told(plans) for check in checks if any(map(check.breaks, plans))]
+        excluded = [check.summary(plans) for check in checks if any(map(check.breaks, plans))]
         raise PlanError(
-            f"no plan satisfies the constraints: {'; '.join(told)}. Relax one of them"
+            f"no plan satisfies the constraints: {'; '.join(excluded)}. Relax one of them"
             if plans
             else "there is nothing to plan with: no link joins the machines"
         )
@@ -172,11 +172,11 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
         return checks
 
     def _machines(self, profiles: Sequence[Profile]) -> list[_Check]:
-        known = {profile.name for profile in profiles}
+        machines = {profile.name for profile in profiles}
         checks = []
         for name in ("machines", "avoid_machines"):
             if names := set(getattr(self, name)):
-                _check_names(names, known, "machine")
+                _check_names(names, machines, "machine")
                 if name == "machines":
                     rule = lambda p, n=names: not n <= set(p.machines)  # noqa: E731
                 else:
@@ -189,7 +189,7 @@ _Rule = Callable[..., bool]
 
 
 class _Check(msgspec.Struct):
-    """One constraint at work: its name, its limit, and whether a plan breaks it."""
+    """One constraint: its name, its limit, and a rule that says whether a plan breaks it."""
 
     name: str
     limit: Any
@@ -197,7 +197,7 @@ class _Check(msgspec.Struct):
     value: Callable[[Any], float | None] | None = None
     at_most: bool = True
 
-    def told(self, plans: Sequence[Plan]) -> str:
+    def summary(self, plans: Sequence[Plan]) -> str:
         """How many plans it excludes, and how close the nearest comes."""
         count = sum(map(self.breaks, plans))
         text = f"{self.name}={self.limit} excludes {count} of {len(plans)}"
@@ -214,7 +214,7 @@ def _limit(value: Callable[[Any], float | None], limit: float, at_most: bool) ->
     def breaks(plan: Plan) -> bool:
         found = value(plan)
         if found is None:
-            # Nobody measured the accuracy: kept. What else is unknown is not known to be kept.
+            # An accuracy that was not measured breaks nothing; any other missing value does.
             return at_most
         return found > limit if at_most else found < limit
 
@@ -242,7 +242,7 @@ _LIMITS: Mapping[str, tuple[Callable[[Any], float | None], bool]] = {
 
 
 class _Places:
-    """Where in the network a layer, a module or a block is."""
+    """Finds the blocks that hold a layer, a module or a block of some name."""
 
     def __init__(self, blocks: Sequence[BlockProfile]) -> None:
         self._found: dict[str, list[int]] = {}
@@ -255,7 +255,7 @@ class _Places:
                 self._found.setdefault(name, []).append(index)
 
     def rule(self, constraint: str, name: str) -> _Rule:
-        """Whether a plan breaks a constraint on where something runs."""
+        """The rule of a constraint on the machine that runs a layer, module or block."""
         _check_names([name], self._found, "layer, module or block")
         first, last = self._found[name][0], self._found[name][-1]
         rules: dict[str, _Rule] = {
@@ -278,8 +278,8 @@ def _cuts(plan: Plan) -> set[str]:
     return cuts | ({plan.second.slicing_point} if plan.second is not None else set())
 
 
-def _check_names(names: Iterable[str], known: Iterable[str], what: str) -> None:
-    every = list(known)
+def _check_names(names: Iterable[str], existing: Iterable[str], what: str) -> None:
+    every = list(existing)
     for name in names:
         if name not in every:
             near = difflib.get_close_matches(name, every, n=5, cutoff=0.4) or sorted(every)[:10]

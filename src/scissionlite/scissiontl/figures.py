@@ -33,18 +33,19 @@ def split_figure(
 ) -> Figure:
     """Latency by slicing point: the figure of the paper, for any network.
 
-    Bars are one Transfer Layer's device, transfer and edge time (packing counted to the device's,
-    unpacking to the edge's, the Offloader's share to the transfer's); lines are the latency with
-    other Transfer Layers; running locally and the best image to the edge are horizontal lines.
+    Bars are the device, transfer and edge times of one Transfer Layer. Packing is part of the
+    device time, unpacking of the edge time, the Offloader's share of the transfer time. Lines are
+    the latencies with other Transfer Layers. Running locally and the best image to the edge are
+    horizontal lines.
 
     Parameters
     ----------
     plans
-        Of two tiers and one pair of machines, best first; every slicing point of them is drawn.
+        Plans of two tiers and one pair of machines, best first. All their slicing points are drawn.
     best_private
-        The best plan under the privacy constraint, marked if there is one.
+        The best plan under the privacy constraints, to be marked.
     spec
-        The bars' Transfer Layer; 2x2 int8 unless given.
+        Transfer Layer of the bars; 2x2 int8 by default.
     """
     spec = spec or TransferSpec()
     splits = [p for p in plans if p.kind == "split" and p.second is None]
@@ -100,7 +101,7 @@ def split_figure(
 
 
 def pareto_figure(plans: Sequence[Plan]) -> Figure:
-    """Latency against bytes sent, and where it was measured against leakage, with the fronts."""
+    """Latency against bytes sent, and against leakage where it was measured, with the fronts."""
     leaking = [p for p in plans if p.predicted.leakage is not None]
     panels = 2 if any(p.kind == "split" for p in leaking) else 1
     figure = Figure(figsize=(6.6 * panels, 5.0), layout="constrained")

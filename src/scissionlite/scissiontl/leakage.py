@@ -1,14 +1,14 @@
-"""A privacy figure that anyone can check: how much of the input shows in what crosses.
+"""Leakage: a privacy figure, the distance correlation of the input and the tensors that cross.
 
 Distance correlation (Szekely, Rizzo, Bakirov, "Measuring and testing dependence by correlation of
-distances", Annals of Statistics 35(6), 2007) is 0 only where two random vectors are independent,
-whatever their dimensions, and 1 where one is the other, scaled, shifted and rotated. In high
-dimension its plain estimate tends to 1 for few samples; taken here is the estimate without that
-bias, from U-centred distances (Szekely, Rizzo, "The distance correlation t-test of independence in
-high dimension", Journal of Multivariate Analysis 117, 2013, and "Partial distance correlation with
-methods for dissimilarities", Annals of Statistics 42(6), 2014). For split inference it is used by
-Vepakomma and others (NoPeek, arXiv 2008.09161). It says nothing of what a person or a network
-could reconstruct; it only orders slicing points.
+distances", Annals of Statistics 35(6), 2007) is defined for random vectors of any dimensions. It is
+0 only where they are independent, and 1 where one is the other, scaled, shifted and rotated. In
+high dimension its plain estimate tends to 1 for few samples. So the estimate here has no such bias:
+it is computed from U-centred distances (Szekely, Rizzo, "The distance correlation t-test of
+independence in high dimension", Journal of Multivariate Analysis 117, 2013, and "Partial distance
+correlation with methods for dissimilarities", Annals of Statistics 42(6), 2014). Vepakomma and
+others use it for split inference (NoPeek, arXiv 2008.09161). The figure orders slicing points. It
+does not say what a person or a network could reconstruct.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 MIN_SAMPLES = 4
-"""Fewest samples of which the unbiased estimate is defined."""
+"""Fewest samples for which the unbiased estimate is defined."""
 
 Distances = npt.NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def distance_correlation(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
     Raises
     ------
     ValueError
-        If there are too few samples, or not as many of either.
+        If there are too few samples, or not the same number of both.
     """
     return correlation_of_distances(pairwise_distances(x), pairwise_distances(y))
 

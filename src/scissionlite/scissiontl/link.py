@@ -1,4 +1,4 @@
-"""The network between device and edge, as ScissionTL sees it: a round trip and two rates. No torch.
+"""Link: the connection between device and edge, as a round trip and two rates. No torch.
 
 A :class:`Link` comes from figures, from a CSV file in Scission's form (:func:`read_links`), from a
 measurement (:mod:`scissionlite.scissiontl.probe`), or from :data:`PRESETS`:
@@ -19,7 +19,7 @@ Ethernet  0.5 ms      1 Gbit/s       1 Gbit/s       IEEE 802.3, 1000BASE-T; the 
                                                     Systems", LADIS 2009
 ========  ==========  =============  =============  ===============================================
 
-A preset is somebody's typical network and not yours: where there is one, measure it.
+A preset describes a typical link. Where the real link exists already, measure it instead.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _DOWNLOAD = "download(Mbps)"
 
 
 class Link(msgspec.Struct, frozen=True):
-    """A network link.
+    """A link between two machines.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Link(msgspec.Struct, frozen=True):
     bandwidth
         Upload rate in bit/s.
     download
-        Rate of the answers in bit/s; None is that of the upload.
+        Rate of the answers in bit/s; None means the upload's rate.
 
     Raises
     ------
@@ -84,18 +84,18 @@ class Link(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Link:
-        """Read a link as the command line writes it.
+        """Read a link from text, as the command line takes it.
 
         Parameters
         ----------
         text
             ``"58.8Mbit/27.4ms"``, upload and round trip; ``"15Mbit/2ms/30Mbit"``, with the
-            download; or a preset's name, ``"4G"``, however it is capitalised.
+            download; or a preset's name, such as ``"4G"``, in upper or lower case.
 
         Raises
         ------
         PlanError
-            If it is neither.
+            If it is none of these.
         """
         if (preset := _BY_NAME.get(_plain(text))) is not None:
             return preset.link
@@ -118,16 +118,16 @@ class Link(msgspec.Struct, frozen=True):
         return f"{self.bandwidth / 1e6:g} Mbit/s, {self.rtt * 1e3:g} ms{down}"
 
     def transfer_time(self, nbytes: int, answer_bytes: int = 0) -> float:
-        """Seconds from sending ``nbytes`` to having an answer of ``answer_bytes`` back.
+        """Seconds from sending ``nbytes`` until an answer of ``answer_bytes`` is back.
 
-        ScissionTL's cost model: one round trip, plus the bytes of each way at that way's rate.
+        ScissionTL's cost model: one round trip, plus the bytes of each direction at its rate.
         """
         answer = answer_bytes * 8 / (self.download or self.bandwidth)
         return self.rtt + nbytes * 8 / self.bandwidth + answer
 
 
 class Preset(msgspec.Struct, frozen=True, kw_only=True):
-    """A typical network: round trip in seconds, rates in bit/s, and who says so."""
+    """A typical link: round trip in seconds, rates in bit/s, and the source of the figures."""
 
     rtt: float
     bandwidth: float
@@ -166,15 +166,16 @@ PRESETS: dict[str, Preset] = {
         source="IEEE 802.3, 1000BASE-T; round trip: J. Dean, LADIS 2009, within a data centre",
     ),
 }
-"""Typical networks by name; this module's docstring has them as a table."""
+"""Typical links by name; this module's docstring has them as a table."""
 
 
 def read_links(path: str | Path) -> LinkTable:
     """Read links from a CSV file in Scission's form.
 
-    The header is ``source,destination,ping(ms),bandwidth(Mbps)``; the ping is the round trip, the
-    bandwidth that of the upload from source to destination. A fifth column ``download(Mbps)`` is
-    ours and may be missing, as may its values. Spaces around names and values do not matter.
+    The header is ``source,destination,ping(ms),bandwidth(Mbps)``. The ping is the round trip, the
+    bandwidth is the upload's from source to destination. A fifth column ``download(Mbps)``, which
+    Scission does not have, may be missing, as may its values. Spaces around names and values do
+    not matter.
 
     Returns
     -------
@@ -216,14 +217,14 @@ def read_links(path: str | Path) -> LinkTable:
 
 
 def write_links(path: str | Path, links: LinkTable) -> None:
-    """Write links as :func:`read_links` reads them, exactly.
+    """Write links so that :func:`read_links` reads exactly the same links.
 
     The column of the download is written if a link has one.
 
     Raises
     ------
     PlanError
-        If a name is not one that a line can hold, or the file cannot be written.
+        If a name cannot stand in a line, or the file cannot be written.
     """
     with_download = any(link.download is not None for link in links.values())
     rows = [[*_COLUMNS, *([_DOWNLOAD] if with_download else [])]]

@@ -1,4 +1,4 @@
-"""What a plan is: one way to run a network, and the accuracy that was measured of it. No torch."""
+"""Plan: one way to run a network, its prediction, and its measured accuracy. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SecondCut(msgspec.Struct, frozen=True):
-    """Where the edge's slice ends and the cloud's begins, and what crosses there."""
+    """The cut between the edge slice and the cloud slice, and the Transfer Layer there."""
 
     slicing_point: str
     spec: TransferSpec
@@ -34,17 +34,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     slicing_point
         Name of the slicing point of a split.
     spec
-        The Transfer Layer of a split; each tensor that crosses has it as far as it makes sense.
+        The Transfer Layer of a split, adapted to the shape of each tensor that crosses
+        (:meth:`scissionlite.TransferSpec.adapted_to`).
     image_format, jpeg_quality
-        Of an image plan: "uint8", "png" or "jpeg", and for this its quality, 1 to 95.
+        For an image plan: "uint8", "png" or "jpeg"; for JPEG its quality, 1 to 95.
     second
-        With a third tier: the cut between edge and cloud.
+        The cut between edge and cloud of a plan with three tiers.
     device, edge, cloud
         Names of the machines; empty where there is none.
     accuracy
-        Share of right answers (0 to 1), where somebody measured it.
+        Share of right answers (0 to 1), where it was measured.
     prediction
-        What it is predicted to cost; None in a plan written by hand.
+        The predicted cost; None in a plan that was written by hand.
     """
 
     kind: Kind
@@ -82,7 +83,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """What crosses, in a few words."""
+        """A few words for what crosses."""
         if self.spec is not None:
             first = self.spec.label
         elif self.kind == "local":
@@ -95,7 +96,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def place(self) -> str:
-        """Where the network is cut, in a few words."""
+        """A few words for where the network is cut."""
         if self.second is not None:
             return f"{self.slicing_point} | {self.second.slicing_point}"
         return self.slicing_point or "-"
@@ -107,7 +108,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
-    """An accuracy (0 to 1) that was measured, and of what: the fields are a plan's."""
+    """A measured accuracy (0 to 1) and the plan it belongs to, in a plan's fields."""
 
     kind: Kind
     slicing_point: str | None = None
@@ -118,12 +119,12 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, bundle: Bundle, profile: Profile) -> list[MeasuredAccuracy]:
-        """What a bundle's manifest tells: of the bundle itself, and of the uncut network.
+        """The two accuracies in a bundle's manifest: the bundle's and the uncut network's.
 
         Raises
         ------
         PlanError
-            If the bundle is not of the profile's network, or nobody measured its accuracy.
+            If the bundle is not of the profile's network, or its accuracy was not measured.
         """
         manifest = bundle.manifest
         if manifest.accuracy is None:

@@ -1,6 +1,6 @@
-"""Profile: what was measured of a network on one machine, as a JSON file. No torch.
+"""Profile: the measurements of a network on one machine, as a JSON file. No torch.
 
-docs/profile-format.md describes every field, so that another tool's measurements can be written
+docs/profile-format.md describes every field, so that measurements of another tool can be written
 by hand.
 """
 
@@ -26,20 +26,20 @@ class BlockProfile(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     name, after, before
-        The slicing point's that ends it; the last block has no ``before``.
+        Names of the slicing point that ends it; the last block has no ``before``.
     latency
-        Median seconds of the block by itself.
+        Median seconds of the block.
     crossing
-        What would cross if the network were cut after it; empty for the last block.
+        The tensors that cross if the network is cut after it; empty for the last block.
     layers
         Names of the modules in it, for constraints.
     weight_bytes
-        Of its weights and buffers.
+        Bytes of its weights and buffers.
     peak_bytes
-        Most bytes of feature maps alive at once while it runs.
+        Most bytes of feature maps that are alive at the same time while it runs.
     leakage
-        Distance correlation (0 to 1) between the network's input and what crosses after it, over
-        a batch of real images; None where it was not measured.
+        Distance correlation (0 to 1) of the network's input and the tensors that cross after it,
+        over a batch of real images; None where it was not measured.
     """
 
     name: str
@@ -54,14 +54,14 @@ class BlockProfile(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def crossing_bytes(self) -> int:
-        """Bytes of everything that would cross after it, as it is."""
+        """Bytes of all tensors that cross after it, without a Transfer Layer."""
         return sum(tensor.nbytes for tensor in self.crossing)
 
 
 class TransferProfile(msgspec.Struct, frozen=True):
     """The codec at one slicing point: median seconds to encode and decode, and bytes sent.
 
-    Where several tensors cross they are meant together; ``spec`` is adapted to each of them
+    Where several tensors cross, the figures are their sums. ``spec`` is adapted to each of them
     (:meth:`scissionlite.TransferSpec.adapted_to`).
     """
 
@@ -73,7 +73,7 @@ class TransferProfile(msgspec.Struct, frozen=True):
 
 
 class SliceProfile(msgspec.Struct, frozen=True):
-    """The slices as they are deployed, for a cut after ``block``: median seconds of each.
+    """Median seconds of the two slices, as they are deployed, for a cut after ``block``.
 
     A runtime fuses across the borders of blocks, so a slice takes less than the sum of its blocks.
     """
@@ -89,15 +89,15 @@ class ImageProfile(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     format
-        "uint8" is the frame as it is.
+        "uint8" is the frame without compression.
     quality
-        Of JPEG, 1 to 95; None for the others.
+        Quality of JPEG, 1 to 95; None for the other formats.
     encode, decode
         Median seconds.
     nbytes
         Mean bytes.
     source
-        Which images were measured.
+        The images that were measured.
     """
 
     format: ImageFormat = "jpeg"
@@ -109,9 +109,10 @@ class ImageProfile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OffloadProfile(msgspec.Struct, frozen=True):
-    """What the Offloader adds to a request on this machine, as one of its two sides.
+    """Seconds that the Offloader adds to a request on this machine, as one of its two sides.
 
-    Seconds a request, and seconds a byte of payload, beyond computing, packing and the link.
+    ``request`` are seconds per request, ``byte`` seconds per byte of payload, beside computing,
+    packing and the link.
     """
 
     request: float = 0.0
@@ -119,7 +120,7 @@ class OffloadProfile(msgspec.Struct, frozen=True):
 
 
 class Host(msgspec.Struct, frozen=True):
-    """Where it was measured."""
+    """The machine and the versions with which a profile was measured."""
 
     machine: str
     cpu: str
@@ -129,7 +130,7 @@ class Host(msgspec.Struct, frozen=True):
 
 
 def cpu_name() -> str:
-    """The processor's name, as /proc/cpuinfo tells it, or the machine's architecture."""
+    """The processor's name from /proc/cpuinfo, or the machine's architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -147,29 +148,29 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     name
-        Of the machine, such as "pi4".
+        Name of the machine, such as "pi4".
     model
-        Of the network; device and edge profiles must be of the same.
+        Name of the model; device and edge profiles must have the same.
     runtime
-        What ran the blocks and slices.
+        The runtime of the blocks and slices.
     inputs, outputs
-        The network's.
+        The network's inputs and outputs.
     blocks
-        In order.
+        The blocks in order.
     transfers
         The codecs at the slicing points.
     slices
         Slices that were built and timed; the others are estimated from these and the blocks.
     images
-        Ways to send the input as an image; empty where the input is none.
+        The image formats for the input; empty where the input is no image.
     preprocess
         Median seconds from frame to input tensor.
     network_latency
         Median seconds of the uncut network.
     offload
-        The Offloader's own share of a request.
+        The seconds that the Offloader adds to a request.
     slowdown
-        How many times slower than measured the machine is imagined.
+        How many times slower than measured the machine is imagined to be.
     """
 
     format: Literal["scissionlite-profile"] = "scissionlite-profile"
@@ -216,7 +217,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, raw: bytes, source: str = "the profile") -> Profile:
-        """Read a profile's JSON; ``source`` says in errors where it comes from.
+        """Read a profile's JSON; errors name ``source`` as its origin.
 
         Raises
         ------
@@ -237,7 +238,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     def slowed(self, factor: float) -> Profile:
         """The profile of an imagined machine ``factor`` times slower, for what-if questions.
 
-        The Offloader's share stays: it is mostly waking up and the network stack.
+        The Offloader's seconds stay: threads that wake up and the kernel's TCP take most of them.
         """
         if not 0 < factor < float("inf"):
             raise ProfileError(f"a machine cannot be {factor} times slower")
@@ -263,7 +264,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fusion(self) -> float:
-        """The uncut network's latency as a share of the sum of its blocks'."""
+        """The uncut network's latency divided by the sum of its blocks' latencies."""
         total = sum(block.latency for block in self.blocks)
         return self.network_latency / total if total else 1.0
 
@@ -274,7 +275,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Versioned(msgspec.Struct):
-    """What every version of the format has."""
+    """The fields that every version of the format has."""
 
     format: Literal["scissionlite-profile"]
     version: int

@@ -33,7 +33,7 @@ COLUMNS = (
     "accuracy",
     "energy, mJ",
 )
-"""Of the report's table."""
+"""Columns of the report's table."""
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem;
@@ -59,34 +59,34 @@ def write_report(
     best_private: Plan | None = None,
     top: int = 30,
 ) -> None:
-    """Write a page that needs nothing but itself.
+    """Write a self-contained page.
 
     Parameters
     ----------
     path
-        Of the HTML file.
+        The HTML file.
     plans
-        Ranked, best first.
+        Ranked plans, best first.
     profiles
-        Of the machines planned with.
+        Profiles of all machines.
     link
-        The network, in words.
+        Text that describes the link.
     constraints
-        What the plans keep to.
+        The limits that the plans keep.
     every
-        The plans without the constraints, for the figures: what the constraints exclude is seen
-        there. The plans themselves unless given.
+        The plans without the constraints, for the figures, which so show the excluded plans too.
+        By default the plans themselves.
     best_private
         The best plan under the privacy constraints alone, to be marked in the figure.
     top
-        How many plans the table lists, beside those of the Pareto front.
+        Number of plans in the table, beside those of the Pareto front.
     """
     every = every or plans
     front = pareto(plans)
     shown = [*plans[:top], *(p for p in plans[top:] if p in front)]
     rows = "\n".join(_row(p, plans.index(p) + 1, p in front) for p in shown)
     head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
-    told = {
+    facts = {
         "Network": profiles[0].model,
         "Machines": "; ".join(_machine(profile) for profile in profiles),
         "Link": link,
@@ -94,7 +94,7 @@ def write_report(
         "Best": f"{plans[0].label}, cut at {plans[0].place}: "
         f"{plans[0].predicted.latency * 1e3:.1f} ms predicted",
     }
-    facts = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in told.items())
+    fact_list = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     title = f"ScissionTL: {profiles[0].model}"
     Path(path).write_text(
         f"""<!DOCTYPE html>
@@ -102,7 +102,7 @@ def write_report(
 <head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>
 <body>
 <h1>{escape(title)}</h1>
-<dl>{facts}</dl>
+<dl>{fact_list}</dl>
 <h2>Latency by slicing point</h2>
 {_image(split_figure(_one_pair(every), best_private), "Latency by slicing point")}
 <h2>What nothing beats</h2>
