@@ -83,4 +83,4 @@ def test_a_device_starts_without_the_modules_that_it_does_not_use() -> None:
     )
     loaded = set(process.stdout.split())
     assert "scissionlite.bundle" in loaded
-    assert not loaded & {"torch", "importlib.metadata"}
+    assert not loaded & {"PIL", "asyncio", "importlib.metadata", "socket", "tempfile", "torch"}

@@ -7,13 +7,11 @@ digest. The same folder goes to the device and to the edge; each opens only the 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from scissionlite.atomic_folder import atomic_folder, replaced_folder
 from scissionlite.errors import BundleError
 from scissionlite.graph.tensors import OutputKind, TensorInfo, tensor_nbytes
 from scissionlite.images import ImageFormat, Preprocessing
@@ -219,6 +217,8 @@ class Bundle:
         try:
             raw = (folder / MANIFEST_NAME).read_bytes()
         except OSError as error:
+            from scissionlite.atomic_folder import replaced_folder
+
             earlier = replaced_folder(folder)
             hint = (
                 "`scissionlite prepare` makes one"
@@ -260,6 +260,11 @@ class Bundle:
         BundleError
             If something that is not a bundle is at ``path`` already.
         """
+        # A device never writes a bundle: it starts faster without the modules for writing.
+        import shutil
+
+        from scissionlite.atomic_folder import atomic_folder
+
         folder = Path(path)
         if folder.exists() and not (folder / MANIFEST_NAME).is_file() and _occupied(folder):
             raise BundleError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import socket
+import platform
 import threading
 import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -156,7 +156,7 @@ class Device:
             self._connection = EdgeConnection(
                 Endpoints.to_connect(connect, control),
                 self._bundle,
-                (name or socket.gethostname())[:256],
+                (name or platform.node())[:256],
                 give_up_early=self._local is not None,
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import socket
+import platform
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -168,7 +168,7 @@ class EdgeClient:
 
     def _greet(self) -> None:
         # Every daemon answers Stats: one that answers it first does not know ClientHello.
-        self.send(control.ClientHello(socket.gethostname()[:256]))
+        self.send(control.ClientHello(platform.node()[:256]))
         self.send(control.Stats())
         until = time.monotonic() + self._timeout
         while (received := self._receive(until)) is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import platform
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ class EdgeServer:
         welcome = Welcome(
             secrets.randbits(63),
             limits.credit,
-            (name or socket.gethostname())[:256],
+            (name or platform.node())[:256],
             limits.heartbeat,
         )
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
