@@ -17,8 +17,12 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/scissionlite demo
 
+# A process per core, and one thread in each: two processes of two threads wait for each other on two
+# cores. A process takes up to 1 GB, so there are eight at most. A file's tests stay in one process, since
+# they share trained networks and bundles. pytest-benchmark warns beside pytest-xdist; no test needs it.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark \
+	  -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

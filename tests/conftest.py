@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zmq
+from filelock import FileLock
 from hypothesis import settings
 from networks import small_network
 from processes import Process
@@ -151,11 +152,21 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_graph(textures: Path) -> Graph:
+def small_graph(
+    textures: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Graph:
     """A small network, trained as well as half a minute on textures allows."""
     model = small_network()
-    recipe = Recipe(epochs=14, batch_size=16, learning_rate=1e-2)
-    trainer.train(model, ImageFolder(textures / "train", TEXTURES), recipe)
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        folder = folder.parent  # pytest-xdist's processes have this one in common: one of them trains
+    weights = folder / "small_network.pt"
+    with FileLock(folder / "small_network.lock"):
+        if not weights.exists():
+            recipe = Recipe(epochs=14, batch_size=16, learning_rate=1e-2)
+            trainer.train(model, ImageFolder(textures / "train", TEXTURES), recipe)
+            torch.save(model.state_dict(), weights)
+    model.load_state_dict(torch.load(weights, weights_only=True))
     return capture(model, torch.zeros(1, 3, *TEXTURES.size), name="small")
 
 
