@@ -1,9 +1,10 @@
-// Bilinear upsampling, as a choice: ours. Numerics: docs/numerics.md. Plain loops: they have no
-// carried dependence, and each ISA's compiler flags vectorise them.
+// Bilinear upsampling (ours; the paper has nearest-neighbour only). Numerics: docs/numerics.md.
+// Plain loops without dependence from one pass to the next; the compiler vectorises them for each
+// ISA.
 //
-// A cell is what lies between four neighbouring pooled values, or, at the border, beyond it: there
-// the values repeat. Cell i lies between i - 1 and i, and its `window` output columns start at
-// i * window - window / 2, of which those outside the feature map are left out.
+// A cell lies between four neighbouring pooled values. At the border, where some of them do not
+// exist, the border's values are repeated. Cell i lies between the values i - 1 and i. Its `window`
+// output columns start at i * window - window / 2; those outside the feature map are left out.
 
 #ifndef SCISSIONLITE_BILINEAR_H_
 #define SCISSIONLITE_BILINEAR_H_
@@ -19,7 +20,7 @@ namespace {
 
 constexpr std::size_t kMaxWindow = 4;
 
-// How much of the farther value the i-th column or row of a cell has.
+// The weight of the second value in column or row i of a cell.
 inline float bilinear_weight(std::size_t i, std::size_t window) noexcept {
   return static_cast<float>(2 * i + 1) / static_cast<float>(2 * window);
 }
@@ -34,10 +35,10 @@ inline void one_nan(float* values, std::size_t count) noexcept {
   for (std::size_t i = 0; i < count; ++i) values[i] = Scalar::one_nan(values[i]);
 }
 
-// The cells' first row or column inside the map, and how many are inside.
+// The rows or columns of a cell that are inside the feature map.
 struct Inside {
-  std::size_t skip;   // of the cell's rows or columns
-  std::size_t start;  // in the feature map
+  std::size_t skip;   // rows or columns of the cell before the first one inside
+  std::size_t start;  // position of the first one inside, in the feature map
   std::size_t count;
 };
 inline Inside inside(std::size_t cell, std::size_t window, std::size_t size) noexcept {
@@ -48,7 +49,7 @@ inline Inside inside(std::size_t cell, std::size_t window, std::size_t size) noe
   return {skip, start, room < window - skip ? room : window - skip};
 }
 
-// The cells' first columns, their second and so on to one row, by the compiler's shuffles.
+// Merges the first columns of the cells, their second columns and so on into one row.
 template <std::size_t window, std::size_t strip>
 void interleave(const float (&columns)[window][strip], float* line, std::size_t cells) noexcept {
   for (std::size_t x = 0; x < cells; ++x) {
@@ -58,10 +59,10 @@ void interleave(const float (&columns)[window][strip], float* line, std::size_t 
 
 template <class V, std::size_t window, class Input, class Output>
 void bilinear_nchw(const Input* input, Output* output, const TransferParams& params) noexcept {
-  // A strip of cells' columns; its rows are interpolated horizontally once each.
+  // A strip of cells, side by side. Each of its rows is interpolated horizontally once.
   constexpr std::size_t kStrip = kBlock / kMaxWindow;
-  const std::size_t height = (params.height + window - 1) / window;
-  const std::size_t width = (params.width + window - 1) / window;
+  const std::size_t height = pooled_size(params.height, window);
+  const std::size_t width = pooled_size(params.width, window);
   const std::size_t planes = params.images * params.channels;
   Unpacker<V, Input, float> unpack(input, params);
   float values[kStrip + 1];
@@ -73,7 +74,7 @@ void bilinear_nchw(const Input* input, Output* output, const TransferParams& par
     for (std::size_t strip = 0; strip <= width; strip += kStrip) {
       const std::size_t cells = width + 1 - strip < kStrip ? width + 1 - strip : kStrip;
       const auto load_row = [&](std::size_t y, float (&to)[window][kStrip]) {
-        // Values strip - 1 to strip + cells - 1, the border repeated.
+        // The values strip - 1 to strip + cells - 1; the border is repeated.
         const std::size_t first = strip == 0 ? 0 : strip - 1;
         const std::size_t last = strip + cells - 1 < width ? strip + cells - 1 : width - 1;
         float* inner = strip == 0 ? values + 1 : values;
@@ -87,7 +88,7 @@ void bilinear_nchw(const Input* input, Output* output, const TransferParams& par
       };
       load_row(0, rows[0]);
       for (std::size_t cell = 0; cell <= height; ++cell) {
-        // Row cell - 1 is above, row cell below; the border's rows repeat.
+        // Row cell - 1 is above, row cell is below; the rows at the border are repeated.
         const bool repeats = cell == 0 || cell == height;
         float (&above)[window][kStrip] = rows[cell == 0 ? 0 : (cell - 1) % 2];
         float (&below)[window][kStrip] = repeats ? above : rows[cell % 2];
@@ -115,8 +116,8 @@ template <class V, class Input, class Output>
 void bilinear_nhwc(const Input* input, Output* output, const TransferParams& params) noexcept {
   constexpr std::size_t kPart = kBlock / kMaxWindow;  // channels at a time
   const std::size_t window = params.window;
-  const std::size_t height = (params.height + window - 1) / window;
-  const std::size_t width = (params.width + window - 1) / window;
+  const std::size_t height = pooled_size(params.height, window);
+  const std::size_t width = pooled_size(params.width, window);
   const std::size_t channels = params.channels;
   Unpacker<V, Input, float> unpack(input, params);
   float corner[2][2][kPart];  // left or right by column's parity, above or below

@@ -1,10 +1,8 @@
-// CPU detection. A set CPUID bit is not enough: the operating system has to save the wider
-// registers on a context switch, which XGETBV tells.
+// CPU detection. A set CPUID bit is not enough: the operating system must also save the wider
+// registers on a context switch. XGETBV says whether it does.
 
 #include "cpu.h"
 
-#include <algorithm>
-#include <array>
 #include <cstdint>
 
 #if defined(__x86_64__)
@@ -55,30 +53,42 @@ X86 detect_x86() noexcept {
   return found;
 }
 
+const X86& x86() noexcept {
+  static const X86 found = detect_x86();
+  return found;
+}
+
 #endif
 
 }  // namespace
 
-bool cpu_has(CpuFeature feature) noexcept {
+// Any x86-64, any ARMv8.0-A, any CPU that a C++17 compiler has.
+bool cpu_has_scalar() noexcept { return true; }
+
 #if defined(__x86_64__)
-  static const X86 x86 = detect_x86();
-  if (feature == kAvx2) return x86.avx2;
-  if (feature == kAvx512) return x86.avx512;
+
+// With F16C, which every CPU with AVX2 has.
+bool cpu_has_avx2() noexcept { return x86().avx2; }
+
+// F, BW, DQ and VL together, and AVX2.
+bool cpu_has_avx512() noexcept { return x86().avx512; }
+
 #elif defined(__aarch64__)
-  if (feature == kNeon) return true;
+
+// Part of ARMv8.0-A.
+bool cpu_has_neon() noexcept { return true; }
+
+// ARMv8.2-A's arithmetic on half precision.
+bool cpu_has_neonfp16() noexcept {
 #if defined(__linux__)
-  // Linux reports what it has enabled. HWCAP_ASIMDHP is not in every libc's headers.
+  // Linux reports what it has enabled. HWCAP_ASIMDHP is not in the headers of every libc.
   constexpr unsigned long kAsimdHp = 1UL << 10;
-  if (feature == kNeonFp16) return (getauxval(AT_HWCAP) & kAsimdHp) != 0;
+  return (getauxval(AT_HWCAP) & kAsimdHp) != 0;
+#else
+  return false;
 #endif
-#endif
-  return feature == kBaseline;
 }
 
-bool is_known_isa(std::string_view name) noexcept {
-  constexpr std::array<std::string_view, 5> kNames = {"scalar", "avx2", "avx512", "neon",
-                                                      "neonfp16"};
-  return std::find(kNames.begin(), kNames.end(), name) != kNames.end();
-}
+#endif
 
 }  // namespace scissionlite

@@ -1,7 +1,7 @@
 // The decode kernels, for any vector class: EdgeTL (arXiv 2105.02019).
 //
-// Blocks of the payload are unpacked and dequantized into a stage of the output's type, and
-// upsampled from there: unpacking works on full vectors even where the rows are narrow.
+// Blocks of the payload are unpacked and dequantized into a buffer of the output's type, and
+// upsampled from there. So unpacking works on full vectors even if the rows are narrow.
 
 #ifndef SCISSIONLITE_DECODE_H_
 #define SCISSIONLITE_DECODE_H_
@@ -17,7 +17,7 @@
 namespace scissionlite {
 namespace {
 
-// Without upsampling the values go where they belong at once.
+// Without upsampling the values are unpacked into the output directly.
 template <class V, class Input, class Output>
 void decode_unpooled(const Input* input, Output* output, const TransferParams& params) noexcept {
   Unpacker<V, Input, Output> unpack(input, params);
@@ -38,13 +38,13 @@ void decode_nchw(const Input* input, Output* output, const TransferParams& param
   const SpreadPatch<Output> spread = choose_spread<V, Output>(params);
   Unpacker<V, Input, Output> unpack(input, params);
   Output stage[kBlock + kPadding];
-  const std::size_t height = (params.height + params.window - 1) / params.window;
-  const std::size_t width = (params.width + params.window - 1) / params.window;
+  const std::size_t height = pooled_size(params.height, params.window);
+  const std::size_t width = pooled_size(params.width, params.window);
   const std::size_t all_rows = params.images * params.channels * height;
   for (std::size_t row = 0; row < all_rows;) {
     const std::size_t channel = row / height % params.channels;
     if (width <= kBlock) {
-      // With a scale a channel a block ends with its plane.
+      // With one scale per channel a block ends where its plane ends.
       const std::size_t rest = params.per_channel ? height - row % height : all_rows - row;
       const std::size_t fit = kBlock / width;
       const std::size_t rows = fit < rest ? fit : rest;
@@ -68,9 +68,8 @@ void decode_nhwc(const Input* input, Output* output, const TransferParams& param
   Unpacker<V, Input, Output> unpack(input, params);
   Output stage[kBlock + kPadding];
   const std::size_t channels = params.channels;
-  const std::size_t width = (params.width + params.window - 1) / params.window;
-  const std::size_t all_rows =
-      params.images * ((params.height + params.window - 1) / params.window);
+  const std::size_t width = pooled_size(params.width, params.window);
+  const std::size_t all_rows = params.images * pooled_size(params.height, params.window);
   for (std::size_t row = 0; row < all_rows; ++row) {
     for (std::size_t x = 0; x < width;) {
       const std::size_t at = (row * width + x) * channels;
@@ -111,21 +110,15 @@ void decode(const Input* input, Output* output, const TransferParams& params) no
 }  // namespace
 }  // namespace scissionlite
 
-// Defines an ISA's decode kernels, with its vector class V.
-#define SCISSIONLITE_DECODE_KERNEL(name, V, Input, Output)                               \
-  void name(const Input* input, Output* output, const TransferParams& params) noexcept { \
-    decode<V>(input, output, params);                                                    \
+// Defines the decode kernels of an ISA, with its vector class V.
+#define SCISSIONLITE_DEFINE_DECODE(operation, input, output, isa, V)          \
+  void SCISSIONLITE_KERNEL_NAME(operation, input, output, isa)(               \
+      const input* from, output* to, const TransferParams& params) noexcept { \
+    operation<V>(from, to, params);                                           \
   }
-#define SCISSIONLITE_DECODE_KERNELS(isa, V)                               \
-  namespace scissionlite {                                                \
-  SCISSIONLITE_DECODE_KERNEL(decode_i8_f32__##isa, V, std::int8_t, float) \
-  SCISSIONLITE_DECODE_KERNEL(decode_i8_f16__##isa, V, std::int8_t, Half)  \
-  SCISSIONLITE_DECODE_KERNEL(decode_i4_f32__##isa, V, Int4Pair, float)    \
-  SCISSIONLITE_DECODE_KERNEL(decode_i4_f16__##isa, V, Int4Pair, Half)     \
-  SCISSIONLITE_DECODE_KERNEL(decode_f16_f32__##isa, V, Half, float)       \
-  SCISSIONLITE_DECODE_KERNEL(decode_f16_f16__##isa, V, Half, Half)        \
-  SCISSIONLITE_DECODE_KERNEL(decode_f32_f32__##isa, V, float, float)      \
-  SCISSIONLITE_DECODE_KERNEL(decode_f32_f16__##isa, V, float, Half)       \
+#define SCISSIONLITE_DECODE_KERNELS(isa, V)                    \
+  namespace scissionlite {                                     \
+  SCISSIONLITE_DECODE_LIST(SCISSIONLITE_DEFINE_DECODE, isa, V) \
   }
 
 #endif  // SCISSIONLITE_DECODE_H_

@@ -1,15 +1,29 @@
-// Dispatch: reads kernels.inc, asks the CPU, honours SCISSIONLITE_ISA. A choice that cannot be met
-// is an error and never a fallback: whoever forces an ISA wants to test or to compare just that.
+// Dispatch: reads kernel_list.h, asks the CPU and obeys SCISSIONLITE_ISA. A choice that cannot be
+// met is an error, never a fallback: a user who forces an ISA wants to test or to compare that one.
 
 #include "dispatch.h"
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
+
+#include "cpu.h"
 
 namespace scissionlite {
 namespace {
 
-std::string join(const std::vector<std::string_view>& names) {
+// Every ISA of kernel_list.h, of whatever architecture.
+#define SCISSIONLITE_NAME(isa, architecture, flags) #isa,
+constexpr std::string_view kKnownIsas[] = {SCISSIONLITE_ISAS(SCISSIONLITE_NAME)};
+#undef SCISSIONLITE_NAME
+
+template <typename Names>
+bool contains(const Names& names, std::string_view name) {
+  return std::find(std::begin(names), std::end(names), name) != std::end(names);
+}
+
+template <typename Names>
+std::string join(const Names& names) {
   std::string text;
   for (const std::string_view name : names) {
     if (!text.empty()) text += ", ";
@@ -18,7 +32,7 @@ std::string join(const std::vector<std::string_view>& names) {
   return text;
 }
 
-// `name` itself if it can be used here; `origin` says in the message who asked for it.
+// Returns `name` if it can be used here. `origin` is where the name comes from, for the message.
 std::string_view check_isa(std::string_view name, const std::string& origin) {
   const std::vector<std::string_view> usable = available_isas();
   const auto match = std::find(usable.begin(), usable.end(), name);
@@ -26,8 +40,8 @@ std::string_view check_isa(std::string_view name, const std::string& origin) {
 
   std::string message = origin + std::string(name) + "': ";
   const std::vector<Kernel>& kernels = all_kernels();
-  if (!is_known_isa(name)) {
-    message += "no such instruction set; known are scalar, avx2, avx512, neon, neonfp16";
+  if (!contains(kKnownIsas, name)) {
+    message += "no such instruction set; known are " + join(kKnownIsas);
   } else if (std::any_of(kernels.begin(), kernels.end(),
                          [&](const Kernel& kernel) { return kernel.isa == name; })) {
     message += "this CPU (or its operating system) does not support it";
@@ -45,29 +59,42 @@ std::string_view resolve_isa() {
 
 }  // namespace
 
+// Keeps its arguments if the ISAs of an architecture are in this build.
+#if defined(__x86_64__)
+#define SCISSIONLITE_ON_x86_64(...) __VA_ARGS__
+#else
+#define SCISSIONLITE_ON_x86_64(...)
+#endif
+#if defined(__aarch64__)
+#define SCISSIONLITE_ON_aarch64(...) __VA_ARGS__
+#else
+#define SCISSIONLITE_ON_aarch64(...)
+#endif
+#define SCISSIONLITE_ON_any(...) __VA_ARGS__
+
 const std::vector<Kernel>& all_kernels() {
-  static const std::vector<Kernel> kernels = {
-#define KERNEL(operation, isa, needs, Input, Output)                                             \
-  {#operation,                                                                                   \
-   #isa,                                                                                         \
-   needs,                                                                                        \
-   sizeof(Input),                                                                                \
-   sizeof(Output),                                                                               \
-   [](const void* input, void* output, const TransferParams& params) noexcept {                  \
-     operation##__##isa(static_cast<const Input*>(input), static_cast<Output*>(output), params); \
+#define SCISSIONLITE_ENTRY(operation, input, output, isa)                  \
+  {#operation "_" #input "_" #output,                                      \
+   #isa,                                                                   \
+   cpu_has_##isa,                                                          \
+   sizeof(input),                                                          \
+   sizeof(output),                                                         \
+   [](const void* from, void* to, const TransferParams& params) noexcept { \
+     SCISSIONLITE_KERNEL_NAME(operation, input, output, isa)               \
+     (static_cast<const input*>(from), static_cast<output*>(to), params);  \
    }},
-#include "kernels.inc"
-#undef KERNEL
-  };
+#define SCISSIONLITE_ENTRIES(isa, architecture, flags) \
+  SCISSIONLITE_ON_##architecture(SCISSIONLITE_KERNELS(SCISSIONLITE_ENTRY, isa))
+  static const std::vector<Kernel> kernels = {SCISSIONLITE_ISAS(SCISSIONLITE_ENTRIES)};
+#undef SCISSIONLITE_ENTRIES
+#undef SCISSIONLITE_ENTRY
   return kernels;
 }
 
 std::vector<std::string_view> available_isas() {
   std::vector<std::string_view> names;
   for (const Kernel& kernel : all_kernels()) {
-    if (cpu_has(kernel.needs) && std::find(names.begin(), names.end(), kernel.isa) == names.end()) {
-      names.push_back(kernel.isa);
-    }
+    if (kernel.cpu_can_run() && !contains(names, kernel.isa)) names.push_back(kernel.isa);
   }
   return names;
 }
@@ -78,11 +105,11 @@ std::string_view active_isa() {
 }
 
 const Kernel& find_kernel(std::string_view operation, std::string_view isa) {
-  const std::string_view wanted = isa.empty() ? active_isa() : check_isa(isa, "isa='");
+  const std::string_view chosen = isa.empty() ? active_isa() : check_isa(isa, "isa='");
   for (const Kernel& kernel : all_kernels()) {
-    if (kernel.operation == operation && kernel.isa == wanted) return kernel;
+    if (kernel.operation == operation && kernel.isa == chosen) return kernel;
   }
-  throw IsaError("no kernel " + std::string(operation) + "__" + std::string(wanted));
+  throw IsaError("no kernel " + std::string(operation) + "__" + std::string(chosen));
 }
 
 }  // namespace scissionlite

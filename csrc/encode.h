@@ -1,8 +1,8 @@
 // The encode and pool_range kernels, for any vector class: DeviceTL (arXiv 2105.02019).
 //
-// The feature map is pooled block by block into a stage of float32 in the payload's order, and each
-// block is packed from there. So packing works on full vectors even where the rows are narrow, and
-// pooling and packing need not be written once for each of their combinations.
+// The feature map is pooled block by block into a buffer of float32 in the payload's order, and
+// each block is packed from there. So packing works on full vectors even if the rows are narrow,
+// and pooling and packing are not written once for each of their combinations.
 
 #ifndef SCISSIONLITE_ENCODE_H_
 #define SCISSIONLITE_ENCODE_H_
@@ -17,36 +17,40 @@
 namespace scissionlite {
 namespace {
 
-// A sink takes the pooled values in the payload's order: they are written to room(), of kBlock
-// elements, and then taken with flush(). take() is for values that are already somewhere.
-// `channel` is the channel of the first.
+// A sink consumes the pooled values in the payload's order. They are written to room(), which has
+// place for kBlock elements, and then consumed with flush(). take() consumes values that lie
+// elsewhere. `channel` is the channel of the first value.
+
+// Packs the values into a payload of type Output.
+template <class V, class Output>
+class PayloadSink;
 
 template <class V>
-class Int8Sink {
+class PayloadSink<V, i8> {
  public:
-  Int8Sink(std::int8_t* to, const TransferParams& params) noexcept : to_(to), params_(params) {}
+  PayloadSink(i8* to, const TransferParams& params) noexcept : to_(to), params_(params) {}
   float* room() noexcept { return stage_; }
   void flush(std::size_t count, std::size_t channel) noexcept { take(stage_, count, channel); }
   void take(const float* from, std::size_t count, std::size_t channel) noexcept {
-    quantize_run<V>(from, to_, count, channel, params_, kInt8);
+    quantize_run<V>(from, to_, count, channel, params_, kInt8Codes);
     to_ += count;
   }
   void finish() noexcept {}
 
  private:
-  std::int8_t* to_;
+  i8* to_;
   const TransferParams& params_;
   float stage_[kBlock];
 };
 
 template <class V>
-class Int4Sink {
+class PayloadSink<V, i4> {
  public:
-  Int4Sink(Int4Pair* to, const TransferParams& params) noexcept : to_(to), params_(params) {}
+  PayloadSink(i4* to, const TransferParams& params) noexcept : to_(to), params_(params) {}
   float* room() noexcept { return stage_; }
   void flush(std::size_t count, std::size_t channel) noexcept { take(stage_, count, channel); }
   void take(const float* from, std::size_t count, std::size_t channel) noexcept {
-    quantize_run<V>(from, codes_ + waiting_, count, channel, params_, kInt4);
+    quantize_run<V>(from, codes_ + waiting_, count, channel, params_, kInt4Codes);
     const std::size_t pairs = (waiting_ + count) / 2;
     pack_int4(codes_, to_, pairs);
     to_ += pairs;
@@ -61,7 +65,7 @@ class Int4Sink {
   }
 
  private:
-  Int4Pair* to_;
+  i4* to_;
   const TransferParams& params_;
   std::size_t waiting_ = 0;  // codes that wait for their pair, at the start of codes_
   float stage_[kBlock];
@@ -69,9 +73,9 @@ class Int4Sink {
 };
 
 template <class V>
-class HalfSink {
+class PayloadSink<V, f16> {
  public:
-  HalfSink(Half* to, const TransferParams&) noexcept : to_(to) {}
+  PayloadSink(f16* to, const TransferParams&) noexcept : to_(to) {}
   float* room() noexcept { return stage_; }
   void flush(std::size_t count, std::size_t channel) noexcept { take(stage_, count, channel); }
   void take(const float* from, std::size_t count, std::size_t) noexcept {
@@ -81,14 +85,14 @@ class HalfSink {
   void finish() noexcept {}
 
  private:
-  Half* to_;
+  f16* to_;
   float stage_[kBlock];
 };
 
 template <class V>
-class FloatSink {
+class PayloadSink<V, f32> {
  public:
-  FloatSink(float* to, const TransferParams&) noexcept : to_(to) {}
+  PayloadSink(f32* to, const TransferParams&) noexcept : to_(to) {}
   float* room() noexcept { return to_; }
   void flush(std::size_t count, std::size_t) noexcept { to_ += count; }
   void take(const float* from, std::size_t count, std::size_t) noexcept {
@@ -98,10 +102,10 @@ class FloatSink {
   void finish() noexcept {}
 
  private:
-  float* to_;
+  f32* to_;
 };
 
-// Keeps the values, if there is a place for them, and their range.
+// Finds the range of the values, and writes them if `to` is not null.
 template <class V>
 class RangeSink {
  public:
@@ -144,19 +148,19 @@ class RangeSink {
   float stage_[kBlock];
 };
 
-// Without pooling the values come as they lie.
+// Without pooling the values are consumed in the order of the feature map.
 template <class V, class Input, class Sink>
 void encode_unpooled(const Input* input, const TransferParams& params, Sink& sink) noexcept {
   const std::size_t pixels = params.height * params.width;
   const bool planes = params.per_channel && params.layout == Layout::kNchw;
-  // A part ends where its group does (NCHW), else the whole is one.
+  // With ranges or scales per channel in NCHW a part is a plane, otherwise it is the whole map.
   const std::size_t parts = planes ? params.images * params.channels : 1;
   const std::size_t part = planes ? pixels : params.images * params.channels * pixels;
   for (std::size_t i = 0; i < parts; ++i) {
     for (std::size_t at = 0; at < part; at += kBlock) {
       const std::size_t count = part - at < kBlock ? part - at : kBlock;
       const std::size_t channel = (planes ? i : at) % params.channels;
-      if constexpr (sizeof(Input) == sizeof(float)) {
+      if constexpr (kSame<Input, f32>) {
         sink.take(input, count, channel);
       } else {
         convert<V>(input, sink.room(), count);
@@ -170,13 +174,13 @@ void encode_unpooled(const Input* input, const TransferParams& params, Sink& sin
 template <class V, class Input, class Sink>
 void encode_nchw(const Input* input, TransferParams params, Sink& sink) noexcept {
   if (!params.per_channel && params.height % params.window == 0) {
-    // No window ends at a plane's border: all planes are one, and its bands can be long.
+    // No window ends at the border of a plane, so all planes can be one, with longer bands.
     params.height *= params.images * params.channels;
     params.images = params.channels = 1;
   }
   const PoolBand<Input> pool = choose_pool_band<V, Input>(params);
-  const std::size_t height = (params.height + params.window - 1) / params.window;
-  const std::size_t width = (params.width + params.window - 1) / params.window;
+  const std::size_t height = pooled_size(params.height, params.window);
+  const std::size_t width = pooled_size(params.width, params.window);
   const std::size_t planes = params.images * params.channels;
   std::size_t filled = 0;
   std::size_t channel = 0;
@@ -202,7 +206,7 @@ void encode_nchw(const Input* input, TransferParams params, Sink& sink) noexcept
         ++row;
       }
     }
-    // The next plane has another scale.
+    // The next plane has its own scale.
     if (params.per_channel && filled > 0) {
       sink.flush(filled, channel);
       filled = 0;
@@ -215,8 +219,8 @@ void encode_nchw(const Input* input, TransferParams params, Sink& sink) noexcept
 template <class V, class Input, class Sink>
 void encode_nhwc(const Input* input, const TransferParams& params, Sink& sink) noexcept {
   const PoolBand<Input> pool = choose_pool_band<V, Input>(params);
-  const std::size_t height = (params.height + params.window - 1) / params.window;
-  const std::size_t width = (params.width + params.window - 1) / params.window;
+  const std::size_t height = pooled_size(params.height, params.window);
+  const std::size_t width = pooled_size(params.width, params.window);
   const std::size_t channels = params.channels;
   std::size_t filled = 0;  // whole pixels
   for (std::size_t image = 0; image < params.images; ++image) {
@@ -248,7 +252,7 @@ void encode_nhwc(const Input* input, const TransferParams& params, Sink& sink) n
 }
 
 template <class V, class Sink, class Input, class Output>
-void encode(const Input* input, Output* output, const TransferParams& params) noexcept {
+void encode_into(const Input* input, Output* output, const TransferParams& params) noexcept {
   Sink sink(output, params);
   if (params.window == 1) {
     encode_unpooled<V>(input, params, sink);
@@ -260,43 +264,38 @@ void encode(const Input* input, Output* output, const TransferParams& params) no
   sink.finish();
 }
 
-// The one pair of types with nothing to compute where nothing is pooled: converting there and back
-// would quieten a signalling NaN.
-template <class V>
-void encode_half_to_half(const Half* input, Half* output, const TransferParams& params) noexcept {
-  if (params.window == 1) {
-    copy(input, output, params.images * params.channels * params.height * params.width);
-  } else {
-    encode<V, HalfSink<V>>(input, output, params);
+template <class V, class Input, class Output>
+void encode(const Input* input, Output* output, const TransferParams& params) noexcept {
+  if constexpr (kSame<Input, f16> && kSame<Output, f16>) {
+    // Nothing to compute without pooling: converting there and back would quieten a signalling NaN.
+    if (params.window == 1) {
+      return copy(input, output, params.images * params.channels * params.height * params.width);
+    }
   }
+  encode_into<V, PayloadSink<V, Output>>(input, output, params);
+}
+
+template <class V, class Input>
+void pool_range(const Input* input, f32* output, const TransferParams& params) noexcept {
+  encode_into<V, RangeSink<V>>(input, output, params);
 }
 
 }  // namespace
 }  // namespace scissionlite
 
-// Defines an ISA's encode kernels, and its pool_range kernels, with its vector class V.
-#define SCISSIONLITE_ENCODE_KERNEL(name, V, Sink, Input, Output)                         \
-  void name(const Input* input, Output* output, const TransferParams& params) noexcept { \
-    encode<V, Sink<V>>(input, output, params);                                           \
+// Defines the encode kernels of an ISA, or its pool_range kernels, with its vector class V.
+#define SCISSIONLITE_DEFINE_ENCODE(operation, input, output, isa, V)          \
+  void SCISSIONLITE_KERNEL_NAME(operation, input, output, isa)(               \
+      const input* from, output* to, const TransferParams& params) noexcept { \
+    operation<V>(from, to, params);                                           \
   }
-#define SCISSIONLITE_ENCODE_KERNELS(isa, V)                                         \
-  namespace scissionlite {                                                          \
-  SCISSIONLITE_ENCODE_KERNEL(encode_f32_i8__##isa, V, Int8Sink, float, std::int8_t) \
-  SCISSIONLITE_ENCODE_KERNEL(encode_f32_i4__##isa, V, Int4Sink, float, Int4Pair)    \
-  SCISSIONLITE_ENCODE_KERNEL(encode_f32_f16__##isa, V, HalfSink, float, Half)       \
-  SCISSIONLITE_ENCODE_KERNEL(encode_f32_f32__##isa, V, FloatSink, float, float)     \
-  SCISSIONLITE_ENCODE_KERNEL(encode_f16_i8__##isa, V, Int8Sink, Half, std::int8_t)  \
-  SCISSIONLITE_ENCODE_KERNEL(encode_f16_i4__##isa, V, Int4Sink, Half, Int4Pair)     \
-  SCISSIONLITE_ENCODE_KERNEL(encode_f16_f32__##isa, V, FloatSink, Half, float)      \
-  void encode_f16_f16__##isa(const Half* input, Half* output,                       \
-                             const TransferParams& params) noexcept {               \
-    encode_half_to_half<V>(input, output, params);                                  \
-  }                                                                                 \
+#define SCISSIONLITE_ENCODE_KERNELS(isa, V)                    \
+  namespace scissionlite {                                     \
+  SCISSIONLITE_ENCODE_LIST(SCISSIONLITE_DEFINE_ENCODE, isa, V) \
   }
-#define SCISSIONLITE_POOL_RANGE_KERNELS(isa, V)                                     \
-  namespace scissionlite {                                                          \
-  SCISSIONLITE_ENCODE_KERNEL(pool_range_f32_f32__##isa, V, RangeSink, float, float) \
-  SCISSIONLITE_ENCODE_KERNEL(pool_range_f16_f32__##isa, V, RangeSink, Half, float)  \
+#define SCISSIONLITE_POOL_RANGE_KERNELS(isa, V)                    \
+  namespace scissionlite {                                         \
+  SCISSIONLITE_POOL_RANGE_LIST(SCISSIONLITE_DEFINE_ENCODE, isa, V) \
   }
 
 #endif  // SCISSIONLITE_ENCODE_H_

@@ -1,7 +1,8 @@
-// The kernels' header: what every kernel takes, and the declaration of each.
+// The parameters of every kernel, and the declaration of each.
 //
-// It is included by files compiled for newer CPUs, so it must stay free of standard-library code:
-// an inline function compiled with -mavx2 could be the copy that the linker keeps for everybody.
+// Files compiled for newer CPUs include it, so it must stay free of standard-library code: the
+// linker may keep one copy of an inline function for the whole program, and that copy could be the
+// one compiled with -mavx2.
 
 #ifndef SCISSIONLITE_KERNELS_H_
 #define SCISSIONLITE_KERNELS_H_
@@ -9,26 +10,19 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "elements.h"
+#include "kernel_list.h"
+
 namespace scissionlite {
-
-// An IEEE 754 binary16, only stored; arithmetic is in float32.
-struct Half {
-  std::uint16_t bits;
-};
-
-// Two int4 codes, the earlier one in the lower four bits.
-struct Int4Pair {
-  std::uint8_t codes;
-};
 
 enum class Pooling : std::uint32_t { kMax, kAverage };
 enum class Upsampling : std::uint32_t { kNearest, kBilinear };
 enum class Layout : std::uint32_t { kNchw, kNhwc };
 
-// One call's parameters; docs/numerics.md says what they mean and which values they may have.
+// The parameters of one call. docs/numerics.md says what they mean and which values they may have.
 struct TransferParams {
   // The feature map at full resolution: the input of encode and pool_range, the output of decode.
-  // The other side has height and width divided by the window and rounded up. None is zero.
+  // The pooled map has height and width divided by the window and rounded up. No size is zero.
   std::size_t images;
   std::size_t channels;
   std::size_t height;
@@ -37,24 +31,38 @@ struct TransferParams {
   Pooling pooling;
   Upsampling upsampling;
   Layout layout;
-  // Whether scales, zero points and ranges are one a channel, or one for the tensor.
+  // Whether there is one scale, zero point and range per channel, or one for the tensor.
   bool per_channel;
-  // What a value is multiplied with: 1 / scale to encode, scale to decode. Only for int8 and int4.
+  // For int8 and int4: the factor of every value, which is 1 / scale to encode, scale to decode.
   const float* factors;
   const std::int32_t* zero_points;
-  // pool_range only: where the ranges go.
+  // For pool_range: the ranges that it writes.
   float* lows;
   float* highs;
 };
 
+namespace {
+
+// Height or width of the pooled map: windows at the border may be partial.
+constexpr std::size_t pooled_size(std::size_t size, std::size_t window) noexcept {
+  return (size + window - 1) / window;
+}
+
+}  // namespace
+
 // Input and output are dense, aligned to their element type only, and do not overlap.
 // A kernel neither reads nor writes outside them, allocates nothing and cannot fail.
-// pool_range without pooling takes a null output and then only finds the range.
-#define KERNEL(operation, isa, needs, Input, Output)          \
-  void operation##__##isa(const Input* input, Output* output, \
-                          const TransferParams& params) noexcept;
-#include "kernels.inc"
-#undef KERNEL
+// pool_range without pooling accepts a null output, and then only finds the range.
+#define SCISSIONLITE_DECLARE_KERNEL(operation, input, output, isa) \
+  void SCISSIONLITE_KERNEL_NAME(operation, input, output, isa)(    \
+      const input* from, output* to, const TransferParams& params) noexcept;
+#define SCISSIONLITE_DECLARE_ISA(isa, architecture, flags) \
+  SCISSIONLITE_KERNELS(SCISSIONLITE_DECLARE_KERNEL, isa)
+
+SCISSIONLITE_ISAS(SCISSIONLITE_DECLARE_ISA)
+
+#undef SCISSIONLITE_DECLARE_ISA
+#undef SCISSIONLITE_DECLARE_KERNEL
 
 }  // namespace scissionlite
 

@@ -13,13 +13,13 @@
 namespace scissionlite {
 namespace {
 
-// Elements that are worked on together: 4 KiB of float32, so that a block, its codes and the rows
-// that it comes from stay in the smallest first-level cache.
+// Elements of a block, which pass through each step together: 4 KiB of float32, so that a block,
+// its codes and the rows that it is made from stay in the smallest first-level cache.
 constexpr std::size_t kBlock = 1024;
-// What may be read after a block's last element: the widest vector.
+// Elements that may be read after the last one of a block: the widest vector.
 constexpr std::size_t kPadding = 64;
 
-// The factor and zero point of every element of a run: the same, or its channel's.
+// The factor and zero point of each element of a run: the same for all, or those of its channel.
 template <class V>
 struct OneGroup {
   typename V::F factor_;
@@ -40,20 +40,14 @@ struct EachChannel {
   typename V::I zero_point(std::size_t i) const noexcept { return V::load(zero_points_ + i); }
 };
 
-// Calls body(i) for every kLanes elements of a run of at least as many. The last call ends at the
-// run's end and so may repeat some elements.
+// Calls body(i) for every kLanes elements of a run, which has at least kLanes. The last call ends
+// at the end of the run, so it may repeat some elements.
 template <std::size_t lanes, class Body>
 inline void for_each_vector(std::size_t count, Body body) noexcept {
   std::size_t i = 0;
   for (; i + lanes <= count; i += lanes) body(i);
   if (i < count) body(count - lanes);
 }
-
-struct CodeRange {
-  std::int8_t low, high;
-};
-constexpr CodeRange kInt8 = {-128, 127};
-constexpr CodeRange kInt4 = {-8, 7};
 
 template <class V, template <class> class Groups>
 void quantize(const float* from, std::int8_t* to, std::size_t count, const float* factors,
@@ -77,7 +71,7 @@ void quantize(const float* from, std::int8_t* to, std::size_t count, const float
   if constexpr (kLanes > 1) {
     if (i == count) return;
     if (count >= kLanes) {
-      // Ends at the run's end and so repeats some.
+      // This vector ends at the end of the run and repeats some elements.
       store_one(count - kLanes);
     } else {
       quantize<typename V::Narrower, Groups>(from, to, count, factors, zero_points, codes);
@@ -99,7 +93,7 @@ void dequantize(const std::int8_t* from, float* to, std::size_t count, const flo
   }
 }
 
-// Between float32 and float16, or, with equal types, a copy of the bits.
+// Converts between float32 and float16; with equal types the bits are copied.
 template <class V, class From, class To>
 void convert(const From* from, To* to, std::size_t count) noexcept {
   constexpr std::size_t kLanes = V::kLanes;
@@ -115,7 +109,7 @@ void copy(const Element* from, Element* to, std::size_t count) noexcept {
   __builtin_memcpy(to, from, count * sizeof(Element));
 }
 
-// 2 * pairs codes to half as many bytes, and back. Plain loops: compilers vectorise them.
+// 2 * pairs codes into half as many bytes, and back. Plain loops, which compilers vectorise.
 inline void pack_int4(const std::int8_t* from, Int4Pair* to, std::size_t pairs) noexcept {
   for (std::size_t i = 0; i < pairs; ++i) {
     const unsigned low = static_cast<unsigned>(from[2 * i]) & 15U;
@@ -126,14 +120,14 @@ inline void pack_int4(const std::int8_t* from, Int4Pair* to, std::size_t pairs) 
 
 inline void unpack_int4(const Int4Pair* from, std::int8_t* to, std::size_t pairs) noexcept {
   for (std::size_t i = 0; i < pairs; ++i) {
-    // Flipping the sign bit and taking its weight away twice extends it.
+    // Extends the sign: it is flipped, and its weight is subtracted.
     to[2 * i] = static_cast<std::int8_t>(((from[i].codes & 15) ^ 8) - 8);
     to[2 * i + 1] = static_cast<std::int8_t>(((from[i].codes >> 4) ^ 8) - 8);
   }
 }
 
-// Calls body(offset, count, channel, interleaved) for parts of a run that are in one group, or that
-// end with the last channel.
+// Calls body(offset, count, channel, interleaved) for the parts of a run. A part belongs to one
+// group (a channel, or the tensor), or, interleaved, goes through the channels up to the last one.
 template <class Body>
 inline void for_each_group(std::size_t count, std::size_t channel, const TransferParams& params,
                            Body body) noexcept {
@@ -174,13 +168,13 @@ void dequantize_run(const std::int8_t* from, float* to, std::size_t count, std::
       });
 }
 
-// Widens the range in *low and *high by the finite values of a run of at least kLanes. `Bounds` has
-// what a value counts as below and above.
+// Widens the range in *low and *high by the values of a run of at least kLanes. `Bounds` says what
+// a value counts as for the lower bound and for the upper one.
 template <class V, class Bounds>
 inline void widen_range_by(const float* from, std::size_t count, Bounds bounds, float* low,
                            float* high) noexcept {
   constexpr std::size_t kLanes = V::kLanes;
-  // Four of each, because fewer would wait for themselves.
+  // Four of each: with fewer, a comparison would wait for the result of the one before.
   typename V::F lows[4] = {V::set1(*low), V::set1(*low), V::set1(*low), V::set1(*low)};
   typename V::F highs[4] = {V::set1(*high), V::set1(*high), V::set1(*high), V::set1(*high)};
   const auto widen_at = [&](std::size_t i, std::size_t which) {
@@ -193,7 +187,7 @@ inline void widen_range_by(const float* from, std::size_t count, Bounds bounds, 
     for (std::size_t which = 0; which < 4; ++which) widen_at(i + which * kLanes, which);
   }
   for (; i + kLanes <= count; i += kLanes) widen_at(i, 0);
-  // Ends at the run's end and so may repeat some values.
+  // This vector ends at the end of the run and may repeat some values.
   widen_at(count - kLanes, 1);
   for (std::size_t which = 1; which < 4; ++which) {
     lows[0] = V::smaller(lows[which], lows[0]);
@@ -225,13 +219,13 @@ struct FiniteValue {
   }
 };
 
-// Widens the range in *low and *high by a run's finite values.
+// Widens the range in *low and *high by the finite values of a run.
 template <class V>
 void widen_range(const float* from, std::size_t count, float* low, float* high) noexcept {
   constexpr std::size_t kLanes = V::kLanes;
   if (count >= kLanes) {
-    // The comparisons leave NaN out by themselves. Infinities are rare: only where one shows is the
-    // run gone through again without them.
+    // The comparisons ignore NaN. Infinities are rare: only if there is one, a second pass over the
+    // run leaves them out.
     float any_low = *low;
     float any_high = *high;
     widen_range_by<V>(from, count, AnyValue<V>(), &any_low, &any_high);
@@ -246,7 +240,7 @@ void widen_range(const float* from, std::size_t count, float* low, float* high) 
   }
 }
 
-// The same for a run of channels, each with its own range.
+// The same for a run of channels; each has its own range.
 template <class V>
 void widen_ranges(const float* from, std::size_t count, float* lows, float* highs) noexcept {
   constexpr std::size_t kLanes = V::kLanes;

@@ -1,8 +1,8 @@
-// Pooling, into float32: one band of the pooled map at a time. Numerics: docs/numerics.md.
+// Pooling into float32, one band of the pooled map at a time. Numerics: docs/numerics.md.
 //
-// The paper's DeviceTL (arXiv 2105.02019) is the 2x2 maximum; average and 4x4 are ours. A band is
-// as many pooled values as the caller has room for, so that what comes next (quantization, the
-// range) finds them in the first-level cache, in long runs however narrow the map is.
+// The paper's DeviceTL (arXiv 2105.02019) is the 2x2 maximum; average and 4x4 are ours. A band has
+// as many pooled values as fit into the caller's block. So the next step (quantization, the range)
+// finds them in the first-level cache, and in long runs even if the map is narrow.
 
 #ifndef SCISSIONLITE_POOLING_H_
 #define SCISSIONLITE_POOLING_H_
@@ -16,7 +16,7 @@
 namespace scissionlite {
 namespace {
 
-// The identity of the maximum stands at its start, because that is what ignores a NaN.
+// The maximum starts from its identity, -inf, because comparing with it ignores a NaN.
 struct Maximum {
   static constexpr bool kAverage = false;
   template <class V>
@@ -46,13 +46,14 @@ struct Average {
   template <class V>
   static typename V::F finish(typename V::F sum, std::size_t count) noexcept {
     const float divisor = static_cast<float>(count);
-    // A power of two has an exact reciprocal, and a product is many times cheaper.
+    // A power of two has an exact reciprocal, and a product is many times cheaper than a division.
     const bool exact = (count & (count - 1)) == 0;
     return V::one_nan(exact ? V::mul(sum, V::set1(1.0F / divisor)) : V::div(sum, V::set1(divisor)));
   }
 };
 
-// One vector's column: `rows` of them, `stride` apart. rows is a constant but at the lower border.
+// Pools one vector of columns over `rows` rows, `stride` apart. `rows` is a constant except at the
+// lower border.
 template <class V, class Kind, class Input>
 inline typename V::F pool_column(const Input* from, std::size_t stride, std::size_t rows) noexcept {
   typename V::F acc = Kind::template start<V>(V::load(from));
@@ -62,13 +63,13 @@ inline typename V::F pool_column(const Input* from, std::size_t stride, std::siz
   return acc;
 }
 
-// Neighbouring columns of two vectors, combined.
+// Combines neighbouring columns of two vectors.
 template <class V, class Kind>
 inline typename V::F pool_pairs(typename V::F a, typename V::F b) noexcept {
   return V::in_order(Kind::template combine<V>(V::evens(a, b), V::odds(a, b)));
 }
 
-// kLanes whole windows of one row of windows: half of them from `first`, half from `second`.
+// Pools kLanes whole windows of one row of windows: half of them at `first`, half at `second`.
 template <class V, class Kind, std::size_t window, class Input>
 inline typename V::F pool_windows(const Input* first, const Input* second, std::size_t stride,
                                   std::size_t rows) noexcept {
@@ -97,7 +98,7 @@ inline typename V::F pool_windows(const Input* first, const Input* second, std::
   return Kind::template finish<V>(acc, window * rows);
 }
 
-// kLanes whole windows from the x-th on.
+// Pools kLanes whole windows from window x on.
 template <class V, class Kind, std::size_t window, class Input>
 inline void pool_vector(const Input* from, std::size_t x, std::size_t stride, std::size_t rows,
                         float* to) noexcept {
@@ -106,7 +107,7 @@ inline void pool_vector(const Input* from, std::size_t x, std::size_t stride, st
   V::store(to + x, pool_windows<V, Kind, window>(first, second, stride, rows));
 }
 
-// `count` whole windows of one row of windows, at least a vector of them.
+// Pools `count` whole windows of one row of windows, at least a vector of them.
 template <class V, class Kind, std::size_t window, class Input>
 inline void pool_wide_row(const Input* from, std::size_t stride, std::size_t rows, float* to,
                           std::size_t count) noexcept {
@@ -114,11 +115,11 @@ inline void pool_wide_row(const Input* from, std::size_t stride, std::size_t row
   for (; x + V::kLanes <= count; x += V::kLanes) {
     pool_vector<V, Kind, window>(from, x, stride, rows, to);
   }
-  // The last vector ends at the row's end and so repeats some windows.
+  // The last vector ends at the end of the row and repeats some windows.
   if (x < count) pool_vector<V, Kind, window>(from, count - V::kLanes, stride, rows, to);
 }
 
-// The same for one vector up to two, as maps of 28 x 28 have: no loop.
+// The same for one to two vectors, as maps of 28 x 28 have: no loop.
 template <class V, class Kind, std::size_t window, class Input>
 inline void pool_medium_row(const Input* from, std::size_t stride, std::size_t rows, float* to,
                             std::size_t count) noexcept {
@@ -126,7 +127,7 @@ inline void pool_medium_row(const Input* from, std::size_t stride, std::size_t r
   pool_vector<V, Kind, window>(from, count - V::kLanes, stride, rows, to);
 }
 
-// The same for half a vector up to one, as maps of 14 x 14 have: two overlapping halves.
+// The same for half a vector to one, as maps of 14 x 14 have: two overlapping halves.
 template <class V, class Kind, std::size_t window, class Input>
 inline void pool_narrow_row(const Input* from, std::size_t stride, std::size_t rows, float* to,
                             std::size_t count) noexcept {
@@ -135,7 +136,7 @@ inline void pool_narrow_row(const Input* from, std::size_t stride, std::size_t r
                   pool_windows<V, Kind, window>(from, from + second * window, stride, rows));
 }
 
-// One window of at most `window` columns, at the right border.
+// Pools one partial window at the right border, of at most 4 columns.
 template <class Kind, class Input>
 inline float pool_partial(const Input* from, std::size_t stride, std::size_t rows,
                           std::size_t columns) noexcept {
@@ -148,14 +149,14 @@ inline float pool_partial(const Input* from, std::size_t stride, std::size_t row
   return Kind::template finish<Scalar>(acc, columns * rows);
 }
 
-// What to pool, in pooled rows and columns; in NHWC one row, and channels as well.
+// The part of the pooled map to make. In NCHW it has no channels; in NHWC it is in one row.
 struct Band {
   std::size_t row, rows;
   std::size_t column, columns;
   std::size_t channel, channels;
 };
 
-// `from` is the plane.
+// `from` is the start of the plane.
 template <class V, class Kind, std::size_t window, class Input>
 void pool_nchw(const Input* from, const TransferParams& params, const Band& band,
                float* to) noexcept {
@@ -198,7 +199,7 @@ void pool_nchw(const Input* from, const TransferParams& params, const Band& band
   }
 }
 
-// One pooled pixel's channels: a window of pixels that lie `pixel` and `line` apart.
+// Pools the channels of one pixel: the pixels of its window are `pixel` apart, its rows `line`.
 template <class V, class Kind, class Input>
 inline void pool_pixel(const Input* from, std::size_t pixel, std::size_t line, std::size_t columns,
                        std::size_t rows, float* to, std::size_t channels) noexcept {
@@ -226,7 +227,7 @@ inline void pool_pixel(const Input* from, std::size_t pixel, std::size_t line, s
   }
 }
 
-// `from` is the image; the band is in one row.
+// `from` is the start of the image.
 template <class V, class Kind, std::size_t window, class Input>
 void pool_nhwc(const Input* from, const TransferParams& params, const Band& band,
                float* to) noexcept {
@@ -247,7 +248,7 @@ void pool_nhwc(const Input* from, const TransferParams& params, const Band& band
   }
 }
 
-// Pools a band of the plane (NCHW) or the image (NHWC) at its first argument.
+// Pools a band of the plane (NCHW) or of the image (NHWC) that the first argument points to.
 template <class Input>
 using PoolBand = void (*)(const Input*, const TransferParams&, const Band&, float*) noexcept;
 
@@ -258,7 +259,7 @@ PoolBand<Input> pool_band_of(Layout layout) noexcept {
                                  : pool_nhwc<Pooler, Kind, window, Input>;
 }
 
-// The one for these parameters; the window is 2 or 4.
+// Returns the function for these parameters; the window is 2 or 4.
 template <class V, class Input>
 PoolBand<Input> choose_pool_band(const TransferParams& params) noexcept {
   if (params.pooling == Pooling::kMax) {

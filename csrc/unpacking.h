@@ -1,4 +1,4 @@
-// Any part of a payload as values of the output's type. Numerics: docs/numerics.md.
+// Unpacks any part of a payload into values of the output's type. Numerics: docs/numerics.md.
 
 #ifndef SCISSIONLITE_UNPACKING_H_
 #define SCISSIONLITE_UNPACKING_H_
@@ -12,12 +12,7 @@
 namespace scissionlite {
 namespace {
 
-template <class Element>
-constexpr bool kIsInt8 = false;
-template <>
-constexpr bool kIsInt8<std::int8_t> = true;
-
-// Unpacks `count` values, at most kBlock, from the `at`-th on; `channel` is the first one's.
+// Unpacks `count` values, at most kBlock, from the value `at` on; `channel` is that of the first.
 template <class V, class Input, class Output>
 class Unpacker {
  public:
@@ -25,15 +20,15 @@ class Unpacker {
       : input_(input), params_(params) {}
 
   void operator()(std::size_t at, std::size_t count, std::size_t channel, Output* to) noexcept {
-    if constexpr (kCodes) {
+    if constexpr (kHoldsCodes<Input>) {
       const std::int8_t* codes = codes_at(at, count);
-      if constexpr (sizeof(Output) == sizeof(float)) {
+      if constexpr (kSame<Output, f32>) {
         dequantize_run<V>(codes, to, count, channel, params_);
       } else {
         dequantize_run<V>(codes, values_, count, channel, params_);
         convert<V>(values_, to, count);
       }
-    } else if constexpr (sizeof(Input) == sizeof(Output)) {
+    } else if constexpr (kSame<Input, Output>) {
       copy(input_ + at, to, count);
     } else {
       convert<V>(input_ + at, to, count);
@@ -41,12 +36,9 @@ class Unpacker {
   }
 
  private:
-  static constexpr bool kInt4Codes = sizeof(Input) == 1 && !kIsInt8<Input>;
-  static constexpr bool kCodes = sizeof(Input) == 1;
-
   const std::int8_t* codes_at(std::size_t at, std::size_t count) noexcept {
-    if constexpr (kInt4Codes) {
-      // From the byte that the first is in to the byte that the last is in.
+    if constexpr (kSame<Input, i4>) {
+      // From the byte of the first value to the byte of the last one.
       const std::size_t first = at / 2;
       unpack_int4(input_ + first, codes_, (at + count + 1) / 2 - first);
       return codes_ + at % 2;
@@ -57,8 +49,8 @@ class Unpacker {
 
   const Input* input_;
   const TransferParams& params_;
-  std::int8_t codes_[kInt4Codes ? kBlock + 2 : 1];
-  float values_[kCodes && sizeof(Output) != sizeof(float) ? kBlock : 1];
+  std::int8_t codes_[kSame<Input, i4> ? kBlock + 2 : 1];
+  float values_[kHoldsCodes<Input> && !kSame<Output, f32> ? kBlock : 1];
 };
 
 }  // namespace

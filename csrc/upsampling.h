@@ -1,5 +1,5 @@
 // Nearest-neighbour upsampling (the paper's EdgeTL, arXiv 2105.02019): elements are copied as bits,
-// to `window` columns and as many rows, fewer at the lower and right border.
+// into `window` columns and as many rows, or fewer at the lower and right border.
 
 #ifndef SCISSIONLITE_UPSAMPLING_H_
 #define SCISSIONLITE_UPSAMPLING_H_
@@ -13,22 +13,27 @@
 namespace scissionlite {
 namespace {
 
-// Writes one vector to `rows` rows, `stride` apart. rows is a constant but at the lower border.
+// Elements in the widest vector of a class that is copied as bits.
+template <class V, class Element>
+constexpr std::size_t kRawLanes = sizeof(typename V::template Raw<Element>) / sizeof(Element);
+
+// Writes one vector to `rows` rows, `stride` apart. `rows` is a constant except at the lower
+// border.
 template <class V, class Element>
 inline void store_rows(Element* to, std::size_t stride, std::size_t rows,
                        typename V::template Raw<Element> value) noexcept {
   for (std::size_t row = 0; row < rows; ++row) V::store_raw(to + row * stride, value);
 }
 
-// A store across two cache lines costs two. Where all rows lie alike, a first vector that overlaps
-// the second brings the others into line: it starts this many elements after the first.
-template <class Raw, class Element>
+// How many elements after `to` the next aligned vector starts. A store across two cache lines costs
+// as much as two stores. If all rows have the same alignment, a first vector that overlaps the
+// second makes all others aligned.
+template <class V, class Element>
 inline std::size_t elements_to_alignment(const Element* to) noexcept {
-  return -(reinterpret_cast<std::uintptr_t>(to) / sizeof(Element)) %
-         (sizeof(Raw) / sizeof(Element));
+  return -(reinterpret_cast<std::uintptr_t>(to) / sizeof(Element)) % kRawLanes<V, Element>;
 }
 
-// One vector of outputs, each element of `from` `window` times.
+// One vector of outputs: each element of `from` is in it `window` times.
 template <class V, std::size_t window, class Element>
 inline typename V::template Raw<Element> spread(const Element* from) noexcept {
   typename V::template Raw<Element> first;
@@ -38,18 +43,18 @@ inline typename V::template Raw<Element> spread(const Element* from) noexcept {
   return first;
 }
 
-// The elements at `from`, which may be read kPadding elements further, `window` times each: `whole`
-// outputs in each of `rows` rows, at least a vector of them.
+// Writes each element of `from` `window` times: `whole` outputs, at least a vector, in each of
+// `rows` rows. Up to kPadding elements more may be read at `from`.
 template <class V, std::size_t window, class Element>
 inline void spread_row(const Element* from, std::size_t whole, Element* to, std::size_t stride,
                        std::size_t rows) noexcept {
   using Raw = typename V::template Raw<Element>;
-  constexpr std::size_t kLanes = sizeof(Raw) / sizeof(Element);
+  constexpr std::size_t kLanes = kRawLanes<V, Element>;
   if constexpr (kLanes == 1) {
     for (std::size_t x = 0; x < whole; ++x) store_rows<V>(to + x, stride, rows, from[x / window]);
   } else {
     std::size_t x = 0;
-    const std::size_t aligned = elements_to_alignment<Raw>(to);
+    const std::size_t aligned = elements_to_alignment<V>(to);
     if (stride % kLanes == 0 && aligned % window == 0 && aligned > 0) {
       store_rows<V>(to, stride, rows, spread<V, window>(from));
       x = aligned;
@@ -73,21 +78,21 @@ inline void spread_row(const Element* from, std::size_t whole, Element* to, std:
       store_rows<V>(to + x, stride, rows, spread<V, window>(from + x / window));
     }
     if (x < whole) {
-      // The last vector ends with the last whole window and so repeats some.
+      // The last vector ends with the last whole window and repeats some outputs.
       x = whole - kLanes;
       store_rows<V>(to + x, stride, rows, spread<V, window>(from + x / window));
     }
   }
 }
 
-// One pixel's channels to `columns` pixels in each of `rows` lines.
+// Copies the channels of one pixel to `columns` pixels in each of `rows` lines.
 template <class V, class Element>
 inline void spread_pixel(const Element* from, std::size_t channels, Element* to, std::size_t pixel,
                          std::size_t columns, std::size_t line, std::size_t rows) noexcept {
   using Raw = typename V::template Raw<Element>;
-  constexpr std::size_t kLanes = sizeof(Raw) / sizeof(Element);
+  constexpr std::size_t kLanes = kRawLanes<V, Element>;
   if (channels >= kLanes) {
-    const std::size_t aligned = elements_to_alignment<Raw>(to);
+    const std::size_t aligned = elements_to_alignment<V>(to);
     std::size_t next = pixel % kLanes == 0 && aligned > 0 ? aligned : kLanes;
     for (std::size_t c = 0;;) {
       const Raw value = V::load_raw(from + c);
@@ -95,7 +100,7 @@ inline void spread_pixel(const Element* from, std::size_t channels, Element* to,
         store_rows<V>(to + column * pixel + c, line, rows, value);
       }
       if (next >= channels) break;
-      // The last vector ends with the last channel and so may repeat some.
+      // The last vector ends with the last channel and may repeat some channels.
       c = next + kLanes <= channels ? next : channels - kLanes;
       next = c + kLanes;
     }
@@ -104,9 +109,10 @@ inline void spread_pixel(const Element* from, std::size_t channels, Element* to,
   }
 }
 
-// Pooled rows or pixels that lie one after the other: `from` holds them, `to` is the feature map.
+// Pooled rows or pixels, one after the other. In the functions below `from` holds them, and `to` is
+// the feature map.
 struct Patch {
-  std::size_t row, rows;        // of all planes or images, one after the other
+  std::size_t row, rows;        // counted through all planes (NCHW) or images (NHWC)
   std::size_t column, columns;  // of the pooled map
   std::size_t channel, channels;
 };
@@ -114,12 +120,12 @@ struct Patch {
 template <class V, std::size_t window, class Element>
 void spread_nchw(const Element* from, const TransferParams& params, const Patch& patch,
                  Element* to) noexcept {
-  const std::size_t height = (params.height + window - 1) / window;
+  const std::size_t height = pooled_size(params.height, window);
   const std::size_t x = patch.column * window;
   const std::size_t end = x + patch.columns * window;
   const std::size_t width = (end < params.width ? end : params.width) - x;
   const std::size_t whole = width / window * window;
-  constexpr std::size_t kLanes = sizeof(typename V::template Raw<Element>) / sizeof(Element);
+  constexpr std::size_t kLanes = kRawLanes<V, Element>;
   if constexpr (kLanes > 1) {
     if (whole < kLanes) {
       return spread_nchw<typename V::Narrower, window>(from, params, patch, to);
@@ -127,7 +133,7 @@ void spread_nchw(const Element* from, const TransferParams& params, const Patch&
   }
   Element* line = to;
   const auto end_rows = [&](std::size_t rows) {
-    // The columns of a window that is partial.
+    // The columns of the partial window.
     for (std::size_t at = whole; at < width; ++at) {
       for (std::size_t row = 0; row < rows; ++row)
         line[row * params.width + at] = from[at / window];
@@ -140,7 +146,7 @@ void spread_nchw(const Element* from, const TransferParams& params, const Patch&
     end_rows(rows);
   };
   const auto spread_narrow = [&](std::size_t rows) {
-    // One vector up to two, as maps of 14 x 14 have: no loop, and every vector made once.
+    // One to two vectors wide, as maps of 14 x 14 are: no loop, and each vector is made once.
     const auto first = spread<V, window>(from);
     const auto last = spread<V, window>(from + (whole - kLanes) / window);
     for (std::size_t row = 0; row < rows; ++row) {
@@ -153,7 +159,7 @@ void spread_nchw(const Element* from, const TransferParams& params, const Patch&
     std::size_t row = patch.row % height;
     line += (patch.row / height * params.height + row * window) * params.width + x;
     for (std::size_t rest = patch.rows; rest > 0;) {
-      // The rows of a plane that are whole, then perhaps one that is not.
+      // The rows of whole windows of a plane, then perhaps one of partial windows.
       for (; rest > 0 && row < params.height / window; --rest, ++row) spread_rows(window);
       if (rest > 0 && row < height) {
         spread_rows(params.height % window);
@@ -172,7 +178,7 @@ void spread_nchw(const Element* from, const TransferParams& params, const Patch&
 template <class V, std::size_t window, class Element>
 void spread_nhwc(const Element* from, const TransferParams& params, const Patch& patch,
                  Element* to) noexcept {
-  const std::size_t height = (params.height + window - 1) / window;
+  const std::size_t height = pooled_size(params.height, window);
   const std::size_t pixel = params.channels;
   const std::size_t line = params.width * pixel;
   const std::size_t y = patch.row % height * window;
@@ -194,7 +200,7 @@ template <class Element>
 using SpreadPatch = void (*)(const Element*, const TransferParams&, const Patch&,
                              Element*) noexcept;
 
-// The one for these parameters; the window is 2 or 4.
+// Returns the function for these parameters; the window is 2 or 4.
 template <class V, class Element>
 SpreadPatch<Element> choose_spread(const TransferParams& params) noexcept {
   if (params.layout == Layout::kNchw) {

@@ -19,8 +19,11 @@
 
 namespace {
 
+using scissionlite::CodeRange;
 using scissionlite::GuardedArray;
 using scissionlite::Kernel;
+using scissionlite::kInt4Codes;
+using scissionlite::kInt8Codes;
 using scissionlite::Layout;
 using scissionlite::Pooling;
 using scissionlite::TransferParams;
@@ -56,8 +59,8 @@ bool quantizes(const Kernel& kernel) { return is_int4(kernel) || contains(kernel
 std::size_t bytes_of(const Kernel& kernel, const TransferParams& params, bool pooled) {
   const std::size_t window = pooled ? params.window : 1;
   const std::size_t elements = params.images * params.channels *
-                               ((params.height + window - 1) / window) *
-                               ((params.width + window - 1) / window);
+                               scissionlite::pooled_size(params.height, window) *
+                               scissionlite::pooled_size(params.width, window);
   if (pooled && is_int4(kernel)) return (elements + 1) / 2;
   return elements * (pooled == decodes(kernel) ? kernel.input_item : kernel.output_item);
 }
@@ -102,8 +105,8 @@ Quantization make_quantization(FuzzedDataProvider& data, const Kernel& kernel, s
     if (!(scale > 0) || !std::isfinite(scale) || !std::isfinite(1 / scale)) scale = 0.25F;
     made.scales.push_back(scale);
     made.factors.push_back(decodes(kernel) ? scale : 1 / scale);
-    const std::int32_t low = is_int4(kernel) ? -8 : -128;
-    made.zero_points.push_back(data.ConsumeIntegralInRange<std::int32_t>(low, -1 - low));
+    const CodeRange codes = is_int4(kernel) ? kInt4Codes : kInt8Codes;
+    made.zero_points.push_back(data.ConsumeIntegralInRange<std::int32_t>(codes.low, codes.high));
   }
   return made;
 }
@@ -207,7 +210,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
   const Bytes input = make_input(data, bytes_of(scalar, params, decodes(scalar)));
   const Answer expected = run(scalar, params, quantization, input, 0);
   for (const Kernel& kernel : scissionlite::all_kernels()) {
-    if (kernel.operation != scalar.operation || !scissionlite::cpu_has(kernel.needs)) continue;
+    if (kernel.operation != scalar.operation || !kernel.cpu_can_run()) continue;
     if (!(run(kernel, params, quantization, input, shift) == expected)) {
       report("not what the scalar kernel writes", kernel, params, quantization);
     }

@@ -66,7 +66,7 @@ void answer_list() {
   std::string lines;
   for (const Kernel& kernel : scissionlite::all_kernels()) {
     lines += std::string(kernel.operation) + " " + std::string(kernel.isa) +
-             (scissionlite::cpu_has(kernel.needs) ? " 1\n" : " 0\n");
+             (kernel.cpu_can_run() ? " 1\n" : " 0\n");
   }
   answer(kDone, Bytes(lines.begin(), lines.end()));
 }
@@ -109,7 +109,7 @@ void run_kernel(const std::string& name) {
   const auto kernel = std::find_if(kernels.begin(), kernels.end(), [&](const Kernel& each) {
     return std::string(each.operation) + "__" + std::string(each.isa) == name;
   });
-  if (kernel == kernels.end() || !scissionlite::cpu_has(kernel->needs)) {
+  if (kernel == kernels.end() || !kernel->cpu_can_run()) {
     answer(kCannotRun);
     return;
   }

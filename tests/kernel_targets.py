@@ -1,8 +1,8 @@
-"""Where the kernels' tests run a kernel: in this process, and in a tests/kernel_runner.cpp.
+"""The kernels under test, and the two places where they run: this process, and the kernel runner.
 
-The runner is that of SCISSIONLITE_KERNEL_RUNNER, a command: cross-compiled and under qemu, or built
-with sanitizers. An ISA that a CPU cannot run is a skip; SCISSIONLITE_REQUIRE_ISA=neon,avx2 makes it
-a failure (tests/test_kernels.py).
+The runner is a build of tests/kernel_runner.cpp, cross-compiled and under qemu, or with sanitizers;
+SCISSIONLITE_KERNEL_RUNNER is its command. An ISA that a CPU cannot run is skipped, or, with
+SCISSIONLITE_REQUIRE_ISA=neon,avx2, a failure (tests/test_kernels.py).
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import ctypes
 import math
 import mmap
 import os
+import re
 import shlex
 import struct
 import subprocess
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,10 +31,35 @@ RUNNER = os.environ.get("SCISSIONLITE_KERNEL_RUNNER", "")
 CANARY = 0xA5
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
+KERNEL_LIST = Path(__file__).parents[1] / "csrc" / "kernel_list.h"
+
 PAYLOADS = {"i8": "int8", "i4": "int4", "f16": "float16", "f32": "float32"}
 
 Run = Callable[[str, str, Array, Call, int], Answer]
 """Run(operation, isa, source, call, shift): as oracle.run, between guard pages."""
+
+
+@cache
+def listed_isas() -> dict[str, str]:
+    """Architecture (x86_64, aarch64 or any) of every ISA of csrc/kernel_list.h, best first."""
+    found = dict(re.findall(r"^  ISA\((\w+), (\w+), ", KERNEL_LIST.read_text(), re.MULTILINE))
+    assert found, f"{KERNEL_LIST} names no ISA"
+    return found
+
+
+@cache
+def listed_operations() -> list[str]:
+    """Every operation with its types ("encode_f32_i8") of csrc/kernel_list.h."""
+    listed = re.findall(
+        r"^  KERNEL\((\w+), (\w+), (\w+), __VA_ARGS__\)", KERNEL_LIST.read_text(), re.MULTILINE
+    )
+    assert listed, f"{KERNEL_LIST} names no kernel"
+    return ["_".join(each) for each in listed]
+
+
+def isas_of(architecture: str) -> set[str]:
+    """ISAs that a build for an architecture must have."""
+    return {isa for isa, of in listed_isas().items() if of in (architecture, "any")}
 
 
 def kinds(operation: str) -> tuple[str, str, str]:
@@ -42,7 +69,7 @@ def kinds(operation: str) -> tuple[str, str, str]:
 
 
 def item_type(kind: str) -> type[np.generic]:
-    """What an array of a kind is made of; int4 are bytes with two codes each."""
+    """Element type of an array of a kind; int4 are bytes with two codes each."""
     return FLOATS.get(kind, np.uint8)
 
 
@@ -88,7 +115,7 @@ class GuardedArray:
 
 def transfer_of(operation: str, isa: str | None, call: Call) -> _core.Transfer:
     name, given, result = kinds(operation)
-    # pool_range is the same for every payload.
+    # The payload does not matter to pool_range.
     payload = {"encode": result, "decode": given}.get(name, "i8")
     return _core.Transfer(
         images=call.images,

@@ -29,7 +29,7 @@ def _one(value: float, kind: type[np.generic]) -> Array:
 
 @dataclass(frozen=True)
 class Call:
-    """The parameters of one call of a kernel; scales and zero points are one, or one a channel."""
+    """Parameters of one call of a kernel; scales and zero points are per tensor or per channel."""
 
     images: int
     channels: int
@@ -251,7 +251,7 @@ def decode(payload: Array, kind: str, out: str, call: Call) -> Array:
 
 
 def run(operation: str, source: Array, call: Call) -> Answer:
-    """Answer any operation of csrc/kernels.inc; `source` is flat, in the order of the layout."""
+    """Answer any operation of csrc/kernel_list.h; `source` is flat, in the order of the layout."""
     name, given, result = operation.rsplit("_", 2)
     if name == "decode":
         return Answer(flat(decode(source, given, result, call), call.layout))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
+from kernel_targets import listed_isas
 from oracle import Array, Call
 
 from scissionlite import _core
@@ -112,10 +113,16 @@ def test_an_unknown_isa(isa: str) -> None:
         transfer(isa=isa)
 
 
+def test_the_error_for_an_unknown_isa_names_the_known_ones() -> None:
+    with pytest.raises(IsaError, match=f"known are {', '.join(listed_isas())}; usable here"):
+        transfer(isa="sse9")
+
+
 def test_an_isa_of_another_machine() -> None:
-    elsewhere = "neon" if "neon" not in _core.available_isas() else "avx2"
-    with pytest.raises(IsaError, match=elsewhere):
-        transfer(isa=elsewhere)
+    built = {isa for _, isa in _core.kernels()}
+    for elsewhere in listed_isas().keys() - built:
+        with pytest.raises(IsaError, match=f"{elsewhere}.*this build has no kernels for it"):
+            transfer(isa=elsewhere)
 
 
 def test_the_isa_in_use_is_available_and_the_baseline_always_is() -> None:

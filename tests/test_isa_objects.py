@@ -1,18 +1,21 @@
-"""That no code compiled for a newer CPU can be linked into the baseline: sources and object files.
+"""No code compiled for a newer CPU can be linked into the baseline: sources and object files.
 
 An inline function of the standard library, compiled with -mavx2, is a weak symbol, and the linker
-may keep that copy for everybody. So an ISA's files include no such library, and its object files
-define its kernels and nothing else that a linker can see.
+may keep that copy for the whole program. So the files of an ISA include no such library, and its
+object files define its kernels and nothing else that a linker can see. Every ISA and operation of
+csrc/kernel_list.h must be there.
 """
 
 from __future__ import annotations
 
+import platform
 import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kernel_targets import isas_of, listed_isas, listed_operations
 
 from scissionlite import _core
 
@@ -46,18 +49,26 @@ def test_an_isa_file_includes_no_library(file: Path) -> None:
     assert CSRC / "kernels.h" in reached
 
 
-def test_every_operation_has_a_file_an_isa() -> None:
-    operations = {operation.rsplit("_", 2)[0] for operation, _ in _core.kernels()}
-    isas = {isa for _, isa in _core.kernels()}
-    assert {f"{each.parent.name}/{each.stem}" for each in ISA_FILES} >= {
-        f"{operation}/{isa}" for operation in operations for isa in isas
+def test_every_isa_of_the_list_has_a_file_per_operation_and_no_other_isa_has() -> None:
+    operations = {operation.rsplit("_", 2)[0] for operation in listed_operations()}
+    assert {f"{each.parent.name}/{each.stem}" for each in ISA_FILES} == {
+        f"{operation}/{isa}" for operation in operations for isa in listed_isas()
     }
 
 
-# --- object files, read without binutils, which know their own machine's only
+def test_this_build_has_every_kernel_of_the_list() -> None:
+    machine = {"AMD64": "x86_64", "amd64": "x86_64", "arm64": "aarch64"}.get(
+        platform.machine(), platform.machine()
+    )
+    isas = [isa for isa in listed_isas() if isa in isas_of(machine)]
+    assert _core.kernels() == [(each, isa) for isa in isas for each in listed_operations()]
+
+
+# --- object files, read without binutils, which know only their own machine's
 
 LOCAL, GLOBAL = 0, 1
-# What `noexcept` brings: a pointer to the C++ runtime, which is no code, and what it calls.
+ARCHITECTURES = {62: "x86_64", 183: "aarch64"}  # e_machine of an ELF file
+# Needed for `noexcept`: a pointer to the C++ runtime, which is not code, and the function it calls.
 RUNTIME = {"DW.ref.__gxx_personality_v0", "_ZSt9terminatev"}
 
 
@@ -78,6 +89,12 @@ def members(archive: bytes) -> Iterator[tuple[str, bytes]]:
         offset += 60 + size + size % 2
 
 
+def architecture(elf: bytes) -> str:
+    """Architecture that an ELF object is for."""
+    (machine,) = struct.unpack_from("<H", elf, 18)
+    return ARCHITECTURES[machine]
+
+
 def symbols(elf: bytes) -> Iterator[tuple[str, int, bool]]:
     """Name, binding and whether it is defined, of every symbol of a 64-bit ELF object."""
     assert elf[:6] == b"\x7fELF\x02\x01"
@@ -94,7 +111,7 @@ def symbols(elf: bytes) -> Iterator[tuple[str, int, bool]]:
 
 
 def libraries() -> list[Path]:
-    """Every build of the kernels that is no sanitizer's: those add symbols of their own."""
+    """Every build of the kernels without sanitizers, which would add symbols of their own."""
     found = []
     for library in sorted(ROOT.glob("build/*/libkernels.a")):
         cache = (library.parent / "CMakeCache.txt").read_text()
@@ -109,20 +126,24 @@ def libraries() -> list[Path]:
     libraries() or [pytest.param(None, marks=pytest.mark.skip(reason="no build/*/libkernels.a"))],
     ids=lambda library: library.parent.name if library else "none",
 )
-def test_an_isa_object_exports_its_kernels_only(library: Path) -> None:
-    isas = {file.stem for file in ISA_FILES}
-    checked = set()
+def test_the_objects_of_a_library_export_every_kernel_and_nothing_else(library: Path) -> None:
+    exported: set[str] = set()
+    architectures = set()
     for name, content in members(library.read_bytes()):
+        architectures.add(architecture(content))
         isa = name.split(".")[0]
-        if isa not in isas:
+        if isa not in listed_isas():
             continue
         for symbol, binding, defined in symbols(content):
             if symbol in RUNTIME:
                 continue
             if defined and binding != LOCAL:
                 assert binding == GLOBAL, f"{name}: {symbol} is weak"
-                assert re.match(rf"_ZN12scissionlite\d+\w+__{isa}E", symbol), f"{name}: {symbol}"
-                checked.add(isa)
-            # What C has, compilers call by themselves; C++ would be some library's.
+                kernel = re.match(rf"_ZN12scissionlite\d+(\w+__{isa})E", symbol)
+                assert kernel, f"{name}: {symbol}"
+                exported.add(kernel[1])
+            # Compilers call functions of C by themselves; functions of C++ are some library's.
             assert defined or not symbol.startswith("_Z"), f"{name} calls {symbol}"
-    assert "scalar" in checked
+    assert len(architectures) == 1
+    isas = isas_of(*architectures)
+    assert exported == {f"{each}__{isa}" for each in listed_operations() for isa in isas}

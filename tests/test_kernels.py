@@ -1,4 +1,4 @@
-"""Every kernel of csrc/kernels.inc against the NumPy oracle, byte for byte.
+"""Every kernel of csrc/kernel_list.h against the NumPy oracle, byte for byte.
 
 The kernels run in this process and, where there is one, in the runner (tests/kernel_targets.py).
 SCISSIONLITE_REQUIRE_ISA=neon,avx2 makes it a failure if one of those was not tested. What
@@ -40,7 +40,7 @@ class Case:
     call: Call
     data: str = "normal"
     seed: int = 0
-    # Of the tensor; with one a channel, they are drawn around these.
+    # Of the tensor; with one per channel, they are drawn around these.
     scale: float = 1.0
     zero_point: int = 0
     shift: int = 0

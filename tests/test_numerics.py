@@ -225,9 +225,9 @@ _call = quantized(3e-39, 0, row(2))
 add("a product that overflows", "encode_f32_i8", _call, [3e38, -3e38], [127, -128])
 _source = [3.0, 3, 3, 3]
 _call = quantized([1, 2], [0, 5], Call(1, 2, 1, 2))
-add("a scale a channel", "encode_f32_i8", _call, _source, [3, 3, 7, 7])  # 1.5 is 2
+add("one scale per channel", "encode_f32_i8", _call, _source, [3, 3, 7, 7])  # 1.5 is 2
 _call = quantized([1, 2], [0, 5], Call(1, 2, 1, 2, layout="nhwc"))
-add("a scale a channel", "encode_f32_i8", _call, _source, [3, 7, 3, 7])
+add("one scale per channel", "encode_f32_i8", _call, _source, [3, 7, 3, 7])
 
 # --- packing
 
@@ -238,7 +238,7 @@ _codes_4 = np.array([0xF1, 0xF7], np.uint8)  # the last four bits are no value's
 add("int4 across images, odd", "decode_i4_f32", _call, _codes_4, [1, -1, 7])
 add("int4 across images, odd", "decode_i4_f16", _call, _codes_4, [1, -1, 7])
 _call = quantized([1, 10], [0, -8], Call(1, 2, 1, 2, layout="nhwc"))
-add("int4 a channel", "decode_i4_f32", _call, np.array([0x81, 0x7F], np.uint8), [1, 0, -1, 150])
+add("int4 per channel", "decode_i4_f32", _call, np.array([0x81, 0x7F], np.uint8), [1, 0, -1, 150])
 
 # --- dequantization
 
@@ -305,7 +305,7 @@ _call = Call(1, 2, 1, 3, per_channel=True)
 _source = [-0.0, NAN, INF, 5, -INF, -7]
 for _type in ("f32", "f16"):
     _operation = f"pool_range_{_type}_f32"
-    add("a range a channel", _operation, _call, _source, _source, [0.0, -7], [0.0, 5])
+    add("one range per channel", _operation, _call, _source, _source, [0.0, -7], [0.0, 5])
     _tensor = Call(1, 2, 1, 3)
     add("a range of the tensor", _operation, _tensor, _source, _source, [-7], [5])
     add("nothing finite", _operation, row(2), [NAN, -INF], [NAN, -INF], [INF], [-INF])

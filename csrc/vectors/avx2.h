@@ -1,6 +1,7 @@
-// The vector class of AVX2 with F16C: eight lanes. FMA is never used, it would round once less.
+// The vector class of AVX2 with F16C: eight lanes. FMA is never used: it rounds once instead of
+// twice.
 //
-// max_ps(x, acc) is exactly "x > acc ? x : acc": it answers its second operand where one is NaN or
+// max_ps(x, acc) is exactly "x > acc ? x : acc": it returns its second operand if one is NaN or
 // both are zero.
 
 #ifndef SCISSIONLITE_VECTORS_AVX2_H_
@@ -66,14 +67,15 @@ struct Avx2 {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xD8));
   }
 
-  // NaN and what is too low become the lowest integer, which the saturating packs and sums keep
-  // low: only what is too high needs a bound. min_ps answers its second operand where it is NaN.
+  // NaN and values that are too low become the lowest integer, and the saturating packs and sums
+  // keep them lowest. So only values that are too high need a bound. min_ps returns its second
+  // operand if that is NaN.
   static I steps(F value, F factor) noexcept {
     return _mm256_cvtps_epi32(_mm256_min_ps(set1(512.0F), _mm256_mul_ps(value, factor)));
   }
   static void store_codes(std::int8_t* to, const I (&steps)[4], const I (&zero_points)[4],
                           std::int8_t low, std::int8_t high) noexcept {
-    // The packs stay inside lanes as well; one permutation at the end puts all in order.
+    // The packs stay inside lanes of 128 bits; one permutation at the end puts all in order.
     const I first = _mm256_adds_epi16(_mm256_packs_epi32(steps[0], steps[1]),
                                       _mm256_packs_epi32(zero_points[0], zero_points[1]));
     const I second = _mm256_adds_epi16(_mm256_packs_epi32(steps[2], steps[3]),
@@ -108,7 +110,7 @@ struct Avx2 {
   }
   template <class Element>
   static void twice(__m256i value, __m256i& first, __m256i& second) noexcept {
-    if constexpr (sizeof(Element) == 4) {
+    if constexpr (kSame<Element, f32>) {
       first = _mm256_permutevar8x32_epi32(value, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
       second = _mm256_permutevar8x32_epi32(value, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7));
     } else {

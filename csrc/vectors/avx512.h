@@ -1,4 +1,4 @@
-// The vector class of AVX-512 (F, BW, DQ, VL): sixteen lanes. What is narrower is AVX2's.
+// The vector class of AVX-512 (F, BW, DQ, VL): sixteen lanes. Shorter runs use the class of AVX2.
 
 #ifndef SCISSIONLITE_VECTORS_AVX512_H_
 #define SCISSIONLITE_VECTORS_AVX512_H_
@@ -65,7 +65,7 @@ struct Avx512 {
   }
   static F in_order(F x) noexcept { return x; }
 
-  // As in avx2.h: what saturates from here on needs no lower bound, nor does NaN.
+  // As in avx2.h: the next steps saturate, so neither low values nor NaN need a bound.
   static I steps(F value, F factor) noexcept {
     return _mm512_cvtps_epi32(_mm512_min_ps(set1(512.0F), _mm512_mul_ps(value, factor)));
   }
@@ -108,7 +108,7 @@ struct Avx512 {
   }
   template <class Element>
   static void twice(__m512i value, __m512i& first, __m512i& second) noexcept {
-    if constexpr (sizeof(Element) == 4) {
+    if constexpr (kSame<Element, f32>) {
       first = _mm512_permutexvar_epi32(
           _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), value);
       second = _mm512_permutexvar_epi32(

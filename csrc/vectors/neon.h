@@ -1,5 +1,5 @@
-// The vector class of NEON as every ARMv8.0-A has it: four lanes. vfmaq is never used, it would
-// round once less.
+// The vector class of NEON, which every ARMv8.0-A has: four lanes. vfmaq is never used: it rounds
+// once instead of twice.
 
 #ifndef SCISSIONLITE_VECTORS_NEON_H_
 #define SCISSIONLITE_VECTORS_NEON_H_
@@ -42,8 +42,8 @@ struct Neon {
     vst1_f32(high, vget_high_f32(value));
   }
 
-  // Compared and selected: vmaxq answers NaN where there is one, vmaxnmq does for a signalling one,
-  // and both put +0 above -0.
+  // Compare and select: vmaxq returns NaN if one operand is NaN, vmaxnmq does so for a signalling
+  // NaN, and both take +0 as larger than -0.
   static F larger(F x, F acc) noexcept { return vbslq_f32(vcgtq_f32(x, acc), x, acc); }
   static F smaller(F x, F acc) noexcept { return vbslq_f32(vcltq_f32(x, acc), x, acc); }
   static F add(F a, F b) noexcept { return vaddq_f32(a, b); }
@@ -58,8 +58,8 @@ struct Neon {
   static F odds(F a, F b) noexcept { return vuzp2q_f32(a, b); }
   static F in_order(F x) noexcept { return x; }
 
-  // All from here on saturates, so only NaN needs a bound. A product is never a signalling one, and
-  // of a quiet one vmaxnmq answers the number.
+  // The next steps saturate, so only NaN needs a bound. A product is never a signalling NaN, and
+  // for a quiet NaN vmaxnmq returns the other operand.
   static I steps(F value, F factor) noexcept {
     return vcvtnq_s32_f32(vmaxnmq_f32(vmulq_f32(value, factor), set1(-512.0F)));
   }
@@ -100,7 +100,7 @@ struct Neon {
   }
   template <class Element>
   static void twice(uint8x16_t value, uint8x16_t& first, uint8x16_t& second) noexcept {
-    if constexpr (sizeof(Element) == 4) {
+    if constexpr (kSame<Element, f32>) {
       const uint32x4_t words = vreinterpretq_u32_u8(value);
       first = vreinterpretq_u8_u32(vzip1q_u32(words, words));
       second = vreinterpretq_u8_u32(vzip2q_u32(words, words));

@@ -1,8 +1,8 @@
-// The vector class of ARMv8.2-A's half-precision arithmetic: NEON, but float16 is compared as it
-// is.
+// The vector class of ARMv8.2-A's half-precision arithmetic: NEON, but float16 is compared without
+// conversion.
 //
-// Only the maximum of float16 gains: what compares halves loses nothing by not widening them, and
-// has twice the lanes. All that computes stays in float32, as docs/numerics.md wants it.
+// Only the maximum of float16 is different: a comparison of halves is exact, and has twice the
+// lanes. Arithmetic stays in float32, as docs/numerics.md requires.
 
 #ifndef SCISSIONLITE_VECTORS_NEONFP16_H_
 #define SCISSIONLITE_VECTORS_NEONFP16_H_
@@ -18,7 +18,7 @@
 namespace scissionlite {
 namespace {
 
-// The part of a vector class that pooling by the maximum needs, of eight float16.
+// The part of a vector class that max-pooling needs, for eight float16.
 struct HalfMaximum {
   static constexpr std::size_t kLanes = 8;
   using Narrower = Neon;

@@ -1,21 +1,23 @@
-// The vector class of one lane: the portable ISA, and what is left over at the ends of the others.
+// The vector class with one lane: the portable ISA, and the remainders of all other ISAs.
 //
-// A vector class is what the algorithms in pooling.h, packing.h and upsampling.h are written in:
+// The algorithms in pooling.h, packing.h and upsampling.h are templates over a vector class V. It
+// has:
 //
-// - kLanes, Narrower: lanes of float32; the class for runs shorter than that
-// - F, I: kLanes of float32, of int32
+// - kLanes, Narrower: the number of float32 lanes; the class for runs that are shorter
+// - F, I: the types of kLanes float32, and of kLanes int32
 // - load, store: from and to float or Half, unaligned; Half is converted
-// - store_halves: the lower and the upper half to two places
+// - store_halves: store the lower and the upper half to two places
 // - larger(x, acc), smaller(x, acc): x if it compares so, else acc; NaN and equal zeros give acc
-// - evens, odds, in_order: columns of two neighbouring vectors, as in_order(f(evens, odds))
-// - steps: a value in steps, rounded; store_codes: of four vectors of steps, or of one, with the
-//   zero points added and saturated
+// - evens, odds, in_order: columns of two neighbouring vectors, used as in_order(f(evens, odds))
+// - steps: values in steps, rounded
+// - store_codes: add the zero points to steps (four vectors, or one), saturate, store as int8
 // - dequantize: kLanes codes to float32
-// - Raw<T>, load_raw, store_raw, twice: elements as bits; each element doubled
-// - Pooler<Element, average>: the class in which pooling is done
+// - Raw<T>, load_raw, store_raw, twice: elements as bits; twice doubles each element
+// - Pooler<Element, average>: the class that pools elements of this type
 //
-// docs/numerics.md is what each has to compute. Everything in this folder is in an unnamed
-// namespace: compiled for a newer CPU, it must not be the copy that the linker keeps for everybody.
+// docs/numerics.md says what each must compute. Everything in this folder is in an unnamed
+// namespace, so that the linker cannot keep a copy that was compiled for a newer CPU for the whole
+// program.
 
 #ifndef SCISSIONLITE_VECTORS_SCALAR_H_
 #define SCISSIONLITE_VECTORS_SCALAR_H_
@@ -114,7 +116,8 @@ struct Scalar {
     const std::uint32_t rest = half.bits & 0x7FFFU;
     if (rest > 0x7C00U) return float_of(sign | 0x7FC00000U | (rest & 0x03FFU) << 13);
     if (rest == 0x7C00U) return float_of(sign | 0x7F800000U);
-    // The exponent's bias is 112 less; multiplying by 2^112 also normalises denormals, exactly.
+    // The exponent's bias is smaller by 112. Multiplying by 2^112 is exact, and normalises
+    // denormals.
     const float magnitude = float_of(rest << 13) * 0x1p112F;
     return float_of(sign | bits_of(magnitude));
   }

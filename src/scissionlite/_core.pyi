@@ -1,4 +1,4 @@
-"""Typed stub of the compiled core. Its policy-free classes check their arguments and run."""
+"""Typed stub of the compiled core (csrc/README.md). It checks its arguments and has no policy."""
 
 from typing import Any, overload
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 class Quantizer:
-    """Scales and zero points, checked: one of each for a tensor, or one a channel.
+    """Checked scales and zero points: one of each per tensor, or one per channel.
 
     Parameters
     ----------
@@ -35,29 +35,29 @@ class Quantizer:
         scheme: str = "affine",
         levels: int = 0,
     ) -> Quantizer:
-        """Return the scales and zero points whose codes span ranges; docs/numerics.md says how.
+        """Make the scales and zero points whose codes span ranges, as docs/numerics.md says.
 
         Parameters
         ----------
         lows, highs : ndarray of float64, shape (groups,)
-            ``+inf`` and ``-inf`` stand for a range of only zero.
+            Bounds of the ranges. ``+inf`` with ``-inf`` stands for the range 0 to 0.
         dtype : str
             ``"int8"`` or ``"int4"``.
         scheme : str
             ``"affine"`` or ``"symmetric"``.
         levels : int
-            How many of the codes each range takes, from 2 on; 0 for all.
+            How many of the codes each range uses, at least 2; 0 for all.
 
         Raises
         ------
         ValueError
-            A range is not finite, reversed, or too wide for a float32 scale, or there are not so
-            many codes.
+            A range is not finite, reversed, or too wide for a float32 scale; or `levels` is 1 or
+            more than the number of codes.
         """
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """Scales, exactly as they are used."""
+        """Scales, in float32 as the kernels use them."""
 
     @property
     def zero_points(self) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ class Quantizer:
     def __len__(self) -> int: ...
 
 class Transfer:
-    """A Transfer Layer for feature maps of one shape, its kernels chosen: docs/numerics.md.
+    """A Transfer Layer for feature maps of one shape, with its kernels chosen (docs/numerics.md).
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class Transfer:
     layout : str
         Order in memory, of the feature map and of the payload: "nchw" or "nhwc".
     dtype : str
-        Of the payload: "float32", "float16", "int8" or "int4".
+        Type of the payload: "float32", "float16", "int8" or "int4".
     isa : str, optional
         The instruction set, instead of :func:`isa`.
 
@@ -116,7 +116,7 @@ class Transfer:
         """Bytes of payload."""
 
     def accepts(self, array: npt.NDArray[Any]) -> bool:
-        """Tell whether an array is dense in this layout, aligned and of this many elements."""
+        """Tell whether an array is dense in this layout, aligned, and of the right size."""
 
     def encode(
         self,
@@ -131,9 +131,9 @@ class Transfer:
         array : ndarray of float32 or float16
             A feature map that :meth:`accepts` takes.
         out : ndarray of uint8, shape (nbytes,)
-            Contiguous, writable, aligned to the payload's type, apart from `array`.
+            Contiguous, writable, aligned to the payload's type; it does not overlap `array`.
         quantizer : Quantizer, optional
-            For int8 and int4, and only for them: one group, or one a channel.
+            Required for int8 and int4, None otherwise: one group, or one per channel.
 
         Raises
         ------
@@ -150,30 +150,32 @@ class Transfer:
         scheme: str = "affine",
         levels: int = 0,
     ) -> Quantizer:
-        """Encode with scales from the map's own range: one pass over it, one over the pooled map.
+        """Encode with scales from the range of the map.
+
+        One pass pools the map and finds the range, another one packs the pooled map.
 
         Parameters
         ----------
         array, out
             As in :meth:`encode`.
         pooled : ndarray of float32, shape (pooled_size,), or None
-            Where the pooled map goes in between; None with ``pool=1``, and only then.
+            Buffer for the pooled map; None only with ``pool=1``.
         per_channel : bool
-            One scale a channel instead of one for the tensor.
+            One scale per channel instead of one per tensor.
         scheme : str
             ``"affine"`` or ``"symmetric"``.
         levels : int
-            How many of the codes the range takes, from 2 on; 0 for all.
+            How many of the codes the range uses, at least 2; 0 for all.
 
         Returns
         -------
         Quantizer
-            What the payload was quantized with.
+            The scales and zero points of the payload.
 
         Raises
         ------
         TypeError, ValueError
-            An array does not fit, or the payload is not of integers.
+            An array does not fit, or the payload is not int8 or int4.
         """
 
     def pool_range(
@@ -189,14 +191,14 @@ class Transfer:
         array : ndarray of float32 or float16
             A feature map that :meth:`accepts` takes.
         out : ndarray of float32, shape (pooled_size,), or None
-            Where the pooled map goes; None with ``pool=1``, and only then, for the range alone.
+            Where the pooled map is written. With ``pool=1`` it may be None, to find the range only.
         per_channel : bool
-            One range a channel instead of one for the tensor.
+            One range per channel instead of one per tensor.
 
         Returns
         -------
         lows, highs : ndarray of float32, shape (groups,)
-            ``+inf`` and ``-inf`` where nothing was finite.
+            ``+inf`` and ``-inf`` where no value was finite.
         """
 
     def decode(
@@ -212,8 +214,8 @@ class Transfer:
         payload : ndarray of uint8, shape (nbytes,)
             Contiguous and aligned to its type.
         out : ndarray of float32 or float16
-            Where the feature map goes: an array that :meth:`accepts` takes, writable, apart from
-            `payload`.
+            Where the feature map is written: a writable array that :meth:`accepts` takes and that
+            does not overlap `payload`.
         quantizer : Quantizer, optional
             As in :meth:`encode`.
 
@@ -224,7 +226,7 @@ class Transfer:
         """
 
 def kernels() -> list[tuple[str, str]]:
-    """Name (operation, isa) of every kernel in this build, best ISA first."""
+    """List (operation, isa) of every kernel in this build, best ISA first."""
 
 def available_isas() -> list[str]:
     """List the ISAs that this build has and this CPU can run, best first."""
