@@ -1,6 +1,12 @@
-"""The command line, ``scissionlite``: one file a command.
+"""The command line, ``scissionlite``: one file per command.
 
-Exit codes: 0 done, 1 failed (one clear line on the error stream), 2 wrong usage.
+    options -> struct_options -> Recipe, Constraints, ... -> the command -> output: table or JSON
+
+``model_options`` and ``link_options`` hold the options that several commands share; ``plan_choice``
+finds the plan that ``prepare`` carries out. No command imports torch before it needs it.
+
+Exit codes: 0 done; 1 failed, with one line on the error stream (``main``); 2 wrong usage
+(``usage``).
 """
 
 from __future__ import annotations

@@ -33,38 +33,42 @@ the edge machine "ampere" (ScissionTL's published benchmark data).
 """
 
 
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Photographs: DATA/train/CLASS/*.jpg and DATA/test/CLASS/*.jpg. Without it, generated "
+        "textures.",
+        exists=True,
+        file_okay=False,
+    ),
+]
+LinksOption = Annotated[
+    list[str],
+    typer.Option(
+        metavar="RATE/RTT", help="Emulated link; may be given several times, for one after another."
+    ),
+]
+
+
 def demo(
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Photographs: DATA/train/CLASS/*.jpg and DATA/test/CLASS/*.jpg. "
-            "Without it, generated textures.",
-            exists=True,
-            file_okay=False,
-        ),
-    ] = None,
+    data: DataOption = None,
     model: Annotated[str, typer.Option(help="Any model name, as for `profile`.")] = DEFAULT_MODEL,
     weights: WeightsOption = None,
     size: SizeOption = 128,
-    link: Annotated[
-        list[str],
-        typer.Option(
-            metavar="RATE/RTT", help="Emulated link; several may be given one after the other."
-        ),
-    ] = [PAPER_LINK],  # noqa: B006 - typer reads it and never changes it
+    link: LinksOption = [PAPER_LINK],  # noqa: B006 - typer reads it and never changes it
     slowdown: Annotated[
-        float, typer.Option(help="Emulate a device so many times slower; 1 for none.", min=1.0)
+        float, typer.Option(help="Emulate a device this many times slower; 1 for none.", min=1.0)
     ] = PAPER_SLOWDOWN,
     at: Annotated[
         str | None,
-        typer.Option(help="Cut all splits at this slicing point; default: each at its best."),
+        typer.Option(help="Cut all splits at this slicing point; by default each at its best."),
     ] = None,
     network_epochs: Annotated[
         int, typer.Option(help="Epochs of training the network itself, without --weights.", min=1)
     ] = 3,
-    epochs: Annotated[int, typer.Option(help="Epochs of retraining with a TL.", min=1)] = 2,
+    epochs: Annotated[int, typer.Option(help="Epochs of retraining with each TL.", min=1)] = 2,
     images: Annotated[int, typer.Option(help="Test images to time each way on.", min=1)] = 40,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of data set and training.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for all that is made.")] = Path(
         "scissionlite-demo"
     ),

@@ -13,7 +13,7 @@ from scissionlite.runtimes import PACKAGES, RUNTIMES, runtime_module
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Tell versions, instruction sets and runtimes, and what is missing for which job."""
+    """Show versions, instruction sets and runtimes, and what each job still needs."""
     found: dict[str, str] = {
         "scissionlite": __version__,
         "python": platform.python_version(),

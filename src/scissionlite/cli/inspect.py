@@ -34,10 +34,10 @@ def inspect(
                 rows.append(["crosses", f"{tensor.dtype} {shape}: {tensor.transfer.label}"])
             else:
                 whole = "x".join(map(str, tensor.feature_shape))
-                told = f"{manifest.transfer.label}, {shape} of them"
-                rows.append(["crosses", f"{tensor.dtype} {whole}: {told}"])
+                label = f"{manifest.transfer.label}, {shape} of them"
+                rows.append(["crosses", f"{tensor.dtype} {whole}: {label}"])
             if tensor.quantization is not None:
-                rows.append(["", _told(tensor.quantization)])
+                rows.append(["", _scale_text(tensor.quantization)])
         rows.append(
             [
                 "sent",
@@ -60,8 +60,7 @@ def inspect(
         t = manifest.training
         how = "with labels" if t.labels else "without labels"
         how += f", distillation {t.distillation:g}" if t.distillation else ""
-        told = f"{t.epochs} epochs in {t.seconds:.0f} s, {how}, seed {t.seed}"
-        rows.append(["retrained", told])
+        rows.append(["retrained", f"{t.epochs} epochs in {t.seconds:.0f} s, {how}, seed {t.seed}"])
     for role, files in manifest.slices.items():
         rows += [
             [f"{role} slice", f"{file.file}, {file.runtime}, {kilobytes(file.bytes)} kB"]
@@ -73,7 +72,7 @@ def inspect(
     print_table(f"{bundle}: every slice matches its digest", ["", "value"], rows)
 
 
-def _told(quantization: Quantization) -> str:
+def _scale_text(quantization: Quantization) -> str:
     scales, zero_points = quantization.groups
     if quantization.channels is None:
         return f"scale {min(scales):.6g}, zero point {min(zero_points)}"

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON for programs."""
+"""Output of the commands: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 error_console = Console(stderr=True, soft_wrap=True)
-"""Errors and progress go here, so that the output stream holds nothing but the answer."""
+"""Errors and progress go here, so that the output stream holds only the answer."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -34,7 +34,7 @@ def print_table(
         caption_justify="left",
     )
     for column in columns:
-        # On a narrow terminal or in a pipe, a name is folded rather than cut.
+        # On a narrow terminal a long name is folded, not cut.
         justify: Literal["left", "right"] = "right" if column.endswith(")") else "left"
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
@@ -45,7 +45,7 @@ def print_table(
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds with a sensible number of digits."""
+    """Seconds as milliseconds, with about three digits."""
     value = seconds * 1e3
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 

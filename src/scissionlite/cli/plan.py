@@ -29,6 +29,27 @@ def _profiles(text: str) -> Any:
     return typer.Option(help=text, rich_help_panel="More machines", show_default=False)
 
 
+ObjectiveOption = Annotated[
+    Objective, typer.Option(help="What to rank by; throughput is that of pipelined requests.")
+]
+ParetoOption = Annotated[
+    bool, typer.Option("--pareto", help="Only plans that no other beats in latency and bytes.")
+]
+PowerOption = Annotated[
+    float | None, typer.Option(help="Watts of the device at work, for its energy.")
+]
+AccuracyOption = Annotated[
+    list[Path],
+    typer.Option(help="Bundle whose accuracy was measured; may be given several times."),
+]
+TopOption = Annotated[int, typer.Option(help="How many plans to print; 0 prints all.", min=0)]
+ReportOption = Annotated[
+    Path | None, typer.Option(help="Write an HTML page with figures and table.")
+]
+FigureOption = Annotated[
+    Path | None, typer.Option(help="Write latency by slicing point as a PNG or SVG.")
+]
+
 _NO_CONSTRAINTS = Constraints()
 ConstraintsOptions = Annotated[
     Constraints,
@@ -45,30 +66,17 @@ def plan(
     edge: Annotated[Path, typer.Argument(help="Profile of the edge machine (JSON).")],
     link: LinkOption = PAPER_LINK,
     slowdown: SlowdownOption = 1.0,
-    objective: Annotated[
-        Objective, typer.Option(help="What to rank by; throughput is that of pipelined requests.")
-    ] = "latency",
-    only_pareto: Annotated[
-        bool, typer.Option("--pareto", help="Only plans that none beats in latency and bytes.")
-    ] = False,
-    power: Annotated[
-        float | None, typer.Option(help="Watts of the device at work, for its energy.")
-    ] = None,
-    accuracy: Annotated[
-        list[Path],
-        typer.Option(help="Bundle whose accuracy was measured; may be given several times."),
-    ] = [],  # noqa: B006 - typer reads it and never changes it
+    objective: ObjectiveOption = "latency",
+    only_pareto: ParetoOption = False,
+    power: PowerOption = None,
+    accuracy: AccuracyOption = [],  # noqa: B006 - typer reads it and never changes it
     more_device: Annotated[list[Path], _profiles("Profile of another device.")] = [],  # noqa: B006
     more_edge: Annotated[list[Path], _profiles("Profile of another edge machine.")] = [],  # noqa: B006
     cloud: Annotated[list[Path], _profiles("Profile of a third tier.")] = [],  # noqa: B006
     constraints: ConstraintsOptions = _NO_CONSTRAINTS,
-    top: Annotated[int, typer.Option(help="How many plans to print; 0 prints all.", min=0)] = 15,
-    report: Annotated[
-        Path | None, typer.Option(help="Write an HTML page with figures and table.")
-    ] = None,
-    figure: Annotated[
-        Path | None, typer.Option(help="Write latency by slicing point as a PNG or SVG.")
-    ] = None,
+    top: TopOption = 15,
+    report: ReportOption = None,
+    figure: FigureOption = None,
     json: JsonOption = False,
 ) -> None:
     """Rank local, images to the edge, and every slicing point and Transfer Layer."""
@@ -98,7 +106,7 @@ def plan(
         print_json([{"latency": p.predicted.latency, "plan": p} for p in shown])
         return
     if not only_pareto:
-        # What splitting is compared with is shown, however far down it ranks.
+        # The best plan of each kind is shown, however far down it ranks, for comparison.
         shown += _first_of_each_kind(plans, shown)
     title = f"Plans for {link_text}" + (f", device {slowdown:g}x slower" if slowdown != 1 else "")
     caption = f"{len(plans)} plans satisfy the constraints."

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scissionlite.graph.graph import Graph
 
 Codec = Literal["int8", "paper", "float32", "jpeg", "png", "uint8", "local"]
-"""What crosses the link: a Transfer Layer, an image, or nothing."""
+"""A way over the link: a Transfer Layer of this name, an image, or nothing ("local")."""
 
 _SPECS: dict[Codec, TransferSpec] = {
     "int8": TransferSpec(),
@@ -30,7 +30,7 @@ _SPECS: dict[Codec, TransferSpec] = {
 }
 
 
-class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
+class PlanRequest(msgspec.Struct, frozen=True):
     """The options that say which plan is prepared.
 
     Attributes
@@ -38,7 +38,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     at
         Name of the slicing point of a plan that is written out.
     codec
-        What crosses in such a plan.
+        The codec of such a plan.
     changes
         Changes to the codec's Transfer Layer.
     device_profile, edge_profile

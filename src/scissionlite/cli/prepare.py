@@ -145,21 +145,15 @@ def prepare(
     json: JsonOption = False,
 ) -> None:
     """Prepare a bundle for a plan: the slices, retrained with the Transfer Layer in between."""
-    request = PlanRequest(
-        at=at,
-        codec=codec,
-        changes=transfer,
-        device_profile=device_profile,
-        edge_profile=edge_profile,
-        link=link,
-        slowdown=slowdown,
-    )
+    request = PlanRequest(at, codec, transfer, device_profile, edge_profile, link, slowdown)
     _check_accuracy_drop(accuracy_drop, request, validate, checkpoint)
     plan = request.plan() if accuracy_drop is None else None
-    if num_classes is None and train is not None:
-        num_classes = sum(1 for entry in train.iterdir() if entry.is_dir())
     graph = capture_model(
-        model, size=size, num_classes=num_classes, weights=weights, max_tensors=max_tensors
+        model,
+        size=size,
+        num_classes=num_classes or _class_count(train),
+        weights=weights,
+        max_tensors=max_tensors,
     )
     job = _Job(
         out=out,
@@ -186,7 +180,7 @@ def prepare(
 
 
 class _Job(msgspec.Struct, frozen=True, kw_only=True):
-    """How bundles are prepared, whatever the plan."""
+    """The options that do not depend on the plan."""
 
     out: Path
     train: Path | None
@@ -222,7 +216,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
     def choose(
         self, graph: Graph, request: PlanRequest, accuracy_drop: float, tries: int
     ) -> Bundle:
-        """Prepare the fastest plan that loses at most so many points of accuracy."""
+        """Prepare the fastest plan that loses at most ``accuracy_drop`` points of accuracy."""
         from scissionlite.preprocessor import choosing
 
         assert self.validate is not None  # _check_accuracy_drop has seen to it
@@ -246,6 +240,11 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
         if self.progress:
             _print_attempts(choice.attempts, parse_link(request.link))
         return choice.bundle
+
+
+def _class_count(train: Path | None) -> int | None:
+    """The number of classes of training photographs in folders, one per class."""
+    return None if train is None else sum(1 for entry in train.iterdir() if entry.is_dir())
 
 
 def _check_accuracy_drop(

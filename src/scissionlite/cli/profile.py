@@ -1,10 +1,11 @@
-"""``scissionlite profile``: measure a network on this machine."""
+"""``scissionlite profile``: measure a network on this machine, or on an edge daemon's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from scissionlite.cli.model_options import (
@@ -18,12 +19,51 @@ from scissionlite.cli.model_options import (
     preprocessing_for,
 )
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
-from scissionlite.cli.remote import RemoteControlOption, RemoteOption, profile_there
+from scissionlite.cli.usage import usage_errors
 from scissionlite.images import JPEG_QUALITY
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.cost import Machine
 from scissionlite.scissiontl.profile import Profile
+from scissionlite.scissiontl.remote_profile import remote_profile
 from scissionlite.transfer_layer import TransferSpec
+
+NameOption = Annotated[
+    str | None, typer.Option(help="Name of this machine.", show_default="host name")
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Photographs with which codecs and images to the edge are measured; from 16 on also "
+        "how much of the input shows at each slicing point (leakage).",
+        exists=True,
+        file_okay=False,
+    ),
+]
+RepetitionsOption = Annotated[int, typer.Option(help="Measurements of each block.", min=1)]
+JpegQualityOption = Annotated[
+    list[int],
+    typer.Option(
+        help="Quality of JPEG to the edge; may be given several times.",
+        min=1,
+        max=95,
+    ),
+]
+SlicesOption = Annotated[
+    int, typer.Option(help="Slicing points at which the slices are built and timed.", min=0)
+]
+RuntimeOption = Annotated[RuntimeName, typer.Option(help="The runtime of blocks and slices.")]
+RemoteOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Have the edge daemon at this tensor endpoint (tcp://edge:5555) profile its machine "
+        "instead; it must be served with --profile-models."
+    ),
+]
+RemoteControlOption = Annotated[
+    str | None,
+    typer.Option("--control", help="Its control endpoint.", show_default="the next port"),
+]
+OutOption = Annotated[Path | None, typer.Option(help="Write the profile to this JSON file.")]
 
 
 def profile(
@@ -32,70 +72,40 @@ def profile(
     num_classes: ClassesOption = None,
     weights: WeightsOption = None,
     threads: ThreadsOption = None,
-    name: Annotated[str | None, typer.Option(help="What to call this machine.")] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="Photographs: to measure codecs and images to the edge on, and from 16 on what "
-            "of the input shows at each slicing point (leakage).",
-            exists=True,
-            file_okay=False,
-        ),
-    ] = None,
-    repetitions: Annotated[int, typer.Option(help="Measurements of each block.", min=1)] = 20,
-    jpeg_quality: Annotated[
-        list[int],
-        typer.Option(help="Of JPEG to the edge; may be given several times.", min=1, max=95),
-    ] = [JPEG_QUALITY],  # noqa: B006 - typer reads it and never changes it
-    slices: Annotated[
-        int, typer.Option(help="Slicing points at which the slices are built and timed.", min=0)
-    ] = 12,
-    runtime: Annotated[
-        RuntimeName, typer.Option(help="What runs blocks and slices.")
-    ] = "torchscript",
+    name: NameOption = None,
+    images: ImagesOption = None,
+    repetitions: RepetitionsOption = 20,
+    jpeg_quality: JpegQualityOption = [JPEG_QUALITY],  # noqa: B006 - typer reads it and never changes it
+    slices: SlicesOption = 12,
+    runtime: RuntimeOption = "torchscript",
     max_tensors: MaxTensorsOption = 1,
     remote: RemoteOption = None,
     control: RemoteControlOption = None,
-    out: Annotated[Path | None, typer.Option(help="Write the profile to this JSON file.")] = None,
+    out: OutOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure every block, slice, codec and image format of a network on this machine."""
-    if remote is not None:
-        measured = profile_there(
-            remote,
-            control,
-            model,
-            local={"--weights": weights, "--images": images, "--name": name},
-            size=size,
-            num_classes=num_classes,
-            runtime=runtime,
-            threads=threads,
-            repetitions=repetitions,
-            max_tensors=max_tensors,
+    request = _Request(
+        model=model,
+        size=size,
+        num_classes=num_classes,
+        runtime=runtime,
+        threads=threads,
+        repetitions=repetitions,
+        max_tensors=max_tensors,
+    )
+    if remote is None:
+        measured = request.profile_here(
+            name, weights, images, jpeg_quality, slices, progress=not json
         )
     else:
-        from scissionlite.preprocessor.data import sample_frames
-        from scissionlite.progress import progress_bar
-        from scissionlite.scissiontl.profiler import profile as measure
-
-        graph = capture_model(
-            model, size=size, num_classes=num_classes, weights=weights, max_tensors=max_tensors
-        )
-        preprocessing = preprocessing_for(size)
-        frames = sample_frames(images, preprocessing, count=48) if images else []
-        with progress_bar(not json) as bar:
-            measured = measure(
-                graph,
-                name=name,
-                runtime=runtime,
-                threads=threads,
-                images=frames,
-                preprocessing=preprocessing,
-                jpeg_qualities=jpeg_quality,
-                repetitions=repetitions,
-                slices=slices,
-                progress=bar,
-            )
+        local_options = {"--weights": weights, "--images": images, "--name": name}
+        for option, value in local_options.items():
+            if value is not None:
+                raise typer.BadParameter(
+                    f"{option} cannot go with --remote: files and names of this machine stay here"
+                )
+        measured = request.profile_there(remote, control)
     if out is not None:
         measured.save(out)
     if json:
@@ -104,14 +114,79 @@ def profile(
     _print(measured, f" Written to {out}." if out else "")
 
 
+class _Request(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that hold here and on an edge daemon's machine."""
+
+    model: str
+    size: int
+    num_classes: int | None
+    runtime: RuntimeName
+    threads: int | None
+    repetitions: int
+    max_tensors: int
+
+    def profile_here(
+        self,
+        name: str | None,
+        weights: Path | None,
+        images: Path | None,
+        jpeg_qualities: list[int],
+        slices: int,
+        *,
+        progress: bool,
+    ) -> Profile:
+        """Measure on this machine."""
+        from scissionlite.preprocessor.data import sample_frames
+        from scissionlite.progress import progress_bar
+        from scissionlite.scissiontl.profiler import profile as measure
+
+        graph = capture_model(
+            self.model,
+            size=self.size,
+            num_classes=self.num_classes,
+            weights=weights,
+            max_tensors=self.max_tensors,
+        )
+        preprocessing = preprocessing_for(self.size)
+        frames = sample_frames(images, preprocessing, count=48) if images else []
+        with progress_bar(progress) as bar:
+            return measure(
+                graph,
+                name=name,
+                runtime=self.runtime,
+                threads=self.threads,
+                images=frames,
+                preprocessing=preprocessing,
+                jpeg_qualities=jpeg_qualities,
+                repetitions=self.repetitions,
+                slices=slices,
+                progress=bar,
+            )
+
+    def profile_there(self, remote: str, control: str | None) -> Profile:
+        """Have an edge daemon measure on its machine."""
+        with usage_errors():
+            return remote_profile(
+                remote,
+                self.model,
+                control=control,
+                size=self.size,
+                num_classes=self.num_classes,
+                runtime=self.runtime,
+                threads=self.threads,
+                repetitions=self.repetitions,
+                max_tensors=self.max_tensors,
+            )
+
+
 def _print(measured: Profile, written: str) -> None:
-    ours = {t.block: t for t in measured.transfers if t.spec == TransferSpec()}
+    default_codec = {t.block: t for t in measured.transfers if t.spec == TransferSpec()}
     slices = {each.block: each for each in measured.slices}
     machine = Machine(measured)
     leaks = any(block.leakage is not None for block in measured.blocks)
     rows = []
     for index, block in enumerate(measured.blocks):
-        packed, timed = ours.get(index), slices.get(index)
+        packed, timed = default_codec.get(index), slices.get(index)
         row = [
             block.name,
             milliseconds(block.latency),

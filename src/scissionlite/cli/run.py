@@ -70,7 +70,7 @@ def run(
         float, typer.Option(help="Emulate a device this many times slower.", min=1)
     ] = 1.0,
     repeat: Annotated[int, typer.Option(help="Answer every image this many times.", min=1)] = 1,
-    warm_up: Annotated[int, typer.Option(help="Answers before the first that counts.", min=0)] = 1,
+    warm_up: Annotated[int, typer.Option(help="Answers before the counted ones.", min=0)] = 1,
     json: JsonOption = False,
 ) -> None:
     """Answer images one after the other, and say how long each took and who answered it."""
@@ -90,18 +90,33 @@ def run(
             runtime=runtime,
             slowdown=slowdown,
         )
-    answers = []
     with device:
-        first = _frame(files[0], preprocessing)
-        for _ in range(warm_up):
-            device.infer(first)
-        for file in files:
-            frame = _frame(file, preprocessing)
-            for _ in range(repeat):
-                answer = device.submit(frame).result()
-                answers.append(_row(file, answer, opened.manifest))
+        answers = _answers(device, files, preprocessing, warm_up=warm_up, repeat=repeat)
+    summary = _summary(answers)
+    if json:
+        print_json({"answers": answers, "summary": summary})
+    else:
+        _print(answers, summary)
+
+
+def _answers(
+    device: Device, files: list[Path], preprocessing: Preprocessing, *, warm_up: int, repeat: int
+) -> list[ImageAnswer]:
+    first = _frame(files[0], preprocessing)
+    for _ in range(warm_up):
+        device.infer(first)
+    answers = []
+    for file in files:
+        frame = _frame(file, preprocessing)
+        for _ in range(repeat):
+            answer = device.submit(frame).result()
+            answers.append(_row(file, answer, device.bundle.manifest))
+    return answers
+
+
+def _summary(answers: list[ImageAnswer]) -> Summary:
     latencies = [answer.latency for answer in answers]
-    summary = Summary(
+    return Summary(
         answers=len(answers),
         edge=sum(answer.where == "edge" for answer in answers),
         local=sum(answer.where == "local" for answer in answers),
@@ -109,10 +124,6 @@ def run(
         latency_p95=float(np.percentile(latencies, 95)),
         bytes_sent=sum(answer.bytes_sent for answer in answers),
     )
-    if json:
-        print_json({"answers": answers, "summary": summary})
-    else:
-        _print(answers, summary)
 
 
 def _image_files(paths: list[Path]) -> list[Path]:

@@ -15,6 +15,7 @@ from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import JsonOption, error_console, print_table
 from scissionlite.cli.usage import usage_errors
 from scissionlite.offloader import EdgeLimits, EdgeServer
+from scissionlite.offloader.wire.control import StatsReply
 
 _DEFAULTS = EdgeLimits()
 
@@ -71,20 +72,7 @@ def serve(
         signal.signal(number, lambda *_: server.stop())
     _print_ready(server, opened, json)
     server.serve_forever()
-    stats = server.stats()
-    if json:
-        # One line each, for programs that read them as they come.
-        typer.echo(msgspec.json.encode({"event": "closed", "stats": stats}).decode())
-    else:
-        rejected = ", ".join(f"{count} {kind}" for kind, count in stats.rejected.items())
-        rows = [
-            ["served", str(stats.served)],
-            ["failed", str(stats.failed)],
-            ["expired", str(stats.expired)],
-            ["busy", str(stats.busy)],
-            ["rejected", rejected or "0"],
-        ]
-        print_table(f"Served for {stats.uptime:.0f} s", ["requests", "count"], rows)
+    _print_closed(server.stats(), json)
 
 
 def _print_ready(server: EdgeServer, opened: Bundle | None, json: bool) -> None:
@@ -109,3 +97,19 @@ def _print_ready(server: EdgeServer, opened: Bundle | None, json: bool) -> None:
         markup=False,
         highlight=False,
     )
+
+
+def _print_closed(stats: StatsReply, json: bool) -> None:
+    if json:
+        # One line each, for programs that read them as they come.
+        typer.echo(msgspec.json.encode({"event": "closed", "stats": stats}).decode())
+        return
+    rejected = ", ".join(f"{count} {kind}" for kind, count in stats.rejected.items())
+    rows = [
+        ["served", str(stats.served)],
+        ["failed", str(stats.failed)],
+        ["expired", str(stats.expired)],
+        ["busy", str(stats.busy)],
+        ["rejected", rejected or "0"],
+    ]
+    print_table(f"Served for {stats.uptime:.0f} s", ["requests", "count"], rows)
