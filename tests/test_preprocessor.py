@@ -168,6 +168,8 @@ def test_images_and_local_plans_are_prepared_too(
         afters[plan.kind] = made.manifest.accuracy
     assert afters["local"].after == afters["local"].before
     assert afters["image"].after != afters["image"].before  # quality 5 shows
+    assert afters["local"].sent_bytes == 0
+    assert afters["image"].sent_bytes > 0
 
 
 def test_a_bundle_for_every_runtime_answers_the_same(small_graph: sl.Graph, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 import scissionlite as sl
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
-from scissionlite.preprocessor import distillation, inserter, trainer
+from scissionlite.preprocessor import feature_cache, inserter, trainer
 from scissionlite.preprocessor.calibration import calibrate
 from scissionlite.preprocessor.data import (
     ImageFolder,
@@ -36,6 +36,7 @@ from scissionlite.preprocessor.data import (
 )
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import IGNORED, SEGMENTATION, Task
+from scissionlite.preprocessor.teacher import Teacher
 from scissionlite.transfer_layer.layers import TransferLayer
 
 OURS = sl.TransferSpec()
@@ -80,59 +81,62 @@ def test_bare_photographs_teach_as_well(
         trainer.train(small_network(), Photographs(bare, TEXTURES), labelled=False)
 
 
-def test_what_frozen_slices_answer_is_remembered_rightly(
-    small_graph: sl.Graph, textures: Path
-) -> None:
+def test_the_cache_holds_what_the_networks_answer(small_graph: sl.Graph, textures: Path) -> None:
     network = sliced(small_graph, textures).eval()
-    teacher = distillation.Teacher(small_graph, "1")
+    teacher = Teacher(small_graph, "1")
     photographs = ImageFolder(textures / "train", TEXTURES, augment=True)
     part = Subset(photographs, [3, 50, 7])
-    known = distillation.remember(network, teacher, part, torch.device("cpu"))
-    assert known is not None
+    cache = feature_cache.cache_features(network, teacher, part, torch.device("cpu"))
+    assert cache is not None
     seen = set()
     for _ in range(20):
-        features, reference, wanted, label = known[1]
-        assert (reference, label) == ([], photographs.files[50][1])
+        sample = cache[1]
+        assert (sample.inputs, sample.teacher_features) == ([], [])
+        assert sample.target == photographs.files[50][1]
         for mirrored in (False, True):
             x, _ = photographs.side(mirrored)[50]
             assert isinstance(x, torch.Tensor)
             with torch.no_grad():
                 whole = small_graph.module(x[None])[0]
                 own = network.device_slice(x[None])[0]
-            if torch.allclose(features[0], own, atol=1e-5):
-                torch.testing.assert_close(wanted[0], whole, rtol=1e-3, atol=1e-4)
+            if torch.allclose(sample.features[0], own, atol=1e-5):
+                (output,) = sample.teacher_outputs
+                torch.testing.assert_close(output, whole, rtol=1e-3, atol=1e-4)
                 seen.add(mirrored)
     assert seen == {False, True}
     other = torch.utils.data.TensorDataset(torch.zeros(4, 3, 64, 64), torch.zeros(4))
-    assert distillation.remember(network, teacher, other, torch.device("cpu")) is None
-    few = distillation.remember(network, teacher, part, torch.device("cpu"), most_bytes=1000)
+    assert feature_cache.cache_features(network, teacher, other, torch.device("cpu")) is None
+    few = feature_cache.cache_features(network, teacher, part, torch.device("cpu"), max_bytes=1000)
     assert few is None
 
 
-@pytest.mark.parametrize("taught", [True, False])
-def test_the_teacher_is_remembered_where_the_device_slice_learns(
-    taught: bool, small_graph: sl.Graph, textures: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_the_teacher_is_cached_where_the_device_slice_learns(
+    with_teacher: bool, small_graph: sl.Graph, textures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe(epochs=2, batch_size=16, train_device_slice=True)
     photographs = ImageFolder(textures / "train", TEXTURES)
     weights = []
     for share in (1.0, 0.0):
-        monkeypatch.setattr(distillation, "_REMEMBERED_SHARE", share)
+        monkeypatch.setattr(feature_cache, "_MEMORY_SHARE", share)
         network = sliced(small_graph, textures, recipe)
         before = copy.deepcopy(network.device_slice.state_dict())
-        teacher = distillation.Teacher(small_graph, "1") if taught else None
-        known = distillation.remember(network.eval(), teacher, photographs, torch.device("cpu"))
-        assert (known is not None) == bool(share)
-        if known is not None:
+        teacher = Teacher(small_graph, "1") if with_teacher else None
+        processor = torch.device("cpu")
+        cache = feature_cache.cache_features(network.eval(), teacher, photographs, processor)
+        assert (cache is not None) == bool(share)
+        if cache is not None:
             x, _ = photographs[5]
             assert isinstance(x, torch.Tensor)
-            given, reference, wanted, _ = known[5]
-            assert torch.equal(given[0], x)
-            assert len(reference) == taught
+            sample = cache[5]
+            assert torch.equal(sample.inputs[0], x)
+            assert sample.features == []
+            assert len(sample.teacher_features) == with_teacher
             with torch.no_grad():
                 answers = [small_graph.split("1")[0](x[None])[0], small_graph.module(x[None])[0]]
-            expected = answers if taught else []
-            for found, answer in zip([*reference, *wanted[:1]], expected, strict=True):
+            expected = answers if with_teacher else []
+            actual = [*sample.teacher_features, *sample.teacher_outputs]
+            for found, answer in zip(actual, expected, strict=True):
                 torch.testing.assert_close(found, answer, rtol=1e-3, atol=1e-4)
         trainer.train(network, photographs, recipe, teacher=teacher)
         after = network.device_slice.state_dict()
@@ -166,48 +170,49 @@ class Pictures(Dataset[Sample]):
         return x, (x[0] > 0).long()
 
 
-def test_own_data_are_remembered_with_their_targets(small_graph: sl.Graph, textures: Path) -> None:
+def test_own_data_are_cached_with_their_targets(small_graph: sl.Graph, textures: Path) -> None:
     network = sliced(small_graph, textures).eval()
-    teacher = distillation.Teacher(small_graph, "1")
+    teacher = Teacher(small_graph, "1")
     data = augmented(Pictures())  # as the Trainer takes any data
     assert isinstance(data, Pictures)
     assert data.augment
-    known = distillation.remember(network, teacher, data, torch.device("cpu"))
-    assert known is not None
-    assert len(known) == 8
+    cache = feature_cache.cache_features(network, teacher, data, torch.device("cpu"))
+    assert cache is not None
+    assert len(cache) == 8
     sides = set()
     for _ in range(20):
-        features, _, wanted, target = known[5]
+        sample = cache[5]
         for mirrored in (False, True):
             x, expected = data.side(mirrored)[5]
             assert isinstance(x, torch.Tensor)
-            if torch.equal(target, expected):
+            if torch.equal(sample.target, expected):
                 with torch.no_grad():
                     own = network.device_slice(x[None])[0]
                     whole = small_graph.module(x[None])[0]
-                torch.testing.assert_close(features[0], own, rtol=1e-3, atol=1e-4)
-                torch.testing.assert_close(wanted[0], whole, rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(sample.features[0], own, rtol=1e-3, atol=1e-4)
+                (output,) = sample.teacher_outputs
+                torch.testing.assert_close(output, whole, rtol=1e-3, atol=1e-4)
                 sides.add(mirrored)
     assert sides == {False, True}
 
 
-def test_the_teacher_tells_what_it_holds_behind_the_cut(small_graph: sl.Graph) -> None:
+def test_hints_are_what_crosses_behind_the_cut(small_graph: sl.Graph) -> None:
     x = torch.randn(2, 3, 64, 64)
     names = [point.name for point in small_graph.slicing_points]
     for point in ("0", "1", "3.2"):
-        teacher = distillation.Teacher(small_graph, point)
+        teacher = Teacher(small_graph, point)
         with torch.no_grad():
             crossing = teacher.device_slice(x)
-            answer, *taps = flat(teacher.edge_slice(crossing))
+            (answer,), hints = teacher.answer(flat(crossing))
             torch.testing.assert_close(answer, small_graph.module(x))
-            # Every tap is what crosses at a slicing point behind the cut.
+            # Every hint is what crosses at a slicing point behind the cut.
             behind = small_graph.slicing_points[names.index(point) + 1 :]
-            known = [small_graph.between(point, other)(crossing) for other in behind]
-        assert len(taps) == len(teacher.taps)
-        for tap in taps:
-            assert tap.ndim == 4
-            assert any(tap.shape == k.shape and torch.equal(tap, k) for k in known)
-        assert bool(taps) == (point != "3.2")  # only vectors cross behind it
+            later = [small_graph.between(point, other)(crossing) for other in behind]
+        assert len(hints) == len(teacher.hint_nodes)
+        for hint in hints:
+            assert hint.ndim == 4
+            assert any(hint.shape == other.shape and torch.equal(hint, other) for other in later)
+        assert bool(hints) == (point != "3.2")  # only vectors cross behind it
 
 
 def test_scales_are_learned_and_settled(small_graph: sl.Graph, textures: Path) -> None:
@@ -237,7 +242,7 @@ def test_slices_that_are_frozen_keep_weights_and_statistics(
     batches = input_batches(DataLoader(data, 16))
     network = inserter.insert(small_graph, "1", spec, calibration=batches, recipe=recipe)
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    teacher = distillation.Teacher(small_graph, "1")
+    teacher = Teacher(small_graph, "1")
     trainer.train(network, data, recipe, teacher=teacher)
     after = network.state_dict()
     changed = {name for name, t in after.items() if not torch.equal(t, before[name])}

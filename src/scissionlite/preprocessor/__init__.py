@@ -1,1 +1,13 @@
-"""Preprocessor: Inserter, Trainer and Splitter (arXiv 2105.02019), from a plan to a bundle."""
+"""Preprocessor: from a plan to a bundle (Inserter, Trainer and Splitter of arXiv 2105.02019).
+
+All runs on the caller's thread. choosing.choose calls pipeline.prepare for one plan after another::
+
+    prepare    data: photographs, Dataset or DataLoader -> samples (inputs, target)
+    inserter   Graph -> SlicedNetwork; calibration finds the scales
+    trainer    trains it by a Recipe: a loop over epochs and batches
+                 samples -> Batch: batches, or once for all epochs: feature_cache
+                 Batch -> loss: objectives, for a task; teacher answers for the uncut network
+                 after an epoch: batch_norm, early_stopping, checkpoint
+    exports    slices for each runtime: runtimes.export
+    splitter   verifies and scores them -> Accuracy; then Bundle.write
+"""

@@ -1,7 +1,8 @@
-"""Checkpoints: a training that was interrupted goes on where its last whole epoch ended."""
+"""Checkpoints: an interrupted training goes on after its last whole epoch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,66 @@ import xxhash
 from torch import nn
 
 from scissionlite.errors import PrepareError
+from scissionlite.preprocessor.early_stopping import EarlyStopping
+
+
+@dataclass
+class TrainingState:
+    """What changes in training, and so what a checkpoint holds.
+
+    Attributes
+    ----------
+    network, optimizer, schedule, stopping
+        With their weights, moments, step and best weights.
+    epoch : int
+        Epochs that are done.
+    seconds : float
+        Time that they took.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    stopping: EarlyStopping
+    epoch: int = 0
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as tensors and plain values."""
+        return {
+            "epoch": self.epoch,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "seconds": self.seconds,
+            "best": self.stopping.best_weights,
+            "best_score": self.stopping.best_score,
+            "stale": self.stopping.epochs_without_gain,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.stopping.best_weights = state["best"]
+        self.stopping.best_score = state["best_score"]
+        self.stopping.epochs_without_gain = state["stale"]
+        self.epoch, self.seconds = int(state["epoch"]), state["seconds"]
 
 
 class Checkpoint:
-    """A file with everything that a training needs to go on.
+    """A file with the state of a training after its last whole epoch.
 
     Parameters
     ----------
     path
         The file; it is removed when training is done.
     purpose
-        What is trained and how, in words that are equal only where it is the same training.
+        Text that describes what is trained and how. Two trainings with different texts are
+        different.
     network
-        With its first weights, which belong to what makes two trainings the same.
+        The network before training. Two trainings with different first weights are different.
     """
 
     def __init__(self, path: Path, purpose: str, network: nn.Module) -> None:
@@ -33,8 +81,8 @@ class Checkpoint:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         self._fingerprint = digest.hexdigest()
 
-    def load(self) -> dict[str, Any] | None:
-        """What :meth:`save` was last given; None if there is no file.
+    def restore(self, state: TrainingState) -> None:
+        """Load what :meth:`save` wrote last; without a file the state stays as it is.
 
         Raises
         ------
@@ -42,7 +90,7 @@ class Checkpoint:
             If the file is of another training, or cannot be read.
         """
         if not self.path.exists():
-            return None
+            return
         try:
             stored: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             fingerprint = stored.pop("fingerprint")
@@ -55,15 +103,15 @@ class Checkpoint:
                 f"{self.path} is the checkpoint of another training (other weights, data, plan or "
                 "recipe): remove it to start anew, or give another checkpoint="
             )
-        return stored
+        state.load_state_dict(stored)
 
-    def save(self, state: dict[str, Any]) -> None:
+    def save(self, state: TrainingState) -> None:
         """Write the state, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f"{self.path.name}.partial")
-        torch.save({**state, "fingerprint": self._fingerprint}, partial)
+        torch.save({**state.state_dict(), "fingerprint": self._fingerprint}, partial)
         partial.replace(self.path)
 
     def remove(self) -> None:
-        """Training is done."""
+        """Remove the file: training is done."""
         self.path.unlink(missing_ok=True)

@@ -1,12 +1,12 @@
-"""Choosing: the fastest plan whose accuracy holds a floor, found by trying."""
+"""Choosing: try plans, and keep the fastest whose accuracy is high enough."""
 
 from __future__ import annotations
 
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -17,24 +17,25 @@ from scissionlite.images import Preprocessing
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import Data, ImageFolder, open_data
 from scissionlite.preprocessor.pipeline import prepare
+from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """A plan that was tried: what it scored, whether that holds the floor, and how long it took.
+    """A plan that was tried, and its result.
 
     Attributes
     ----------
     plan
-        What was prepared.
+        The plan that was prepared.
     accuracy
         As in its bundle.
     held
-        Whether the score is at or above the floor.
+        Whether the score is high enough.
     seconds
-        That calibrating, training, exporting and measuring took.
+        Time for calibrating, training, exporting and measuring.
     """
 
     plan: Plan
@@ -57,19 +58,25 @@ def choose(
     accuracy_drop: float,
     validate: str | Path | Data,
     out: str | Path,
+    train: str | Path | Data | None = None,
+    unlabelled: str | Path | Data | None = None,
     preprocessing: Preprocessing | None = None,
     task: Task = CLASSIFICATION,
+    recipe: Recipe | None = None,
+    runtimes: Sequence[str] = ("torchscript",),
+    local_fallback: bool = True,
+    max_batch: int = 1,
+    progress: bool = False,
     tries: int = 5,
     on_try: Callable[[Plan], None] = lambda plan: None,
-    **options: Any,
 ) -> Choice:
     """Prepare the most promising plans in order of predicted latency; keep the first that holds.
 
     As plans come in order, the first whose score is no more than ``accuracy_drop`` below the uncut
-    network's is the fastest of them. What cannot do better than what has failed is passed over: the
-    same or a harsher Transfer Layer where a feature map of the same shape crosses. Once ``tries``
-    of them were trained, only plans are left that need no training: a float32 split, images, or
-    running locally, which always holds.
+    network's is the fastest of them. A plan is left out if it cannot score better than one that has
+    failed: it has the same or a harsher Transfer Layer where a feature map of the same shape
+    crosses. Once ``tries`` plans were trained and failed, only plans are tried that need no
+    training: a float32 split, images, or running locally, which always holds.
 
     Parameters
     ----------
@@ -80,92 +87,113 @@ def choose(
     accuracy_drop
         Most that the score may fall, 0 to 1.
     validate
-        Data on which every plan is scored. What is chosen by them fits them a little better than
-        other data: keep some back to report.
+        Data on which every plan is scored. As the choice depends on them, its score on other data
+        is a little lower: keep some back to report.
     out
         Folder of the bundle that is kept.
-    preprocessing, task
+    train, unlabelled, preprocessing, task, recipe, runtimes, local_fallback, max_batch, progress
         As :func:`scissionlite.prepare`.
     tries
         Most plans to train.
     on_try
-        Called with every plan before it is prepared.
-    options
-        Further arguments of :func:`scissionlite.prepare`.
+        Called with each plan before it is prepared.
+
+    Returns
+    -------
+    Choice
 
     Raises
     ------
     PrepareError
-        If no plan holds the floor (the message tells what each scored), or as
-        :func:`scissionlite.prepare`.
+        If no plan holds (the message has all scores), or as :func:`scissionlite.prepare`.
     """
     if not 0 <= accuracy_drop <= 1:
         raise PrepareError(f"accuracy_drop={accuracy_drop!r} must be 0 to 1")
     data = open_data(validate, preprocessing, kind=ImageFolder)
-    uncut = trainer.evaluate(graph.module, data, task=task)
+    uncut_score = trainer.evaluate(graph.module, data, task=task)
+    prepare_plan = partial(
+        prepare,
+        graph,
+        train=train,
+        unlabelled=unlabelled,
+        validate=data,
+        preprocessing=preprocessing,
+        task=task,
+        recipe=recipe,
+        runtimes=runtimes,
+        local_fallback=local_fallback,
+        max_batch=max_batch,
+        uncut_score=uncut_score,
+        progress=progress,
+    )
     attempts: list[Attempt] = []
-    failed: list[tuple[list[tuple[int, ...]], TransferSpec]] = []
+    failed: list[_LossyTransfer] = []
     folder = Path(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for plan in plans:
-        trains = plan.spec is not None and not plan.spec.lossless
-        shapes = _crossing(graph, plan)
-        if trains and (len(failed) >= tries or _hopeless(shapes, plan, failed)):
+        lossy = _LossyTransfer.of(graph, plan)
+        if lossy and (len(failed) >= tries or any(map(lossy.as_harsh_as, failed))):
             continue
         on_try(plan)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-try-", dir=folder.parent) as tried:
-            bundle = prepare(
-                graph,
-                plan,
-                validate=data,
-                out=Path(tried) / "bundle",
-                preprocessing=preprocessing,
-                task=task,
-                uncut_score=uncut,
-                checkpoint=folder.with_name(f".{folder.name}-try-{len(attempts)}.checkpoint"),
-                **options,
-            )
-            accuracy = bundle.manifest.accuracy
-            assert accuracy is not None  # as there are validation data
-            held = accuracy.after >= accuracy.before - accuracy_drop
-            attempts.append(Attempt(plan, accuracy, held, time.perf_counter() - started))
-            if held:
+            checkpoint = folder.with_name(f".{folder.name}-try-{len(attempts)}.checkpoint")
+            bundle = prepare_plan(plan, out=Path(tried) / "bundle", checkpoint=checkpoint)
+            attempts.append(_attempt(plan, bundle, accuracy_drop, time.perf_counter() - started))
+            if attempts[-1].held:
                 files = {entry.file: bundle.path / entry.file for entry in bundle.files}
                 return Choice(Bundle.write(folder, bundle.manifest, files), tuple(attempts))
-        if trains and plan.spec is not None:
-            failed.append((shapes, plan.spec))
-    told_scores = "; ".join(
+        if lossy:
+            failed.append(lossy)
+    raise _nothing_holds(attempts, uncut_score, accuracy_drop)
+
+
+def _attempt(plan: Plan, bundle: Bundle, accuracy_drop: float, seconds: float) -> Attempt:
+    accuracy = bundle.manifest.accuracy
+    assert accuracy is not None  # as there are validation data
+    held = accuracy.after >= accuracy.before - accuracy_drop
+    return Attempt(plan, accuracy, held, seconds)
+
+
+class _LossyTransfer(msgspec.Struct, frozen=True):
+    """A Transfer Layer that loses something, and the shapes of the tensors that cross there."""
+
+    spec: TransferSpec
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, graph: Graph, plan: Plan) -> _LossyTransfer | None:
+        """The one of a plan; None if the plan needs no training."""
+        if plan.spec is None or plan.spec.lossless or plan.slicing_point is None:
+            return None
+        crossing = graph.point(plan.slicing_point).crossing
+        return cls(plan.spec, tuple(tensor.shape for tensor in crossing))
+
+    def as_harsh_as(self, other: _LossyTransfer) -> bool:
+        """Whether this one loses all that another one does, or more.
+
+        Entropy coding loses nothing, and is not compared.
+        """
+        spec, least = self.spec, other.spec
+        return (
+            self.shapes == other.shapes
+            and spec.pool_kind == least.pool_kind
+            and spec.pool >= least.pool
+            and spec.reduction >= least.reduction
+            and spec.codes <= least.codes
+            and (spec.granularity, spec.scheme, spec.upsample)
+            == (least.granularity, least.scheme, least.upsample)
+        )
+
+
+def _nothing_holds(
+    attempts: Sequence[Attempt], uncut_score: float, accuracy_drop: float
+) -> PrepareError:
+    scores = "; ".join(
         f"{a.plan.label} at {a.plan.place}: {a.accuracy.after:.2%}" for a in attempts
     )
-    raise PrepareError(
-        f"no plan holds {uncut - accuracy_drop:.2%} (the uncut network has {uncut:.2%}): "
-        f"{told_scores or 'there are none'}. Allow a larger drop, train longer, or try more"
-    )
-
-
-def _crossing(graph: Graph, plan: Plan) -> list[tuple[int, ...]]:
-    if plan.slicing_point is None:
-        return []
-    return [tensor.shape for tensor in graph.point(plan.slicing_point).crossing]
-
-
-def _hopeless(
-    shapes: list[tuple[int, ...]],
-    plan: Plan,
-    failed: Sequence[tuple[list[tuple[int, ...]], TransferSpec]],
-) -> bool:
-    assert plan.spec is not None  # asked of splits only
-    return any(there == shapes and _harsher(plan.spec, spec) for there, spec in failed)
-
-
-def _harsher(spec: TransferSpec, than: TransferSpec) -> bool:
-    """Whether a Transfer Layer keeps no more of anything; entropy coding loses nothing."""
-    return (
-        spec.pool_kind == than.pool_kind
-        and spec.pool >= than.pool
-        and spec.reduction >= than.reduction
-        and spec.codes <= than.codes
-        and (spec.granularity, spec.scheme, spec.upsample)
-        == (than.granularity, than.scheme, than.upsample)
+    return PrepareError(
+        f"no plan holds {uncut_score - accuracy_drop:.2%} (the uncut network has "
+        f"{uncut_score:.2%}): {scores or 'there are none'}. Allow a larger drop, train longer, or "
+        "try more"
     )

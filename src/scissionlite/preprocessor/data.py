@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from scissionlite.errors import PrepareError
+from scissionlite.graph.analysis import flat
 from scissionlite.images import IMAGE_SUFFIXES, Preprocessing, image_files
 
 Sample: TypeAlias = tuple[torch.Tensor | tuple[torch.Tensor, ...], Any]
@@ -20,11 +21,6 @@ Sample: TypeAlias = tuple[torch.Tensor | tuple[torch.Tensor, ...], Any]
 
 Data: TypeAlias = Dataset[Any] | DataLoader[Any]
 """What can be trained on and validated with: samples, or batches of them."""
-
-
-def as_inputs(x: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """A sample's or a batch's inputs, one or several, as the network's arguments."""
-    return (x,) if isinstance(x, torch.Tensor) else tuple(x)
 
 
 @runtime_checkable
@@ -220,7 +216,7 @@ def split_off(data: Data, share: float, seed: int) -> tuple[Data, Data]:
 
 def loader_of(
     data: Data, batch_size: int, *, generator: torch.Generator | None = None
-) -> DataLoader[Sample]:
+) -> DataLoader[Any]:
     """A loader over a dataset, shuffled if there is a generator; a loader as it is."""
     if isinstance(data, DataLoader):
         return data
@@ -238,7 +234,7 @@ def loader_of(
 def samples_of(data: Data) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
     """Every sample as a batch of one: its inputs, and its target."""
     for x, target in loader_of(data, 1):
-        inputs = as_inputs(x)
+        inputs = flat(x)
         for i in range(len(inputs[0])):
             yield tuple(part[i : i + 1] for part in inputs), target[i : i + 1]
 
@@ -268,4 +264,4 @@ def class_names(*datasets: Data | None) -> tuple[str, ...]:
 
 def input_batches(loader: DataLoader[Sample]) -> Iterable[tuple[torch.Tensor, ...]]:
     """The inputs of a loader's batches, without what they are labelled with."""
-    return (as_inputs(x) for x, _ in loader)
+    return (tuple(flat(x)) for x, _ in loader)

@@ -60,27 +60,23 @@ class SlicedNetwork(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Answer as the two machines together will: one tensor, or a tuple of several."""
-        answer: torch.Tensor | tuple[torch.Tensor, ...]
-        answer = self.edge_slice(*self.transfer(self.features(*inputs)))
-        return answer
+        return self.answer(self.features(*inputs))
 
     def features(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """What the device slice answers, before the Transfer Layers."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_device_slice):
             return flat(self.device_slice(*inputs))
 
+    def answer(self, features: Sequence[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Answer from the features at the slicing point."""
+        answer: torch.Tensor | tuple[torch.Tensor, ...] = self.edge_slice(*self.transfer(features))
+        return answer
+
     def transfer(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Send what crosses through the Transfer Layers, in float32 under any autocast."""
         with torch.autocast(features[0].device.type, enabled=False):
             pairs = zip(self.transfer_layers, features, strict=True)
             return [layer(tensor.float()) for layer, tensor in pairs]
-
-    @property
-    def outputs(self) -> int:
-        """How many tensors the network answers."""
-        assert isinstance(self.edge_slice, fx.GraphModule)  # Graph.split gives nothing else
-        (output,) = (node for node in self.edge_slice.graph.nodes if node.op == "output")
-        return len(flat(output.args[0]))
 
     @property
     def layers(self) -> list[TransferLayer]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,15 +15,18 @@ from torch import nn
 from scissionlite import __version__
 from scissionlite.bundle import (
     MAX_BATCH,
+    Accuracy,
     Bundle,
     CrossingTensor,
     Manifest,
     Role,
+    SliceFile,
     SlicingPointInfo,
     Training,
 )
 from scissionlite.errors import PrepareError
 from scissionlite.graph.graph import Graph
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import Preprocessing
 from scissionlite.preprocessor import splitter, trainer
 from scissionlite.preprocessor.data import (
@@ -36,12 +39,13 @@ from scissionlite.preprocessor.data import (
     open_data,
     samples_of,
 )
-from scissionlite.preprocessor.distillation import Teacher
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
+from scissionlite.preprocessor.teacher import Teacher
 from scissionlite.runtimes.export import check_runtimes, export_slices, load_exported
 from scissionlite.scissiontl.plans import Plan
+from scissionlite.transfer_layer.layers import TransferLayer
 
 
 def prepare(
@@ -120,159 +124,56 @@ def prepare(
     BundleError
         If something else than a bundle is at ``out``.
     """
+    _check_plan(graph, plan, max_batch)
+    check_runtimes(runtimes)
+    recipe = recipe or Recipe()
+    data = _open(train, unlabelled, validate, preprocessing)
+    if data.validate is not None and uncut_score is None:
+        uncut_score = trainer.evaluate(graph.module, data.validate, task=task)
+    example = _real_input(data.validate or data.train, graph.example)
+    split = None
+    if plan.kind == "split":
+        path = Path(checkpoint or _checkpoint_beside(out))
+        split = _split(graph, plan, data, task, recipe, checkpoint=path, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
+        folder = Path(scratch)
+        modules = _modules(graph, split, uncut=split is None or local_fallback)
+        slices = export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+        inference = _verified(graph, split, slices, runtimes, folder, example)
+        accuracy = None
+        if data.validate is not None and uncut_score is not None:
+            accuracy = _accuracy(inference, plan, data.validate, task, uncut_score)
+        manifest = Manifest(
+            kind=plan.kind,
+            model=graph.name,
+            inputs=graph.inputs,
+            outputs=graph.outputs,
+            output_kind=graph.output_kind,
+            max_batch=max_batch,
+            slices=slices,
+            slicing_point=None if split is None else split.slicing_point,
+            crossing=() if split is None else split.crossing,
+            transfer=plan.spec,
+            image_format=plan.image_format,
+            jpeg_quality=plan.jpeg_quality,
+            preprocessing=preprocessing,
+            classes=data.classes,
+            accuracy=accuracy,
+            training=None if split is None else split.training,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=_versions(),
+        )
+        files = [each.file for written in slices.values() for each in written]
+        return Bundle.write(out, manifest, {file: folder / file for file in files})
+
+
+def _check_plan(graph: Graph, plan: Plan, max_batch: int) -> None:
+    """Check that a plan has two tiers, and that its tensors can have so many inputs at once."""
     if plan.second is not None:
         raise PrepareError(
             f"the plan has three tiers ({plan.place}), and the Offloader runs two: take one "
             "without a cloud, or give the cloud's profile as the edge's"
         )
-    check_runtimes(runtimes)
-    if train is not None and unlabelled is not None:
-        raise PrepareError("give train= or unlabelled=: with distillation=1 labels play no part")
-    recipe = recipe or Recipe()
-    training_data = None
-    if train is not None:
-        training_data = open_data(train, preprocessing, kind=ImageFolder)
-    elif unlabelled is not None:
-        training_data = open_data(unlabelled, preprocessing, kind=Photographs)
-    validation = None if validate is None else open_data(validate, preprocessing, kind=ImageFolder)
-    classes = class_names(training_data, validation)
-    example = graph.example
-    _check_batch(graph, plan, max_batch)
-    fields: dict[str, Any] = {
-        "kind": plan.kind,
-        "model": graph.name,
-        "inputs": graph.inputs,
-        "outputs": graph.outputs,
-        "output_kind": graph.output_kind,
-        "max_batch": max_batch,
-        "preprocessing": preprocessing,
-        "classes": classes,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "scissionlite": __version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
-    }
-    if validation is not None and uncut_score is None:
-        uncut_score = trainer.evaluate(graph.module, validation, task=task)
-    with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
-        folder = Path(scratch)
-        modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {}
-        inferences: Sequence[splitter.Inference]
-        if plan.kind != "split" or local_fallback:
-            modules["network"] = (graph.module, example)
-        real = _real_input(validation or training_data, example)
-        if plan.kind == "split":
-            network, trained = _retrain(
-                graph,
-                plan,
-                training_data,
-                task,
-                recipe,
-                labelled=train is not None,
-                checkpoint=Path(checkpoint or _beside(out)),
-                progress=progress,
-            )
-            device, edge = network.deployed()
-            with torch.no_grad():
-                modules["device"] = (device, example)
-                modules["edge"] = (edge, tuple(x.clone() for x in network.arriving(*example)))
-            cut = graph.point(plan.slicing_point or "")
-            fields |= {
-                "slicing_point": SlicingPointInfo(cut.index, cut.after, cut.before),
-                "crossing": tuple(
-                    CrossingTensor(
-                        t.name,
-                        layer.spec.crossing_shape(t.shape),
-                        t.dtype,
-                        transfer=layer.spec.packing,
-                        quantization=layer.quantization,
-                        feature_shape=t.shape if layer.spec.learned else None,
-                    )
-                    for t, layer in zip(cut.crossing, network.layers, strict=True)
-                ),
-                "transfer": plan.spec,
-                "training": trained,
-            }
-            slices = export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
-            inferences = [splitter.Joined(network, slices, each, folder) for each in runtimes]
-            for each, inference in zip(runtimes, inferences, strict=True):
-                splitter.verify(network, inference, real, each)
-        else:
-            fields |= {"image_format": plan.image_format, "jpeg_quality": plan.jpeg_quality}
-            slices = export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
-            inferences = []
-        if "network" in slices:
-            uncut = [load_exported(slices, "network", each, folder) for each in runtimes]
-            for each, whole in zip(runtimes, uncut, strict=True):
-                splitter.verify(graph.module, whole, real, each)
-            inferences = inferences or uncut
-        if validation is not None and uncut_score is not None:
-            first = inferences[0]
-            if plan.kind == "image":
-                first = _sent_images(first, validation, plan)
-            fields["accuracy"] = splitter.measure(first, validation, task, before=uncut_score)
-        manifest = Manifest(slices=slices, **fields)
-        files = [each.file for written in slices.values() for each in written]
-        return Bundle.write(out, manifest, {file: folder / file for file in files})
-
-
-def _retrain(
-    graph: Graph,
-    plan: Plan,
-    data: Data | None,
-    task: Task,
-    recipe: Recipe,
-    *,
-    labelled: bool,
-    checkpoint: Path,
-    progress: bool,
-) -> tuple[SlicedNetwork, Training | None]:
-    assert plan.spec is not None  # Plan has checked both
-    assert plan.slicing_point is not None
-    if data is None and not plan.spec.lossless:
-        raise PrepareError(
-            f"{plan.spec.label} changes what crosses, so the network has to be retrained with it: "
-            "give train= or unlabelled="
-        )
-    calibration = None
-    if data is not None:
-        shuffled = torch.Generator().manual_seed(recipe.seed)
-        torch.manual_seed(recipe.seed)  # the user's own data may draw from it
-        calibration = input_batches(loader_of(data, recipe.batch_size, generator=shuffled))
-    network = insert(graph, plan.slicing_point, plan.spec, calibration=calibration, recipe=recipe)
-    if plan.spec.lossless or data is None or recipe.epochs == 0:
-        network.settle()
-        return network, None
-    distil = not labelled or recipe.distillation > 0
-    trained = trainer.train(
-        network,
-        data,
-        recipe,
-        task=task,
-        teacher=Teacher(graph, plan.slicing_point) if distil else None,
-        labelled=labelled,
-        checkpoint=checkpoint,
-        progress=progress,
-        description=f"retraining with {plan.spec.label} after {plan.slicing_point}",
-    )
-    return network, trained
-
-
-def _beside(out: str | Path) -> Path:
-    """Where a training's checkpoint is, unless told otherwise."""
-    folder = Path(out)
-    return folder.with_name(f".{folder.name}.checkpoint")
-
-
-def _real_input(data: Data | None, example: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """A real input to verify slices on, where there is data; otherwise the example."""
-    inputs = None if data is None else next(samples_of(data), None)
-    return example if inputs is None else inputs[0]
-
-
-def _check_batch(graph: Graph, plan: Plan, max_batch: int) -> None:
     if not 1 <= max_batch <= MAX_BATCH:
         raise PrepareError(f"max_batch must be 1 to {MAX_BATCH}, got {max_batch}")
     if max_batch == 1:
@@ -288,12 +189,171 @@ def _check_batch(graph: Graph, plan: Plan, max_batch: int) -> None:
         )
 
 
-def _sent_images(
-    inference: splitter.Inference, data: Data | None, plan: Plan
+@dataclass(frozen=True)
+class _OpenedData:
+    """Training data with or without labels, validation data, and the classes that they name."""
+
+    train: Data | None
+    labelled: bool
+    validate: Data | None
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A network with its Transfer Layer, retrained, and the manifest's description of it."""
+
+    network: SlicedNetwork
+    training: Training | None
+    slicing_point: SlicingPointInfo
+    crossing: tuple[CrossingTensor, ...]
+
+
+def _open(
+    train: str | Path | Data | None,
+    unlabelled: str | Path | Data | None,
+    validate: str | Path | Data | None,
+    preprocessing: Preprocessing | None,
+) -> _OpenedData:
+    if train is not None and unlabelled is not None:
+        raise PrepareError("give train= or unlabelled=: with distillation=1 labels play no part")
+    training_data = None
+    if train is not None:
+        training_data = open_data(train, preprocessing, kind=ImageFolder)
+    elif unlabelled is not None:
+        training_data = open_data(unlabelled, preprocessing, kind=Photographs)
+    validation = None if validate is None else open_data(validate, preprocessing, kind=ImageFolder)
+    classes = class_names(training_data, validation)
+    return _OpenedData(training_data, train is not None, validation, classes)
+
+
+def _split(
+    graph: Graph,
+    plan: Plan,
+    data: _OpenedData,
+    task: Task,
+    recipe: Recipe,
+    *,
+    checkpoint: Path,
+    progress: bool,
+) -> _Split:
+    """Insert the Transfer Layer and retrain the network with it."""
+    assert plan.spec is not None  # Plan has checked both
+    assert plan.slicing_point is not None
+    if data.train is None and not plan.spec.lossless:
+        raise PrepareError(
+            f"{plan.spec.label} changes what crosses, so the network has to be retrained with it: "
+            "give train= or unlabelled="
+        )
+    calibration = None
+    if data.train is not None:
+        order = torch.Generator().manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed)  # the user's own data may draw from it
+        calibration = input_batches(loader_of(data.train, recipe.batch_size, generator=order))
+    network = insert(graph, plan.slicing_point, plan.spec, calibration=calibration, recipe=recipe)
+    training = None
+    if plan.spec.lossless or data.train is None or recipe.epochs == 0:
+        network.settle()
+    else:
+        distil = not data.labelled or recipe.distillation > 0
+        training = trainer.train(
+            network,
+            data.train,
+            recipe,
+            task=task,
+            teacher=Teacher(graph, plan.slicing_point) if distil else None,
+            labelled=data.labelled,
+            checkpoint=checkpoint,
+            progress=progress,
+            description=f"retraining with {plan.spec.label} after {plan.slicing_point}",
+        )
+    cut = graph.point(plan.slicing_point)
+    return _Split(
+        network,
+        training,
+        SlicingPointInfo(cut.index, cut.after, cut.before),
+        tuple(map(_crossing_tensor, cut.crossing, network.layers)),
+    )
+
+
+def _crossing_tensor(tensor: TensorInfo, layer: TransferLayer) -> CrossingTensor:
+    """The manifest's description of a tensor that crosses."""
+    return CrossingTensor(
+        tensor.name,
+        layer.spec.crossing_shape(tensor.shape),
+        tensor.dtype,
+        transfer=layer.spec.packing,
+        quantization=layer.quantization,
+        feature_shape=tensor.shape if layer.spec.learned else None,
+    )
+
+
+def _modules(
+    graph: Graph, split: _Split | None, *, uncut: bool
+) -> dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]]:
+    """The modules to export, by their role, with examples of their inputs."""
+    modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {}
+    if uncut:
+        modules["network"] = (graph.module, graph.example)
+    if split is not None:
+        device, edge = split.network.deployed()
+        with torch.no_grad():
+            arriving = split.network.arriving(*graph.example)
+        modules["device"] = (device, graph.example)
+        modules["edge"] = (edge, tuple(x.clone() for x in arriving))
+    return modules
+
+
+def _verified(
+    graph: Graph,
+    split: _Split | None,
+    slices: dict[Role, tuple[SliceFile, ...]],
+    runtimes: Sequence[str],
+    folder: Path,
+    example: tuple[torch.Tensor, ...],
 ) -> splitter.Inference:
-    """The uncut network behind images that are sent in the plan's format."""
-    if data is None:
-        return inference
-    if not isinstance(data, Photographs) or plan.image_format is None:
-        raise PrepareError("accuracy of sent images needs images: give validate= as a folder")
-    return splitter.SentImages(inference, data, plan.image_format, plan.jpeg_quality)
+    """Verify every runtime's slices on an example; the inference of the first runtime."""
+    inferences: list[splitter.Inference] = []
+    if split is not None:
+        for runtime in runtimes:
+            joined = splitter.SplitInference(split.network, slices, runtime, folder)
+            splitter.verify(split.network, joined, example, runtime)
+            inferences.append(joined)
+    if "network" in slices:
+        for runtime in runtimes:
+            local = splitter.LocalInference(load_exported(slices, "network", runtime, folder))
+            splitter.verify(graph.module, local, example, runtime)
+            inferences.append(local)
+    return inferences[0]
+
+
+def _accuracy(
+    inference: splitter.Inference, plan: Plan, data: Data, task: Task, uncut_score: float
+) -> Accuracy:
+    """Score what will be deployed; of an image plan with images sent in the plan's format."""
+    if plan.image_format is not None:
+        if not isinstance(data, Photographs):
+            raise PrepareError("accuracy of sent images needs images: give validate= as a folder")
+        inference = splitter.ImageInference(inference, data, plan.image_format, plan.jpeg_quality)
+    return splitter.measure(inference, data, task, before=uncut_score)
+
+
+def _versions() -> dict[str, str]:
+    """The versions of what made the bundle."""
+    return {
+        "scissionlite": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def _checkpoint_beside(out: str | Path) -> Path:
+    """Where the checkpoint of a bundle's training is by default."""
+    folder = Path(out)
+    return folder.with_name(f".{folder.name}.checkpoint")
+
+
+def _real_input(data: Data | None, example: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """A real input to verify slices on, where there is data; otherwise the example."""
+    inputs = None if data is None else next(samples_of(data), None)
+    return example if inputs is None else inputs[0]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Sized
-from itertools import islice
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,30 +15,24 @@ from torch.utils.data import DataLoader
 
 from scissionlite.bundle import Training
 from scissionlite.errors import PrepareError
-from scissionlite.preprocessor.checkpoint import Checkpoint
-from scissionlite.preprocessor.data import (
-    Data,
-    Sample,
-    as_inputs,
-    augmented,
-    loader_of,
-    split_off,
+from scissionlite.graph.analysis import flat
+from scissionlite.preprocessor.batch_norm import recalibrate_batch_norms
+from scissionlite.preprocessor.batches import (
+    Batches,
+    CachedBatches,
+    Placement,
+    SampleBatches,
 )
-from scissionlite.preprocessor.distillation import (
-    Lesson,
-    Teacher,
-    lesson,
-    loss_of,
-    remember,
-    tapped,
-)
+from scissionlite.preprocessor.checkpoint import Checkpoint, TrainingState
+from scissionlite.preprocessor.data import Data, Sample, augmented, loader_of, split_off
+from scissionlite.preprocessor.early_stopping import EarlyStopping
+from scissionlite.preprocessor.feature_cache import cache_features
 from scissionlite.preprocessor.inserter import SlicedNetwork
+from scissionlite.preprocessor.objectives import Distillation, LabelLoss, Objective, Step
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
+from scissionlite.preprocessor.teacher import Teacher
 from scissionlite.progress import progress_bar
-
-_STATISTICS_BATCHES = 64
-"""Most batches that batch statistics are taken from in the end."""
 
 
 def train(
@@ -55,30 +49,31 @@ def train(
 ) -> Training:
     """Train a network's trainable parameters.
 
-    AdamW under a one-cycle schedule: a few epochs have to be enough. Validation data have no part
-    in it: the last epoch's weights are kept, or with a patience those of the best epoch on a split
-    of the training data, so accuracy measured on validation data stays honest.
+    AdamW under a one-cycle schedule: a few epochs have to be enough. Without a patience the last
+    epoch's weights are kept. With one, a part of the training data is held out, and the weights of
+    the epoch that scores best there are kept. Validation data have no part in training, so that
+    accuracy measured on them stays honest.
 
     Parameters
     ----------
     network
-        Any network, or a :class:`SlicedNetwork`; changed in place.
+        Any network, or a :class:`.SlicedNetwork`; changed in place.
     data
-        Pairs of an input without batch dimension and a target. What is ``Mirrorable``, as
-        photographs are, is mirrored at random.
+        Pairs of an input without batch dimension and a target. :class:`.Mirrorable` data, such as
+        photographs, are mirrored at random.
     recipe
         How to train.
     task
         Loss and metric.
     teacher
-        The uncut network, for distillation; needs a :class:`SlicedNetwork`.
+        The uncut network, for distillation; needs a :class:`.SlicedNetwork`.
     labelled
-        Whether the targets mean anything; if not, a teacher is needed.
+        Whether the targets are labels; if not, a teacher is needed.
     checkpoint
-        File to which every epoch's end is written, and from which an interrupted training goes on;
+        File that is written after every epoch, and from which an interrupted training goes on;
         removed at the end.
     progress
-        Whether to show a bar with time left.
+        Whether to show a bar with the time left.
     description
         The bar's label.
 
@@ -91,265 +86,191 @@ def train(
     ------
     PrepareError
         If the data set is empty, nothing is trainable, there are neither labels nor a teacher, the
-        loss stops being a number, or the checkpoint is of another training.
+        teacher's student is not a :class:`.SlicedNetwork`, the loss stops being a finite number, or
+        the checkpoint is of another training.
     """
     recipe = recipe or Recipe()
     started = time.perf_counter()
-    run = _Run(network, data, recipe, task, teacher, labelled=labelled)
+    setup, state = _set_up(network, data, recipe, task, teacher, labelled=labelled)
     saved = None
     if checkpoint is not None:
-        purpose = f"{description} {task.name} {labelled} {recipe!r} {run.size} samples"
+        purpose = f"{description} {task.name} {labelled} {recipe!r} {setup.samples} samples"
         saved = Checkpoint(checkpoint, purpose, network)
-    epoch = run.restore(saved.load()) if saved is not None else 0
+        saved.restore(state)
+    steps = len(setup.batches)
     with progress_bar(progress) as bar:
         shown = bar.add_task(
-            description, total=recipe.epochs * run.steps, completed=epoch * run.steps, status=""
+            description, total=recipe.epochs * steps, completed=state.epoch * steps, status=""
         )
-        while epoch < recipe.epochs and not run.stopped:
-            for status in run.epoch(epoch):
+        while state.epoch < recipe.epochs and not state.stopping.stopped:
+            for status in _train_epoch(setup, state):
                 bar.update(shown, advance=1, status=status)
-            epoch += 1
-            run.seconds += time.perf_counter() - started
+            state.seconds += time.perf_counter() - started
             started = time.perf_counter()
             if saved is not None:
-                saved.save(run.state(epoch))
-    run.finish()
+                saved.save(state)
+    _finish(network, state.stopping)
     if saved is not None:
         saved.remove()
     return Training(
-        epochs=epoch,
-        seconds=round(run.seconds, 1),
+        epochs=state.epoch,
+        seconds=round(state.seconds, 1),
         seed=recipe.seed,
         learning_rate=recipe.learning_rate,
         device_slice_trained=bool(getattr(network, "train_device_slice", True)),
         labels=labelled,
         distillation=0.0 if teacher is None else recipe.distillation if labelled else 1.0,
-        processor=run.processor.type,
+        processor=setup.placement.processor.type,
     )
 
 
-class _Run:
-    """A training under way."""
+@dataclass(frozen=True)
+class _Setup:
+    """What stays the same from epoch to epoch.
 
-    def __init__(
-        self,
-        network: nn.Module,
-        data: Data,
-        recipe: Recipe,
-        task: Task,
-        teacher: Teacher | None,
-        *,
-        labelled: bool,
-    ) -> None:
-        if not labelled and teacher is None:
-            raise PrepareError("without labels there is only the uncut network to learn from")
-        self.network, self.recipe, self.task = network, recipe, task
-        self.teacher, self.labelled = teacher, labelled
-        self.split: DataLoader[Sample] | None = None
-        if recipe.patience is not None:
-            data, kept = split_off(augmented(data), recipe.holdout, recipe.seed)
-            self.split = loader_of(kept, recipe.batch_size)
-        data = augmented(data)
-        self._order = torch.Generator()
-        self.loader = loader_of(data, recipe.batch_size, generator=self._order)
-        try:
-            self.steps, self.size = len(self.loader), len(cast(Sized, self.loader.dataset))
-        except TypeError as error:
-            raise PrepareError("training data must have a length: give a Dataset") from error
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        if not parameters or not self.steps or recipe.epochs < 1:
-            raise PrepareError(
-                f"nothing to train: {len(parameters)} trainable parameters, {self.size} samples, "
-                f"{recipe.epochs} epochs"
-            )
-        self.processor = _processor(recipe)
-        network.to(self.processor)
-        if teacher is not None:
-            self.teacher = copy.deepcopy(teacher).to(self.processor).eval()
-        # Decay of biases, batch norms and scales would only pull them off where they should be.
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=recipe.learning_rate, total_steps=recipe.epochs * self.steps
+    Attributes
+    ----------
+    recipe, task, labelled, placement, objective
+        As in :func:`train`, and where and what it minimises.
+    batches
+        The training data.
+    order
+        Generator of the order of samples.
+    samples
+        How many samples are trained on.
+    holdout
+        The part of the training data that early stopping scores; None without a patience.
+    """
+
+    recipe: Recipe
+    task: Task
+    labelled: bool
+    placement: Placement
+    objective: Objective
+    batches: Batches
+    order: torch.Generator
+    samples: int
+    holdout: SampleBatches | None
+
+
+def _set_up(
+    network: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    task: Task,
+    teacher: Teacher | None,
+    *,
+    labelled: bool,
+) -> tuple[_Setup, TrainingState]:
+    """Place the networks, and make everything that the epochs need."""
+    if not labelled and teacher is None:
+        raise PrepareError("without labels there is only the uncut network to learn from")
+    holdout_loader = None
+    if recipe.patience is not None:
+        data, holdout = split_off(augmented(data), recipe.holdout, recipe.seed)
+        holdout_loader = loader_of(holdout, recipe.batch_size)
+    data = augmented(data)
+    order = torch.Generator()
+    loader = loader_of(data, recipe.batch_size, generator=order)
+    samples = _check(network, loader, recipe)
+    processor = _processor(recipe)
+    network.to(processor)
+    if teacher is not None:
+        teacher = copy.deepcopy(teacher).to(processor).eval()
+    memory_format = _use_fastest_format(network, teacher, loader, processor)
+    placement = Placement(processor, memory_format)
+    objective = _objective(network, teacher, task, placement, recipe, labelled=labelled)
+    batches: Batches = SampleBatches(loader, network, teacher, placement, labelled=labelled)
+    # With a single epoch nothing would be used twice.
+    if isinstance(network, SlicedNetwork) and recipe.epochs > 1:
+        cache = cache_features(network.eval(), teacher, data, processor)
+        if cache is not None:
+            cache_loader = loader_of(cache, recipe.batch_size, generator=order)
+            batches = CachedBatches(cache_loader, placement, labelled=labelled)
+    holdout_batches = None
+    if holdout_loader is not None:
+        holdout_batches = SampleBatches(
+            holdout_loader, network, teacher, placement, labelled=labelled
         )
-        self.memory_format = self._fastest_format()
-        if isinstance(network, SlicedNetwork):
-            self.edge_slice = network.edge_slice
-            if self.teacher is not None:
-                self.edge_slice = tapped(network.edge_slice, self.teacher.taps)
-        self.remembered = False
-        if isinstance(network, SlicedNetwork) and recipe.epochs > 1:
-            known = remember(network.eval(), self.teacher, data, self.processor)
-            if known is not None:
-                self.loader = loader_of(known, recipe.batch_size, generator=self._order)
-                self.remembered = True
-        self.seconds = 0.0
-        self.best_score = -float("inf")
-        self.best: dict[str, torch.Tensor] | None = None
-        self.stale = 0
+    optimizer = _optimizer(network, recipe)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=recipe.learning_rate, total_steps=recipe.epochs * len(batches)
+    )
+    state = TrainingState(network, optimizer, schedule, EarlyStopping(recipe.patience))
+    return (
+        _Setup(
+            recipe=recipe,
+            task=task,
+            labelled=labelled,
+            placement=placement,
+            objective=objective,
+            batches=batches,
+            order=order,
+            samples=samples,
+            holdout=holdout_batches,
+        ),
+        state,
+    )
 
-    @property
-    def stopped(self) -> bool:
-        """Whether patience has run out."""
-        return self.recipe.patience is not None and self.stale >= self.recipe.patience
 
-    def epoch(self, number: int) -> Iterator[str]:
-        """Train for an epoch; after each step, how it goes."""
-        # Each epoch has a seed of its own, so that one trained after an interruption is the same.
-        seed = self.recipe.seed * 1_000_003 + number
-        torch.manual_seed(seed)
-        self._order.manual_seed(seed)
-        self.network.train()
-        counts, total, seen = None, 0.0, 0
-        for batch in self.loader:
-            loss, answer, target = self._loss(batch, remembered=self.remembered)
-            if not torch.isfinite(loss):
-                raise PrepareError(
-                    f"the loss became {loss.item()} in epoch {number + 1}: lower the learning "
-                    f"rate ({self.recipe.learning_rate}) or check the data for bad values"
-                )
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.step()
-            total, seen = total + loss.item(), seen + 1
-            if self.labelled:
-                with torch.no_grad():
-                    step = self.task.tally(answer, target).cpu()
-                counts = step if counts is None else counts + step
-                yield f"training {self.task.metric} {self.task.score(counts):.1%}"
-            else:
-                yield f"distance {total / seen:.3g}"
-        if self.split is not None or number + 1 == self.recipe.epochs:
-            self._renew_statistics()
-        if self.split is not None:
-            self._judge()
-
-    def _renew_statistics(self) -> None:
-        """Take batch statistics anew, as means over many batches with the weights as they are.
-
-        The running ones remember the last ten batches or so, while the weights still moved: with
-        few epochs that alone costs some samples (Wu and Johnson, arXiv 2105.07576, "precise BN").
-        """
-        norms = [
-            module
-            for module in self.network.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            and module.training
-            and module.track_running_stats
-        ]
-        if not norms:
-            return
-        momenta = [module.momentum for module in norms]
-        self.network.eval()
-        for module in norms:
-            module.reset_running_stats()
-            module.momentum = None  # the mean of all batches
-            module.train()
-        with torch.no_grad():
-            for batch in islice(self.loader, _STATISTICS_BATCHES):
-                self._loss(batch, remembered=self.remembered)
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
-
-    def _loss(self, batch: Any, *, remembered: bool) -> tuple[torch.Tensor, Any, Any]:
-        """The loss of a loader's batch, the answer and the target."""
-        *seen, target = batch
-        if self.labelled:
-            target = target.to(self.processor)
-        # bfloat16 has float32's range: no scaling of gradients.
-        mixed = self.processor.type == "cuda"
-        with torch.autocast(self.processor.type, dtype=torch.bfloat16, enabled=mixed):
-            if not isinstance(self.network, SlicedNetwork):
-                answer = self.network(*self._placed(as_inputs(seen[0])))
-                return self.task.loss(answer, target), answer, target
-            if remembered:
-                given, reference, wanted = map(self._placed, seen)
-                known = Lesson(given, reference, wanted, target)
-            else:
-                inputs = self._placed(as_inputs(seen[0]))
-                known = lesson(self.network, self.teacher, inputs, target)
-            loss, answer = loss_of(
-                self.network,
-                self.edge_slice,
-                known,
-                self.task,
-                self.recipe,
-                labelled=self.labelled,
+def _train_epoch(setup: _Setup, state: TrainingState) -> Iterator[str]:
+    """Train for one epoch; yield the status after each step."""
+    recipe = setup.recipe
+    # Each epoch has its own seed, so that one after an interruption is the same as without.
+    seed = recipe.seed * 1_000_003 + state.epoch
+    torch.manual_seed(seed)
+    setup.order.manual_seed(seed)
+    state.network.train()
+    meter = _Meter(setup.task)
+    for batch in setup.batches:
+        step = setup.objective.step(batch)
+        if not torch.isfinite(step.loss):
+            raise PrepareError(
+                f"the loss became {step.loss.item()} in epoch {state.epoch + 1}: lower the "
+                f"learning rate ({recipe.learning_rate}) or check the data for bad values"
             )
-            return loss, answer, target
+        state.optimizer.zero_grad(set_to_none=True)
+        step.loss.backward()
+        state.optimizer.step()
+        state.schedule.step()
+        yield meter.score(step, batch.target) if setup.labelled else meter.loss(step)
+    state.epoch += 1
+    # Only weights that are scored or kept need statistics.
+    if setup.holdout is not None or state.epoch == recipe.epochs:
+        recalibrate_batch_norms(state.network, setup.batches, setup.objective)
+    if setup.holdout is not None:
+        state.stopping.update(_holdout_score(setup, setup.holdout, state.network), state.network)
 
-    def _judge(self) -> None:
-        """Score the split, and keep the weights if they are the best so far."""
-        assert self.split is not None
-        self.network.eval()
-        if self.labelled:
-            score = evaluate(self.network, self.split, task=self.task)
-        else:
-            with torch.no_grad():
-                losses = [self._loss(batch, remembered=False)[0].item() for batch in self.split]
-            score = -sum(losses) / len(losses)
-        if score > self.best_score:
-            self.best_score, self.stale = score, 0
-            self.best = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        else:
-            self.stale += 1
 
-    def _placed(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """Tensors where and as the network takes them."""
-        moved = [x.to(self.processor) for x in tensors]
-        return [x.contiguous(memory_format=self.memory_format) if x.ndim == 4 else x for x in moved]
+class _Meter:
+    """Running means over the steps of an epoch, as texts for the progress bar."""
 
-    def _fastest_format(self) -> torch.memory_format:
-        """Channels last, which trains convolutions faster, where the network can take it."""
-        x = next(iter(self.loader))[0]
-        self.memory_format = torch.channels_last
-        self.network.eval()
-        try:
-            with torch.no_grad():
-                self.network(*self._placed(part[:2] for part in as_inputs(x)))
-        except RuntimeError:  # a view of dimensions that are no neighbours in this order
-            return torch.contiguous_format
-        for module in filter(None, (self.network, self.teacher)):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
-        return torch.channels_last
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._counts: torch.Tensor | None = None
+        self._loss, self._steps = 0.0, 0
 
-    def state(self, epoch: int) -> dict[str, Any]:
-        """What a checkpoint holds after some epochs."""
-        return {
-            "epoch": epoch,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "seconds": self.seconds,
-            "best": self.best,
-            "best_score": self.best_score,
-            "stale": self.stale,
-        }
+    def score(self, step: Step, target: torch.Tensor) -> str:
+        """Add a step; the score on the training data so far."""
+        with torch.no_grad():
+            counts = self._task.tally(step.answer, target).cpu()
+        self._counts = counts if self._counts is None else self._counts + counts
+        return f"training {self._task.metric} {self._task.score(self._counts):.1%}"
 
-    def restore(self, state: dict[str, Any] | None) -> int:
-        """Go on from a checkpoint; the epochs that are done."""
-        if state is None:
-            return 0
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.seconds, self.best = state["seconds"], state["best"]
-        self.best_score, self.stale = state["best_score"], state["stale"]
-        return int(state["epoch"])
+    def loss(self, step: Step) -> str:
+        """Add a step; the mean loss so far, which without labels is a distance."""
+        self._loss, self._steps = self._loss + step.loss.item(), self._steps + 1
+        return f"distance {self._loss / self._steps:.3g}"
 
-    def finish(self) -> None:
-        """Leave the network as it will be exported."""
-        if self.best is not None:
-            self.network.load_state_dict(self.best)
-        self.network.to("cpu")
-        self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in its stub
-        if isinstance(self.network, SlicedNetwork):
-            self.network.settle()
-        self.network.eval()
+
+def _holdout_score(setup: _Setup, holdout: SampleBatches, network: nn.Module) -> float:
+    """The score on the holdout; without labels the negative mean loss."""
+    network.eval()
+    if setup.labelled:
+        return evaluate(network, holdout.loader, task=setup.task)
+    with torch.no_grad():
+        losses = [setup.objective.step(batch).loss.item() for batch in holdout]
+    return -sum(losses) / len(losses)
 
 
 def evaluate(
@@ -367,7 +288,7 @@ def evaluate(
     counts = None
     with torch.inference_mode():
         for x, target in loader_of(data, batch_size):
-            answer = network(*(part.to(processor) for part in as_inputs(x)))
+            answer = network(*(part.to(processor) for part in flat(x)))
             step = task.tally(answer, target.to(processor)).cpu()
             counts = step if counts is None else counts + step
     if counts is None:
@@ -375,10 +296,86 @@ def evaluate(
     return task.score(counts)
 
 
+def _check(network: nn.Module, loader: DataLoader[Sample], recipe: Recipe) -> int:
+    """Check that there is something to train; how many samples there are to train on."""
+    try:
+        steps, samples = len(loader), len(cast(Sized, loader.dataset))
+    except TypeError as error:
+        raise PrepareError("training data must have a length: give a Dataset") from error
+    trainable = sum(p.requires_grad for p in network.parameters())
+    if not trainable or not steps or recipe.epochs < 1:
+        raise PrepareError(
+            f"nothing to train: {trainable} trainable parameters, {samples} samples, "
+            f"{recipe.epochs} epochs"
+        )
+    return samples
+
+
 def _processor(recipe: Recipe) -> torch.device:
     if recipe.processor == "cuda" and not torch.cuda.is_available():
         raise PrepareError("processor='cuda', but torch finds no GPU here")
-    wanted = recipe.processor == "cuda" or (
+    use_gpu = recipe.processor == "cuda" or (
         recipe.processor == "auto" and torch.cuda.is_available()
     )
-    return torch.device("cuda" if wanted else "cpu")
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def _objective(
+    network: nn.Module,
+    teacher: Teacher | None,
+    task: Task,
+    placement: Placement,
+    recipe: Recipe,
+    *,
+    labelled: bool,
+) -> Objective:
+    if teacher is None:
+        return LabelLoss(network, task, placement)
+    if not isinstance(network, SlicedNetwork):
+        raise PrepareError("only a SlicedNetwork can learn from a teacher")
+    share = recipe.distillation if labelled else 1.0
+    return Distillation(
+        network, teacher, task, placement, share=share, temperature=recipe.temperature
+    )
+
+
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW over what is trainable, with weight decay where it helps."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    # Decay of biases, batch norms and scales would only pull them off where they should be.
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+def _use_fastest_format(
+    network: nn.Module,
+    teacher: Teacher | None,
+    loader: DataLoader[Sample],
+    processor: torch.device,
+) -> torch.memory_format:
+    """Put the networks in channels-last order where they can run in it: convolutions are faster."""
+    x = next(iter(loader))[0]
+    channels_last = Placement(processor, torch.channels_last)
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(*channels_last.place(part[:2] for part in flat(x)))
+    except RuntimeError:  # a view of dimensions that are not neighbours in this order
+        return torch.contiguous_format
+    for module in filter(None, (network, teacher)):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
+    return torch.channels_last
+
+
+def _finish(network: nn.Module, stopping: EarlyStopping) -> None:
+    """Leave the network as it will be exported: with the best weights, on the CPU."""
+    if stopping.best_weights is not None:
+        network.load_state_dict(stopping.best_weights)
+    network.to("cpu")
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in its stub
+    if isinstance(network, SlicedNetwork):
+        network.settle()
+    network.eval()
