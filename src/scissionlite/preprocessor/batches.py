@@ -1,4 +1,4 @@
-"""Batches: what a training step takes, and where its tensors are placed."""
+"""Batches for training steps, and where their tensors are placed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scissionlite.preprocessor.teacher import Teacher
 
 
 class Batch(NamedTuple):
-    """What a training step takes. In the feature cache it is one sample, without batch dimension.
+    """The input of a training step. In the feature cache: one sample, without batch dimension.
 
     A list is empty where its tensors are not needed.
 

@@ -1,4 +1,8 @@
-"""Scales and zero points for what crosses, from what crosses for some real inputs."""
+"""Calibration: find the scales and zero points of a tensor that crosses.
+
+They come from the tensor's values for some real inputs. From the range of the values they follow as
+:meth:`.Quantization.from_range` says; the methods differ in the range that they take.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,13 @@ from scissionlite.transfer_layer import Quantization, TransferSpec
 from scissionlite.transfer_layer.layers import TransferLayer, pooled
 
 _OUTERMOST = 1e-4
-"""Share of the values beyond either end of the range, for "percentile"."""
+"""Share of the values that "percentile" leaves out at either end."""
 
-_SHRINKINGS = np.linspace(1.0, 0.2, 41)
-"""Shares of the range that are tried, for "mse"."""
+_RANGE_SHARES = np.linspace(1.0, 0.2, 41)
+"""Shares of the whole range that "mse" tries."""
 
-_MOST_VALUES = 1 << 20
-"""Most values that are looked at for "percentile" and "mse"."""
+_MAX_VALUES = 1 << 20
+"""Most values that "percentile" and "mse" read."""
 
 
 def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -> Quantization:
@@ -26,12 +30,18 @@ def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -
     Parameters
     ----------
     features
-        What a tensor that crosses was for some inputs, batch first. Of a learned Transfer Layer
-        what its encoder answers.
+        The tensor's values for some inputs, float32, batch first. With a learned Transfer Layer
+        these are its encoder's outputs.
     spec
-        Of the tensor: int8 or int4, with as many levels as the range that is found will take.
+        The tensor's Transfer Layer, int8 or int4. It says which values share a scale, and how many
+        levels the range is divided into.
     method
-        How: see :data:`.recipe.Calibration`.
+        How to find the range: "range", "percentile" or "mse" (:data:`.recipe.Calibration`).
+
+    Returns
+    -------
+    Quantization
+        One scale and zero point, or one per channel.
 
     Raises
     ------
@@ -40,9 +50,9 @@ def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -
     """
     spec = spec.packing
     values = pooled(features, spec)
-    # Groups in rows: all but the channels, or all, share one scale.
-    each_channel = spec.granularity == "channel"
-    groups = (values.transpose(0, -3) if each_channel else values[None]).flatten(1)
+    # One row per scale: the values of one channel, or all values.
+    per_channel = spec.granularity == "channel"
+    groups = (values.transpose(0, -3) if per_channel else values[None]).flatten(1)
     if not groups.numel() or not torch.isfinite(groups).all():
         raise PrepareError(
             "the device slice answers NaN, infinities or nothing on the calibration data: "
@@ -50,8 +60,8 @@ def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -
         )
     lows, highs = groups.amin(1).double().numpy(), groups.amax(1).double().numpy()
     if method != "range":
-        # Evenly spread, as neighbours in a feature map are alike.
-        step = -(-groups.numel() // _MOST_VALUES)
+        # Every n-th value: neighbours in a feature map are alike.
+        step = -(-groups.numel() // _MAX_VALUES)
         groups = groups[:, ::step]
     if method == "percentile":
         lows, highs = np.quantile(groups.double().numpy(), [_OUTERMOST, 1 - _OUTERMOST], axis=1)
@@ -67,16 +77,16 @@ def _best_share(
     highs: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
     spec: TransferSpec,
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """For each group the share of its range whose quantization has the least squared error."""
+    """Find for each group the share of its range that has the least squared error."""
     plain = TransferSpec(pool=1, dtype=spec.dtype, granularity=spec.granularity, scheme=spec.scheme)
     rows = groups[:, :, None] if spec.granularity == "channel" else groups
     errors = []
-    for share in _SHRINKINGS:
-        # Of all codes: with fewer levels nothing saturates, and the smallest share would win.
+    for share in _RANGE_SHARES:
+        # With all codes: with fewer levels nothing saturates, and the smallest share would win.
         layer = TransferLayer(plain, _from_range(lows * share, highs * share, plain))
         difference = (layer(rows) - rows).reshape(groups.shape)
         errors.append(difference.double().square().mean(1))
-    return np.asarray(_SHRINKINGS[torch.stack(errors).argmin(0).numpy()])
+    return np.asarray(_RANGE_SHARES[torch.stack(errors).argmin(0).numpy()])
 
 
 def _from_range(
@@ -84,7 +94,7 @@ def _from_range(
     highs: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
     spec: TransferSpec,
 ) -> Quantization:
-    how = spec.dtype, spec.scheme, spec.levels
     if spec.granularity == "tensor":
-        return Quantization.from_range(lows.item(), highs.item(), *how)
-    return Quantization.from_range(lows, highs, *how)
+        low, high = lows.item(), highs.item()
+        return Quantization.from_range(low, high, spec.dtype, spec.scheme, spec.levels)
+    return Quantization.from_range(lows, highs, spec.dtype, spec.scheme, spec.levels)

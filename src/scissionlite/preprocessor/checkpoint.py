@@ -16,7 +16,7 @@ from scissionlite.preprocessor.early_stopping import EarlyStopping
 
 @dataclass
 class TrainingState:
-    """What changes in training, and so what a checkpoint holds.
+    """Everything that changes in training, and so everything that a checkpoint holds.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Take over everything that :meth:`state_dict` returned."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -82,7 +82,7 @@ class Checkpoint:
         self._fingerprint = digest.hexdigest()
 
     def restore(self, state: TrainingState) -> None:
-        """Load what :meth:`save` wrote last; without a file the state stays as it is.
+        """Load the state from the file, if there is one.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Data for training: photographs, read exactly as the device will read them, or any torch data."""
+"""Data for training: photographs, read exactly as the device reads them, or any torch Dataset."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Sample: TypeAlias = tuple[torch.Tensor | tuple[torch.Tensor, ...], Any]
 """The network's input, or a tuple of several, without batch dimension; and the label or target."""
 
 Data: TypeAlias = Dataset[Any] | DataLoader[Any]
-"""What can be trained on and validated with: samples, or batches of them."""
+"""Training or validation data: samples, or batches of them."""
 
 
 @runtime_checkable
 class Mirrorable(Protocol):
-    """A torch Dataset whose samples are the same each time, but for mirroring at random.
+    """A torch Dataset whose samples never change, except that they may be mirrored at random.
 
-    :class:`Photographs` are one; a Dataset of your own that has these is treated as they are: in
-    training it is mirrored at random, and what never changes is remembered for it.
+    :class:`Photographs` has this form. A Dataset of your own that has it is treated the same: in
+    training its samples are mirrored at random, and features are cached (:mod:`.feature_cache`).
     """
 
     @property
@@ -37,23 +37,24 @@ class Mirrorable(Protocol):
         ...
 
     def side(self, mirrored: bool | None) -> Dataset[Sample]:
-        """The same samples, all mirrored, none, or (None) at random."""
+        """The same samples: all mirrored (True), none (False), or each at random (None)."""
         ...
 
     def __len__(self) -> int: ...
 
 
 UNLABELLED = -1
-"""What stands in the label's place where there is none."""
+"""The label of a photograph without a label."""
 
 _CACHE_BYTES = 1 << 30
+"""Most bytes of decoded frames that are kept in memory."""
 
 
 class Photographs(Dataset[Sample]):
-    """All photographs below a folder, in any layout, without labels.
+    """All photographs in a folder and in the folders below it, without labels.
 
-    They are decoded and resized with the bundle's own :class:`Preprocessing`, so training sees the
-    very pixels that the device will see, and needs no torchvision.
+    They are decoded and resized with the bundle's own :class:`Preprocessing`. So training sees the
+    same pixels as the device will, and needs no torchvision.
 
     Parameters
     ----------
@@ -123,7 +124,7 @@ class Photographs(Dataset[Sample]):
         return self.mirrored is None
 
     def side(self, mirrored: bool | None) -> Photographs:
-        """The same photographs, all mirrored, none, or (None) at random."""
+        """The same photographs: all mirrored (True), none (False), or each at random (None)."""
         view = copy.copy(self)
         view.mirrored = mirrored
         return view
@@ -132,8 +133,8 @@ class Photographs(Dataset[Sample]):
 class ImageFolder(Photographs):
     """Photographs with labels, in ImageFolder layout: ``FOLDER/CLASS/anything.jpg``.
 
-    Parameters and errors are those of :class:`Photographs`; classes are the folder's subfolders in
-    sorted order.
+    Parameters and errors are those of :class:`Photographs`. The classes are the folder's
+    subfolders, in sorted order.
 
     Attributes
     ----------
@@ -155,7 +156,12 @@ class ImageFolder(Photographs):
 def sample_frames(
     folder: str | Path, preprocessing: Preprocessing, *, count: int
 ) -> list[npt.NDArray[np.uint8]]:
-    """Up to ``count`` frames, evenly spread over all images below a folder of any layout.
+    """Read up to ``count`` frames, evenly spread over all images in a folder and below it.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        uint8, ``(height, width, channels)``.
 
     Raises
     ------
@@ -172,12 +178,12 @@ def sample_frames(
 def open_data(
     data: str | Path | Data, preprocessing: Preprocessing | None, *, kind: type[Photographs]
 ) -> Data:
-    """A dataset or loader as it is, or a folder of images as ``kind``.
+    """Open a folder of images as ``kind``; return a dataset or loader as it is.
 
     Raises
     ------
     PrepareError
-        If a folder is given without the preprocessing that would read its images.
+        If it is a folder, and there is no preprocessing to read its images.
     """
     if not isinstance(data, (str, Path)):
         return data
@@ -189,17 +195,22 @@ def open_data(
 
 
 def augmented(data: Data) -> Data:
-    """Photographs mirrored at random; other data are what their owner has made them."""
+    """Have samples mirrored at random; data that are not Mirrorable stay as they are."""
     return data.side(None) if isinstance(data, Mirrorable) else data
 
 
 def split_off(data: Data, share: float, seed: int) -> tuple[Data, Data]:
-    """Split a share of a dataset off, at random; what is split off is never mirrored.
+    """Split a dataset at random in two.
+
+    Returns
+    -------
+    tuple of two datasets
+        The larger part; and a ``share`` of the samples, which are never mirrored.
 
     Raises
     ------
     PrepareError
-        If it is a loader, which cannot be split, or too small.
+        If it is a DataLoader, which cannot be split, or too small.
     """
     if isinstance(data, DataLoader):
         raise PrepareError(
@@ -217,7 +228,7 @@ def split_off(data: Data, share: float, seed: int) -> tuple[Data, Data]:
 def loader_of(
     data: Data, batch_size: int, *, generator: torch.Generator | None = None
 ) -> DataLoader[Any]:
-    """A loader over a dataset, shuffled if there is a generator; a loader as it is."""
+    """Make a loader of a dataset, shuffled if there is a generator; return a loader as it is."""
     if isinstance(data, DataLoader):
         return data
     size = len(cast(Sized, data))
@@ -232,7 +243,7 @@ def loader_of(
 
 
 def samples_of(data: Data) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
-    """Every sample as a batch of one: its inputs, and its target."""
+    """Iterate over samples, each as a batch of one: its inputs, and its target."""
     for x, target in loader_of(data, 1):
         inputs = flat(x)
         for i in range(len(inputs[0])):
@@ -240,12 +251,12 @@ def samples_of(data: Data) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
 
 
 def class_names(*datasets: Data | None) -> tuple[str, ...]:
-    """The classes that the datasets name, which must agree.
+    """Find the class names of the datasets, which must be the same.
 
     Raises
     ------
     PrepareError
-        If two datasets name different classes: their labels would not mean the same.
+        If two datasets have different class names: their labels would not mean the same.
     """
     named: list[Sequence[str]] = []
     for data in datasets:
@@ -263,5 +274,5 @@ def class_names(*datasets: Data | None) -> tuple[str, ...]:
 
 
 def input_batches(loader: DataLoader[Sample]) -> Iterable[tuple[torch.Tensor, ...]]:
-    """The inputs of a loader's batches, without what they are labelled with."""
+    """Iterate over a loader's batches without the labels: the inputs of each, batch first."""
     return (tuple(flat(x)) for x, _ in loader)

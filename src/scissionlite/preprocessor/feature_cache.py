@@ -1,4 +1,4 @@
-"""Feature cache: what never changes in training, computed once and kept in memory.
+"""Feature cache: features and outputs that never change in training, computed once.
 
 A photograph has the same outputs and features in the teacher in every epoch, and the same features
 behind a frozen device slice. Samples that are mirrored at random are computed twice: as they are,

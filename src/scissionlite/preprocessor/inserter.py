@@ -19,10 +19,10 @@ from scissionlite.transfer_layer.layers import TransferLayer
 from scissionlite.transfer_layer.learned import bottleneck, initialise
 
 CALIBRATION_INPUTS = 256
-"""Most inputs that scales and learned Transfer Layers start from."""
+"""Most inputs that calibration uses."""
 
 _CALIBRATION_BYTES = 1 << 29
-"""Most bytes of what crosses for them."""
+"""Most bytes of features that calibration uses."""
 
 
 class SlicedNetwork(nn.Module):
@@ -33,9 +33,9 @@ class SlicedNetwork(nn.Module):
     device_slice, edge_slice : torch.nn.Module
         The two slices; copies, so the captured network keeps its weights.
     transfer_layers : torch.nn.ModuleList of TransferLayer
-        What stands between them: one for each tensor that crosses.
+        The Transfer Layers between them, one per tensor that crosses.
     train_device_slice, train_edge_slice : bool
-        Whether they learn. Frozen, a slice also keeps its batch statistics, so that several slicing
+        Whether the slices learn. A frozen slice also keeps its batch statistics. So several slicing
         points can share one device network.
     """
 
@@ -54,16 +54,16 @@ class SlicedNetwork(nn.Module):
         self.edge_slice = edge_slice
         self.train_device_slice = train_device_slice
         self.train_edge_slice = train_edge_slice
-        # The device slice last: a weight that both use stays as it is if the device's does.
+        # The device slice last: where it is frozen, so are the weights that both slices share.
         self.edge_slice.requires_grad_(train_edge_slice)
         self.device_slice.requires_grad_(train_device_slice)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Answer as the two machines together will: one tensor, or a tuple of several."""
+        """Answer as device and edge will together: one tensor, or a tuple of several."""
         return self.answer(self.features(*inputs))
 
     def features(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """What the device slice answers, before the Transfer Layers."""
+        """Run the device slice: the features at the slicing point, before the Transfer Layers."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.train_device_slice):
             return flat(self.device_slice(*inputs))
 
@@ -73,7 +73,7 @@ class SlicedNetwork(nn.Module):
         return answer
 
     def transfer(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Send what crosses through the Transfer Layers, in float32 under any autocast."""
+        """Run the Transfer Layers on features, in float32 under any autocast."""
         with torch.autocast(features[0].device.type, enabled=False):
             pairs = zip(self.transfer_layers, features, strict=True)
             return [layer(tensor.float()) for layer, tensor in pairs]
@@ -84,20 +84,20 @@ class SlicedNetwork(nn.Module):
         return list(self.transfer_layers)  # type: ignore[arg-type]  # ModuleList knows Modules only
 
     def deployed(self) -> tuple[nn.Module, nn.Module]:
-        """The two slices as they are deployed: with the halves of learned Transfer Layers."""
+        """The two slices for deployment, each with its half of learned Transfer Layers."""
         return (
             _with_encoders(self.device_slice, [each.encoder for each in self.layers]).eval(),
             _with_decoders([each.decoder for each in self.layers], self.edge_slice).eval(),
         )
 
     def arriving(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What the deployed edge slice takes, for some inputs."""
+        """Compute the inputs of the deployed edge slice from inputs of the network."""
         pairs = zip(self.layers, self.features(*inputs), strict=True)
         sent = [(layer, layer.encoder(x)) for layer, x in pairs]
         return tuple(layer.edge(layer.device(x), tuple(x.shape[-2:])) for layer, x in sent)
 
     def settle(self) -> None:
-        """Fix what was learned of the scales, and switch to evaluation mode."""
+        """Make constants of the learned scales, and switch to evaluation mode."""
         for layer in self.layers:
             layer.settle()
         self.eval()
@@ -113,10 +113,10 @@ class SlicedNetwork(nn.Module):
 
 
 def _with_encoders(device_slice: nn.Module, encoders: Sequence[nn.Module]) -> nn.Module:
-    """A device slice with the halves of learned Transfer Layers behind it."""
+    """Put the encoders of learned Transfer Layers behind a device slice."""
     if all(isinstance(each, nn.Identity) for each in encoders):
         return device_slice
-    # A graph with its inputs one by one, as torch.export names no "*inputs".
+    # One placeholder per input, as torch.export has no names for "*inputs".
     chain = fx.Graph()
     entries = [chain.placeholder(f"x{i}") for i in range(_arguments(device_slice))]
     answer = chain.call_module("device_slice", tuple(entries))
@@ -131,7 +131,7 @@ def _with_encoders(device_slice: nn.Module, encoders: Sequence[nn.Module]) -> nn
 
 
 def _with_decoders(decoders: Sequence[nn.Module], edge_slice: nn.Module) -> nn.Module:
-    """An edge slice with the halves of learned Transfer Layers before it."""
+    """Put the decoders of learned Transfer Layers before an edge slice."""
     if all(isinstance(each, nn.Identity) for each in decoders):
         return edge_slice
     chain = fx.Graph()
@@ -165,19 +165,19 @@ def insert(
     point
         Where to cut.
     spec
-        What the Transfer Layer does. Each tensor that crosses has it as far as it makes sense for
-        its shape (:meth:`scissionlite.TransferSpec.adapted_to`).
+        The Transfer Layer. It is adapted to the shape of each tensor that crosses
+        (:meth:`scissionlite.TransferSpec.adapted_to`).
     calibration
-        Batches of inputs; needed for int8, int4 and learned Transfer Layers. As many are used as
-        ``CALIBRATION_INPUTS`` needs.
+        Batches of inputs; needed for int8, int4 and learned Transfer Layers. Batches are used until
+        they hold ``CALIBRATION_INPUTS`` inputs.
     recipe
-        How scales are found and whether they and the device slice will learn.
+        How scales are found, and what is going to learn.
 
     Raises
     ------
     PrepareError
-        If the spec is not valid for anything that crosses at this point, it needs calibration
-        data and has none, or a learned Transfer Layer costs the device too much.
+        If the spec is not valid for any tensor that crosses at this point, calibration data are
+        needed and missing, or a learned Transfer Layer needs too many multiplications.
     """
     recipe = recipe or Recipe()
     cut = graph.point(point)
@@ -201,7 +201,7 @@ def insert(
                 "unlabelled="
             )
         features = _features(device_slice, calibration, len(specs))
-    # Several that are learned share what the device may spend.
+    # Several learned Transfer Layers share the multiplications that the device may spend.
     learned = sum(each.learned for each in specs)
     budget = recipe.encoder_share * multiplications(device_slice, graph.example)
     for own, shape, seen in zip(specs, shapes, features, strict=True):
@@ -242,7 +242,7 @@ def _layer(
 def _features(
     device_slice: Callable[..., object], batches: Iterable[tuple[torch.Tensor, ...]], tensors: int
 ) -> list[torch.Tensor]:
-    """What crosses for some inputs: for each tensor one, batch first."""
+    """Run the device slice on batches of inputs: the features of each tensor, batch first."""
     seen: list[list[torch.Tensor]] = [[] for _ in range(tensors)]
     inputs = nbytes = 0
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Objectives: what training minimises, each a class with ``step(batch)``."""
+"""Objectives of training: each a class whose ``step(batch)`` computes the loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Step(NamedTuple):
 
 
 class Objective(Protocol):
-    """What training minimises."""
+    """A loss that training minimises."""
 
     def step(self, batch: Batch) -> Step:
         """Run the network on a batch and compute the loss; weights stay as they are."""

@@ -1,4 +1,4 @@
-"""Prepare: from a plan to a bundle, through Inserter, Trainer and Splitter (arXiv 2105.02019)."""
+"""Prepare: from a plan to a bundle by Inserter, Trainer and Splitter (arXiv 2105.02019)."""
 
 from __future__ import annotations
 
@@ -73,37 +73,36 @@ def prepare(
     graph
         The captured network, trained for its task already.
     plan
-        What to prepare: one of those that :func:`scissionlite.plan` ranks.
+        The plan to prepare: one of those that :func:`scissionlite.plan` ranks, or your own.
     train
         Training data: a folder in ImageFolder layout, or any torch Dataset or DataLoader of pairs
-        (float32 tensor without batch dimension, target). It or `unlabelled` is needed wherever the
-        Transfer Layer loses something; a float32 split is the network itself and needs neither.
+        (float32 tensor without batch dimension, target). Where the Transfer Layer loses something,
+        this or `unlabelled` is needed; a float32 split loses nothing and needs neither.
     unlabelled
         Training data without labels, instead of `train`: a folder of photographs in any layout, or
-        a Dataset or DataLoader whose targets are not looked at. The network learns from the uncut
-        one.
+        a Dataset or DataLoader whose targets are ignored. The network learns from the uncut one.
     validate
-        Data on which the score is measured before and after; not looked at in training.
+        Data on which the score is measured before and after; not used in training.
     out
-        Folder of the bundle. A bundle there is replaced.
+        Folder of the bundle. A bundle that is there already is replaced.
     preprocessing
-        How images become inputs; needed with folders, recorded in the bundle and applied on the
-        device.
+        How images become inputs. It is needed with folders, written into the bundle, and applied on
+        the device.
     task
         Loss and metric: ``CLASSIFICATION``, ``SEGMENTATION``, or your own (:class:`.tasks.Task`).
     recipe
         How to calibrate and retrain.
     runtimes
-        What the slices are written for, best first: "torchscript", "onnx" and "aotinductor". A
-        device or an edge takes the first that it can run. What AOTInductor compiles here runs only
-        on processors that have this one's vector instructions: give a second runtime for others.
+        The runtimes that slices are written for, best first: "torchscript", "onnx" and
+        "aotinductor". A device or an edge takes the first that it can run. AOTInductor's slices run
+        only on processors with the vector instructions of this one: give another runtime, too.
     local_fallback
-        Put the uncut network in the bundle too, so that a device can answer alone.
+        Put the uncut network into the bundle too, so that a device can answer alone.
     max_batch
-        Most inputs that one request may hold; 1 leaves it at the example's batch.
+        Most inputs that one request may hold; with 1 a request holds as many as the example.
     checkpoint
-        File from which an interrupted training goes on when the same is prepared again; by default
-        one beside `out` that is removed at the end.
+        File from which an interrupted training goes on when the same plan is prepared again. By
+        default it is beside `out`; it is removed at the end.
     uncut_score
         The uncut network's score on `validate`, if it was measured before.
     progress
@@ -118,11 +117,11 @@ def prepare(
     PrepareError
         If the plan has three tiers, data is missing or empty, classes differ, the Transfer Layer
         is not valid at the slicing point, training diverges, the checkpoint is of another training,
-        or a runtime's slices answer something else than the trained network.
+        or a runtime's slices do not answer the same as the trained network.
     RuntimeUnavailableError
-        If what a runtime needs is not installed.
+        If a package that a runtime needs is not installed.
     BundleError
-        If something else than a bundle is at ``out``.
+        If ``out`` exists and is not a bundle.
     """
     _check_plan(graph, plan, max_batch)
     check_runtimes(runtimes)
@@ -330,7 +329,7 @@ def _verified(
 def _accuracy(
     inference: splitter.Inference, plan: Plan, data: Data, task: Task, uncut_score: float
 ) -> Accuracy:
-    """Score what will be deployed; of an image plan with images sent in the plan's format."""
+    """Score the exported network; with an image plan on images sent in the plan's format."""
     if plan.image_format is not None:
         if not isinstance(data, Photographs):
             raise PrepareError("accuracy of sent images needs images: give validate= as a folder")
@@ -339,7 +338,7 @@ def _accuracy(
 
 
 def _versions() -> dict[str, str]:
-    """The versions of what made the bundle."""
+    """The versions of the software that makes the bundle."""
     return {
         "scissionlite": __version__,
         "torch": str(torch.__version__),
@@ -354,6 +353,6 @@ def _checkpoint_beside(out: str | Path) -> Path:
 
 
 def _real_input(data: Data | None, example: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """A real input to verify slices on, where there is data; otherwise the example."""
+    """An input to verify slices on: the first sample if there are data, else the example."""
     inputs = None if data is None else next(samples_of(data), None)
     return example if inputs is None else inputs[0]

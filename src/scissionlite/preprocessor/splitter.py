@@ -159,7 +159,7 @@ def measure(inference: Inference, data: Data, task: Task, *, before: float) -> A
     Parameters
     ----------
     inference
-        What is scored.
+        The deployed network.
     data
         Validation data.
     task

@@ -1,4 +1,4 @@
-"""What a network is for: its loss, its metric, and how it is compared with the uncut network."""
+"""Tasks: the loss and the metric of a network, and its distance from the uncut network."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ IGNORED = 255
 
 @dataclass(frozen=True)
 class Task:
-    """A task: plain callables on a batch.
+    """A task, as functions of a batch.
 
-    ``answer`` is what the network answers: a tensor, or a tuple of several. ``target`` is what the
-    data set gives beside the input, collated into a batch.
+    ``answer`` is the network's: a tensor, or a tuple of several. ``target`` is the data set's, with
+    samples collated into a batch.
 
     Attributes
     ----------
     name : str
-        What messages and checkpoints call it.
+        Its name in messages and checkpoints.
     loss : callable
         ``loss(answer, target)``: a scalar tensor with gradients.
     tally : callable
-        ``tally(answer, target)``: a tensor of counts that are added over all batches.
+        ``tally(answer, target)``: a tensor of counts, which are summed over all batches.
     score : callable
-        ``score(counts)``: the metric, from the sum of all counts; more is better.
+        ``score(counts)``: the metric from the summed counts; more is better.
     distance : callable
-        ``distance(answer, reference, temperature)``: how far an answer is from the uncut network's,
-        a scalar tensor with gradients.
+        ``distance(answer, reference, temperature)``: the distance of an answer from the uncut
+        network's, a scalar tensor with gradients.
     metric : str
-        What the score is called.
+        The score's name.
     """
 
     name: str
@@ -55,20 +55,19 @@ class Task:
         name: str = "custom",
         distance: Callable[[Any, Any, float], torch.Tensor] | None = None,
     ) -> Task:
-        """A task of a user's own loss and metric.
+        """Make a task of your own loss and metric.
 
         Parameters
         ----------
         loss
             ``loss(answer, target)``, a scalar tensor with gradients.
         metric
-            ``metric(answer, target)``, the mean over the batch, more is better; batches are
+            ``metric(answer, target)``, the mean over the batch; more is better. Batches are
             weighted by their size.
         name
-            What to call it.
+            The task's name.
         distance
-            As the attribute; by default the mean squared error of all outputs, each divided by its
-            variance.
+            As the attribute; by default :func:`normalised_error` of the outputs.
         """
 
         def tally(answer: Any, target: Any) -> torch.Tensor:
@@ -79,7 +78,10 @@ class Task:
 
 
 def normalised_error(answer: Any, reference: Any, temperature: float = 1.0) -> torch.Tensor:
-    """Mean squared error of all tensors, each divided by its reference's variance."""
+    """Mean squared error per tensor, divided by the reference's variance; the mean over tensors.
+
+    The temperature has no effect. (It is there so that this can be a task's ``distance``.)
+    """
     pairs = list(zip(flat(answer), flat(reference), strict=True))
     errors = [F.mse_loss(a, r) / r.var(correction=0).clamp_min(1e-12) for a, r in pairs]
     return torch.stack(errors).mean()
@@ -93,17 +95,20 @@ def _class_loss(answer: Any, target: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(flat(answer)[0], target, label_smoothing=0.05)
 
 
-def _right(answer: Any, target: torch.Tensor) -> torch.Tensor:
+def _count_right(answer: Any, target: torch.Tensor) -> torch.Tensor:
     right = (flat(answer)[0].argmax(1) == target).sum()
     return torch.stack([right, torch.tensor(len(target), device=right.device)]).double()
 
 
 def _divergence(answer: Any, reference: Any, temperature: float) -> torch.Tensor:
-    """Kullback-Leibler divergence of softened outputs over dimension 1, a sample or pixel each."""
+    """Kullback-Leibler divergence of softened outputs over the classes, times temperature squared.
+
+    It is the mean over samples or pixels; the classes are dimension 1.
+    """
     student = F.log_softmax(flat(answer)[0] / temperature, 1)
     teacher = F.log_softmax(flat(reference)[0] / temperature, 1)
     each = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
-    # The gradients of softened outputs are 1/T^2 as large (arXiv 1503.02531, section 2.1).
+    # Softening makes gradients T^2 times smaller (arXiv 1503.02531, section 2).
     return each.mean() * temperature**2
 
 
@@ -112,7 +117,7 @@ def _pixel_loss(answer: Any, target: torch.Tensor) -> torch.Tensor:
 
 
 def _confusion(answer: Any, target: torch.Tensor) -> torch.Tensor:
-    """Pixels by true class (rows) and answered class (columns)."""
+    """Count pixels by true class (rows) and answered class (columns)."""
     logits = flat(answer)[0]
     classes = logits.shape[1]
     counted = target != IGNORED
@@ -128,12 +133,12 @@ def _mean_iou(confusion: torch.Tensor) -> float:
     return float((intersection[occurs] / union[occurs]).mean())
 
 
-CLASSIFICATION = Task("classification", _class_loss, _right, _mean, _divergence, "accuracy")
-"""Answer (N, classes), of several outputs the first; target (N,), integers. Share of right
-answers."""
+CLASSIFICATION = Task("classification", _class_loss, _count_right, _mean, _divergence, "accuracy")
+"""Classes. Answer float32 (N, classes), the first of several outputs; target int64 (N,). The score
+is the share of right answers."""
 
 SEGMENTATION = Task("segmentation", _pixel_loss, _confusion, _mean_iou, _divergence, "mIoU")
-"""Answer (N, classes, H, W), of several outputs the first; target (N, H, W), integers, 255 where it
-does not count. Mean intersection over union."""
+"""Classes of pixels. Answer float32 (N, classes, H, W), the first of several outputs; target int64
+(N, H, W), 255 where a pixel does not count. The score is the mean intersection over union."""
 
 TASKS = {task.name: task for task in (CLASSIFICATION, SEGMENTATION)}

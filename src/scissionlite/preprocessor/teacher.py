@@ -16,7 +16,7 @@ _MAX_HINTS = 3
 
 
 class TeacherAnswer(NamedTuple):
-    """What a teacher answers for a batch.
+    """A teacher's answer for a batch.
 
     Attributes
     ----------

@@ -80,7 +80,7 @@ def train(
     Returns
     -------
     Training
-        What was done.
+        A record of the training, for the manifest.
 
     Raises
     ------
@@ -126,12 +126,16 @@ def train(
 
 @dataclass(frozen=True)
 class _Setup:
-    """What stays the same from epoch to epoch.
+    """Everything that stays the same from epoch to epoch.
 
     Attributes
     ----------
-    recipe, task, labelled, placement, objective
-        As in :func:`train`, and where and what it minimises.
+    recipe, task, labelled
+        As in :func:`train`.
+    placement
+        Where the network is.
+    objective
+        The loss to minimise.
     batches
         The training data.
     order
@@ -340,7 +344,7 @@ def _objective(
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW over what is trainable, with weight decay where it helps."""
+    """Make AdamW over the trainable parameters, with weight decay for some of them."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     # Decay of biases, batch norms and scales would only pull them off where they should be.
     groups = [

@@ -1,4 +1,4 @@
-"""Exporting modules as slices for some runtimes, and loading what was exported (needs torch)."""
+"""Export modules as slices for several runtimes, and load them again (needs torch)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from scissionlite.runtimes import Slice, load_slice, runtime_module
 
 
 def check_runtimes(runtimes: Sequence[str]) -> None:
-    """Check that slices can be written for some runtimes, before hours of training.
+    """Check that slices can be written for the runtimes, before hours of training.
 
     Raises
     ------
     PrepareError
-        If none are given, or one more than once.
+        If there is no runtime, or one more than once.
     RuntimeUnavailableError
-        If a runtime is unknown, or what it needs is not installed.
+        If a runtime is unknown, or a package that it needs is not installed.
     """
     if isinstance(runtimes, str) or not runtimes or len(set(runtimes)) < len(runtimes):
         raise PrepareError(
@@ -39,23 +39,28 @@ def export_slices(
     *,
     dynamic_batch: bool = False,
 ) -> dict[Role, tuple[SliceFile, ...]]:
-    """Export modules for some runtimes into a folder; every runtime folds their batch norms.
+    """Export modules for the runtimes into a folder; every runtime folds batch norms.
 
     Parameters
     ----------
     modules
-        Role to the module and an example of its inputs.
+        Each role's module, and an example of its inputs.
     runtimes
-        Names of runtimes, in the order of preference.
+        Names of runtimes, best first.
     folder
-        Where to write, each as ``ROLE`` with the runtime's suffix.
+        Where to write files, each named ``ROLE`` with the runtime's suffix.
     dynamic_batch
         Whether the slices must run on other batch sizes than the example's.
+
+    Returns
+    -------
+    dict
+        Each role's files, in the order of the runtimes.
 
     Raises
     ------
     RuntimeUnavailableError
-        If a runtime is unknown, or what it needs is not installed.
+        If a runtime is unknown, or a package that it needs is not installed.
     PrepareError
         If a runtime cannot take a module.
     """
@@ -74,6 +79,6 @@ def export_slices(
 def load_exported(
     slices: dict[Role, tuple[SliceFile, ...]], role: Role, runtime: str, folder: Path
 ) -> Slice:
-    """Load what :func:`export_slices` has just written."""
+    """Load one of the slices that :func:`export_slices` has written."""
     (file,) = (file.file for file in slices[role] if file.runtime == runtime)
     return load_slice(folder / file, runtime)
