@@ -1,8 +1,8 @@
-"""Fuzzes what reads bytes from the network: tensor and control messages, and hostile payloads.
+"""Fuzz the readers of bytes from a link: tensor and control messages, and hostile payloads.
 
-Coverage-guided, by atheris (``make fuzz``; libFuzzer's options). What is hostile must end in the
-documented exception, whatever else is a finding; what is accepted must stand for exactly what it
-was read from. A finding becomes a test in tests/test_wire.py or tests/test_codec.py.
+It is guided by coverage, with atheris (``make fuzz``; libFuzzer's options). Hostile input must end
+in the documented exception; any other end is a finding. Accepted input must encode to exactly the
+bytes that it was read from. A finding becomes a test in tests/test_wire.py or tests/test_codec.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scissionlite.offloader import wire
 from scissionlite.offloader.wire import control
 from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
 
-# Of payload: larger ones are as good, and slower.
+# Bytes of payload: larger ones find no more, and are slower.
 MOST_BYTES = 1 << 14
 
 # In the order of TransferSpec's fields.
@@ -94,7 +94,7 @@ def fuzz_packed(data: atheris.FuzzedDataProvider) -> None:
 def make_quantization(
     data: atheris.FuzzedDataProvider, spec: TransferSpec, shape: tuple[int, ...]
 ) -> Quantization | None:
-    """Mostly one that goes with the spec."""
+    """Make a quantization, mostly one that is valid for the spec."""
     wanted, channels = spec.quantized, 0
     if spec.granularity == "channel" and len(shape) >= 3:
         channels = shape[-3]
@@ -113,7 +113,7 @@ def make_quantization(
 def make_payload(
     data: atheris.FuzzedDataProvider, nbytes: int, entropy_coded: bool
 ) -> bytes | bytearray:
-    """Mostly of the right length and well compressed, then perhaps damaged."""
+    """Make a payload, mostly of the right length and well compressed, and sometimes damage it."""
     payload = bytearray(data.ConsumeBytes(data.ConsumeIntInRange(0, 600)))
     if not seldom(data):
         payload += bytes(max(0, nbytes - len(payload)))
@@ -142,7 +142,7 @@ def test_one_input(data: bytes) -> None:
 
 
 def instrument() -> None:
-    """Make ours visible to the fuzzer: its import hook fails on an editable install's loader."""
+    """Make the package visible to the fuzzer: its import hook fails on an editable install."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] != "scissionlite":
             continue

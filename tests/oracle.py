@@ -54,7 +54,7 @@ class Call:
 
 
 class Answer(NamedTuple):
-    """What a kernel writes: its output, flat and in the order of the layout, and the ranges."""
+    """The output of a kernel, flat and in the order of the layout, and the ranges."""
 
     output: Array
     lows: Float32 = np.empty(0, np.float32)
@@ -65,12 +65,12 @@ class Answer(NamedTuple):
 
 
 def flat(values: Array, layout: str) -> Array:
-    """Logical to the order in memory."""
+    """Flatten a logical array to the order in memory."""
     return (values if layout == "nchw" else values.transpose(0, 2, 3, 1)).reshape(-1)
 
 
 def logical(values: Array, shape: tuple[int, int, int, int], layout: str) -> Array:
-    """From the order in memory to logical: a view."""
+    """View an array in the order in memory as a logical array."""
     images, channels, height, width = shape
     if layout == "nchw":
         return values.reshape(shape)
@@ -97,7 +97,7 @@ def narrow(values: Float32) -> Float16:
 
 
 def convert(values: Array, kind: type[np.generic]) -> Array:
-    """To another float type; between equal types the bits stay."""
+    """Convert to another float type; between equal types the bits stay."""
     if values.dtype == kind:
         return values
     return widen(values) if kind is np.float32 else narrow(values)
@@ -141,7 +141,7 @@ def average(values: Float32, window: int) -> Float32:
 
 
 def _counts(height: int, width: int, window: int) -> Float32:
-    """Number of elements that exist in each window."""
+    """Count the elements that exist in each window."""
     rows = [min(window, height - first) for first in range(0, height, window)]
     columns = [min(window, width - first) for first in range(0, width, window)]
     return np.outer(rows, columns).astype(np.float32)
@@ -169,7 +169,7 @@ def dequantize(codes: Int32, scales: Float32, zero_points: Int32) -> Float32:
 
 
 def pack(codes: Int32, kind: str) -> Array:
-    """Flat codes to bytes."""
+    """Pack flat codes into bytes."""
     if kind == "i8":
         return codes.astype(np.int8).view(np.uint8)
     nibbles = np.append(codes, np.zeros(codes.size % 2, np.int32)) & 0xF
@@ -177,7 +177,7 @@ def pack(codes: Int32, kind: str) -> Array:
 
 
 def unpack(payload: Array, kind: str, size: int) -> Int32:
-    """Bytes to flat codes."""
+    """Unpack bytes into flat codes."""
     if kind == "i8":
         return payload.view(np.int8).astype(np.int32)
     codes = payload.view(np.uint8).astype(np.int32)
@@ -215,7 +215,7 @@ def _stretch(values: Float32, axis: int, window: int, size: int) -> Float32:
 
 
 def encode(values: Array, kind: str, call: Call) -> Array:
-    """Logical feature map to the payload: flat, of the payload's type, or uint8 for codes."""
+    """Encode a logical feature map as a payload: flat, of its type, or uint8 for codes."""
     if kind in FLOATS and call.window == 1:
         return flat(convert(values, FLOATS[kind]), call.layout)
     pooled = pool(convert(values, np.float32), call.window, call.pooling)
@@ -226,7 +226,7 @@ def encode(values: Array, kind: str, call: Call) -> Array:
 
 
 def pool_range(values: Array, call: Call) -> tuple[Float32, Float32, Float32]:
-    """Logical feature map to the logical pooled map, and the lows and highs."""
+    """Pool a logical feature map; return the logical pooled map, the lows and the highs."""
     pooled = pool(convert(values, np.float32), call.window, call.pooling)
     groups = pooled.transpose(1, 0, 2, 3).reshape(call.channels if call.per_channel else 1, -1)
     finite = np.isfinite(groups)
@@ -237,7 +237,7 @@ def pool_range(values: Array, call: Call) -> tuple[Float32, Float32, Float32]:
 
 
 def decode(payload: Array, kind: str, out: str, call: Call) -> Array:
-    """Payload to the logical feature map, of float type `out`."""
+    """Decode a payload to the logical feature map, of float type `out`."""
     if kind in CODES:
         codes = unpack(payload, kind, math.prod(call.pooled))
         values = logical(codes, call.pooled, call.layout)

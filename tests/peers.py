@@ -21,7 +21,7 @@ from scissionlite.offloader.wire import control
 Frames = list[npt.NDArray[np.uint8]]
 LOCAL = "tcp://127.0.0.1:*"
 NOWHERE = "tcp://127.0.0.1:9"  # the discard port: nobody listens there
-LONG = 60.0  # seconds: never waited for unless something hangs
+LONG = 60.0  # seconds; only a hang waits so long
 
 
 Sockets = Callable[[int], "zmq.Socket[bytes]"]
@@ -56,7 +56,7 @@ class HandmadeEdge:
         return header
 
     def send(self, device_id: bytes, message: control.ToDevice, *frames: wire.Buffer) -> None:
-        """Send a control message, and what follows it."""
+        """Send a control message and the frames that follow it."""
         self.send_raw(device_id, control.encode(message), *frames)
 
     def send_raw(self, device_id: bytes, *frames: wire.Buffer) -> None:
@@ -97,7 +97,7 @@ class HandmadeDevice:
         self._dealer.connect(control_endpoint)
 
     def hello(self) -> control.ToDevice:
-        """Say Hello; return what the edge says."""
+        """Say Hello; return the edge's reply."""
         self.send_control(control.Hello(control.PROTOCOL_VERSION, self._bundle.id, "handmade", {}))
         return self.receive()[0]
 
@@ -138,12 +138,12 @@ class HandmadeDevice:
         self._push.send_multipart(frames)
 
     def receive(self) -> tuple[control.ToDevice, list[bytes]]:
-        """Wait for a control message and what follows it."""
+        """Wait for a control message and the frames that follow it."""
         first, *rest = self._dealer.recv_multipart()
         return control.decode_at_device(first), rest
 
     def stats(self) -> control.StatsReply:
-        """Ask for the counters, skipping whatever else arrives."""
+        """Ask for the counters, and skip other messages."""
         self.send_control(control.Stats())
         while not isinstance(message := self.receive()[0], control.StatsReply):
             pass
@@ -151,7 +151,7 @@ class HandmadeDevice:
 
 
 def in_one_process(bundle: Bundle, x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """What device and edge must answer: the same slices and codec, without a wire."""
+    """Compute the expected answer of device and edge: the same slices and codec, without a wire."""
     tensors, payloads = DeviceSide(bundle).make_request((x,), Stopwatch())
     (output,) = EdgeSide(bundle).answer(tensors, [memoryview(p) for p in payloads], Stopwatch())
     return output

@@ -1,4 +1,4 @@
-"""A model that is never done, for tests of who ends a profiler: it says who it is, and waits."""
+"""A model that never finishes, for tests of who ends a profiler: it writes its id and waits."""
 
 from __future__ import annotations
 

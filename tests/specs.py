@@ -1,4 +1,4 @@
-"""Hypothesis strategies that several test files share: specs, and feature maps to put through."""
+"""Hypothesis strategies that several test files share: specs, and feature maps for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def specs(**fixed: Any) -> st.SearchStrategy[TransferSpec]:
 
 
 def _with_levels(spec: TransferSpec) -> st.SearchStrategy[TransferSpec]:
-    """Draw how many levels a spec has, where it is quantized."""
+    """Draw the number of levels of a spec, if it is quantized."""
     if not spec.quantized:
         return st.just(spec)
     fewer = st.none() | st.integers(2, 15 if spec.dtype == "int4" else 255)

@@ -1,4 +1,4 @@
-"""Bundles: written whole or not at all, and never used when something in them was altered."""
+"""Bundles: written whole or not at all, and refused when a file in them was altered."""
 
 from __future__ import annotations
 

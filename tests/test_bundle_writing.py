@@ -1,4 +1,4 @@
-"""Writers of bundles that are killed, at every moment: never half a bundle, never one lost."""
+"""Writers of bundles are killed at every moment: no bundle is ever half written or lost."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 from scissionlite.atomic_folder import atomic_folder
 
-# Forks a writer of "new" over and over, which kills itself at its first, second, third, ... call
-# into the system that Python's audit hooks tell of, until one comes to its end. What each left is
-# told line by line. Given a third argument, the kernel says that it cannot exchange two folders,
-# as it says of NFS.
+# Forks a writer of "new" over and over. It kills itself at its first, second, third, ... system
+# call that Python's audit hooks report, until one writer finishes. The files that each left are
+# printed line by line. With a third argument, the kernel reports that it cannot exchange two
+# folders, as it does on NFS.
 _KILL_WRITERS = r"""
 import ctypes, json, os, platform, signal, struct, sys
 from pathlib import Path
@@ -124,7 +124,7 @@ def test_a_writer_killed_at_any_moment(older: bool, exchange: bool, tmp_path: Pa
     lost = [state for state in states if older and state["model"] is None]
     assert all(state["aside"] == "old" for state in lost)
     assert bool(lost) == (not exchange)
-    # Killed writers left something at some moment, and the writer that came to its end removed it.
+    # Some killed writers left files, and the writer that finished removed them.
     assert any(state["hidden"] for state in states)
     assert states[-1]["hidden"] == []
 
@@ -144,7 +144,7 @@ with atomic_folder(Path(sys.argv[1])) as folder:
 
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that stops in the middle of writing a folder until it is told to go on."""
+    """A process that stops in the middle of writing a folder, until its input says to go on."""
     process = subprocess.Popen(
         [sys.executable, "-c", _WAIT_IN_THE_MIDDLE, str(tmp_path / "b")],
         stdin=subprocess.PIPE,

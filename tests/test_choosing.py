@@ -1,4 +1,4 @@
-"""Choosing the fastest plan that holds a floor: what is tried, passed over, kept and told."""
+"""Choosing the fastest plan that holds a floor: the plans tried, skipped, kept and reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Choosing = Callable[..., Choice]
 
 @pytest.fixture
 def tried(small_graph: sl.Graph, textures: Path, tmp_path: Path) -> tuple[list[str], Choosing]:
-    """What was tried, and a function that chooses among plans."""
+    """The list of plans that were tried, and a function that chooses among plans."""
     seen: list[str] = []
 
     def run(plans: list[sl.Plan], drop: float, tries: int = 5) -> Choice:

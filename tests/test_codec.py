@@ -35,7 +35,7 @@ KINDS = {"float32": "f32", "float16": "f16", "int8": "i8", "int4": "i4"}
 
 
 def pooled_up(x: Float32) -> Float32:
-    """What a Transfer Layer without quantization gives back, by padding and reshaping."""
+    """Compute the result of a Transfer Layer without quantization, by padding and reshaping."""
     height, width = x.shape[-2:]
     pad = [(0, 0)] * (x.ndim - 2) + [(0, height % 2), (0, width % 2)]
     padded = np.pad(x, pad, constant_values=-np.inf)
@@ -93,7 +93,7 @@ def test_out_arrays_are_used(spec: TransferSpec) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("wrap", [bytes, bytearray, memoryview])
 def test_any_buffer_decodes(spec: TransferSpec, wrap: Callable[[Any], Any]) -> None:
-    # Of one value, so that an entropy coder has something to do.
+    # All values are equal, so that an entropy coder can shrink the payload.
     packed = encode(np.ones((1, 8, 32, 33), np.float32), spec)
     assert packed.entropy_coded == (spec.entropy is not None)
     wrapped = msgspec.structs.replace(packed, payload=wrap(packed.payload))

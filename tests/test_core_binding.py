@@ -1,4 +1,4 @@
-"""What the Python binding of the core refuses, and what it promises: src/scissionlite/_core.pyi."""
+"""The Python binding of the core: its checks and its promises (src/scissionlite/_core.pyi)."""
 
 from __future__ import annotations
 

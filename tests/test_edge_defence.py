@@ -1,4 +1,4 @@
-"""What goes wrong at the edge because of what a device sends harms nobody else.
+"""A device that sends wrong messages to the edge harms no other device.
 
 Time-outs here only guard against hangs; no outcome depends on how fast the machine is.
 """

@@ -1,4 +1,4 @@
-"""Entropy coding: what is compressed comes back, and nothing that is sent can do harm."""
+"""Entropy coding: decompression restores the payload, and a hostile payload does no harm."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_blocks_tell_their_layers_and_memory() -> None:
 
 
 class _ShapeDependent(nn.Module):
-    """What symbolic tracing cannot take and torch.export can."""
+    """A network that symbolic tracing cannot capture and torch.export can."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -340,7 +340,7 @@ def test_capturing_leaves_the_model_as_it_was() -> None:
 
 
 def _randomize_statistics(model: nn.Module) -> None:
-    """Give batch norms something to do: a fresh one is close to the identity."""
+    """Give batch norms random statistics: a fresh one is close to the identity."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

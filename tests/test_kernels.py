@@ -1,8 +1,8 @@
 """Every kernel of csrc/kernel_list.h against the NumPy oracle, byte for byte.
 
 The kernels run in this process and, where there is one, in the runner (tests/kernel_targets.py).
-SCISSIONLITE_REQUIRE_ISA=neon,avx2 makes it a failure if one of those was not tested. What
-docs/numerics.md says in numbers is in tests/test_numerics.py.
+SCISSIONLITE_REQUIRE_ISA=neon,avx2 makes it a failure if one of those was not tested. The numbers
+of docs/numerics.md are tested in tests/test_numerics.py.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ DATA = ["normal", "ties", "special", "bits", "zeros", "nans", "halfway"]
 
 
 def source_of(operation: str, call: Call, data: str, seed: int) -> Array:
-    """What an operation reads, flat."""
+    """Make the input of an operation, flat."""
     _, given_, _ = kinds(operation)
     rng = np.random.default_rng(seed)
     size = source_size(operation, call)
@@ -214,7 +214,7 @@ def test_kernel_equals_the_oracle(run: Run, operation: str, isa: str, case: Case
 
 
 def _variants(operation: str) -> list[Call]:
-    """What can be chosen for an operation, on one row of one value."""
+    """Yield every choice of an operation's parameters, on one row of one value."""
     name = kinds(operation)[0]
     choices = ("nearest", "bilinear") if name == "decode" else ("max", "average")
     choice = "upsampling" if name == "decode" else "pooling"
@@ -328,7 +328,7 @@ def test_required_isas_were_tested() -> None:
 
 
 def test_canaries_catch_what_guard_pages_do_not() -> None:
-    """So that the tests above can fail: an array that ends in the middle of a page."""
+    """Canaries show a write behind an array that ends in the middle of a page."""
     for outside, side in ((-1, "before"), (5, "after")):
         guarded = GuardedArray(5, np.uint8, 3)
         guarded.check_canaries()

@@ -1,4 +1,4 @@
-"""Distance correlation: against its formula, and what it promises."""
+"""Distance correlation: against its formula, and its promised properties."""
 
 from __future__ import annotations
 

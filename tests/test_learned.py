@@ -1,4 +1,4 @@
-"""The learned Transfer Layer: where it starts, what it costs, and how it is deployed."""
+"""The learned Transfer Layer: its first weights, its cost, and its deployment."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The emulated link is never faster than it says, loses nothing, and closes cleanly.
 
-Only lower bounds are asserted: how much slower things are is the host's business.
+Only lower bounds are asserted: the host decides how much slower it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_threads_left")
 
 @pytest.fixture
 def echo_port() -> Iterator[int]:
-    """A server that sends back what it gets, and closes when its client does."""
+    """A server that echoes its input, and closes when its client does."""
     server = socket.create_server(("127.0.0.1", 0))
     threads: list[threading.Thread] = []
 
@@ -56,7 +56,7 @@ def connect(port: int) -> socket.socket:
 
 
 def receive(connection: socket.socket, nbytes: int = -1) -> bytes:
-    """Receive so many bytes, or all to the end."""
+    """Receive a number of bytes, or all bytes to the end."""
     parts: list[bytes] = []
     while nbytes and (data := connection.recv(min(nbytes, 65536) if nbytes > 0 else 65536)):
         parts.append(data)

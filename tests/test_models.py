@@ -1,4 +1,4 @@
-"""Model names, from torchvision's to a file of one's own."""
+"""Model names, from torchvision's to a file of the user's."""
 
 from __future__ import annotations
 

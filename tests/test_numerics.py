@@ -1,6 +1,6 @@
 """docs/numerics.md in numbers written by hand, section by section: for the oracle and the kernels.
 
-Chosen so that another order of summation, another rounding or a fused multiply-add would show.
+The numbers show another order of summation, another rounding or a fused multiply-add.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INF, NAN = np.inf, np.nan
 
 @dataclass(frozen=True)
 class Example:
-    """What an operation makes of a source; both flat."""
+    """An operation's source and expected result; both flat."""
 
     name: str
     operation: str

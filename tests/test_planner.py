@@ -223,7 +223,7 @@ def test_an_infeasible_request_says_which_constraint_excludes_what() -> None:
         ({"machines": ("egde",)}, "no machine is named 'egde'; did you mean edge"),
     ],
 )
-def test_unknown_names_are_told_with_those_that_are_near(limits: Any, said: str) -> None:
+def test_unknown_names_are_reported_with_similar_ones(limits: Any, said: str) -> None:
     with pytest.raises(PlanError, match=said):
         sl.plan(written(), written("edge"), LINK, constraints=sl.Constraints(**limits))
 
@@ -281,12 +281,14 @@ def test_accuracies_are_attached_and_have_a_floor() -> None:
     png = ImageProfile(format="png", encode=0.001, decode=0.001, nbytes=5000, source="by hand")
     device, edge = written(images=(JPEG, png)), written("edge", EDGE, images=(JPEG, png))
     plans = sl.plan(device, edge, LINK, accuracies=known)
-    told = {(p.kind, p.slicing_point, p.spec, p.image_format): p.accuracy for p in plans}
-    assert told["local", None, None, None] == told["split", "b1", SPECS[0], None] == 0.99
-    assert told["image", None, None, "png"] == 0.99  # nothing is lost
-    assert told["split", "b0", SPECS[2], None] == 0.90
-    assert told["split", "b0", SPECS[1], None] is None
-    assert told["image", None, None, "jpeg"] is None
+    accuracies = {(p.kind, p.slicing_point, p.spec, p.image_format): p.accuracy for p in plans}
+    assert (
+        accuracies["local", None, None, None] == accuracies["split", "b1", SPECS[0], None] == 0.99
+    )
+    assert accuracies["image", None, None, "png"] == 0.99  # nothing is lost
+    assert accuracies["split", "b0", SPECS[2], None] == 0.90
+    assert accuracies["split", "b0", SPECS[1], None] is None
+    assert accuracies["image", None, None, "jpeg"] is None
     floor = sl.Constraints(min_accuracy=0.95)
     kept = by_key(sl.plan(device, edge, LINK, accuracies=known, constraints=floor))
     assert ("split", "b0", SPECS[2]) not in kept

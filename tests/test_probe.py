@@ -1,4 +1,4 @@
-"""Probes: what they measure is the link, and how sure that is. Edges without a bundle.
+"""Probes: they measure the link, with confidence intervals. Edges without a bundle.
 
 Where a figure is compared with an emulated link's, the band is wide: it shows that the right thing
 is measured, not how fast the machine is.

@@ -1,4 +1,4 @@
-"""Profiles: what is measured, and the files that they are."""
+"""Profiles: the measurements, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_profile_has_every_block_codec_slice_and_image(measured: sl.Profile) -
     assert [t.shape for t in (*measured.inputs, *measured.outputs)] == [(1, 3, 32, 32), (1, 4)]
 
     codecs = {(t.block, t.spec): t for t in measured.transfers}
-    # Without pooling anywhere; Transfer Layers only where there is something to pool.
+    # Without pooling at every point; with pooling only where the shape allows it.
     plain, pooled = sl.TransferSpec.float32_split(), sl.TransferSpec()
     assert {block for block, spec in codecs if spec == plain} == {0, 1, 2, 3, 4}
     assert {block for block, spec in codecs if spec == pooled} == {0, 1, 2}
@@ -117,14 +117,14 @@ def test_images_given_are_measured_and_tell_the_leakage() -> None:
     profile = sl.profile(graph, images=noise(16, MIN_IMAGES), repetitions=1, slices=0)
     leakages = [b.leakage for b in profile.blocks]
     assert leakages[-1] is None
-    told = [leakage for leakage in leakages if leakage is not None]
-    assert len(told) == len(leakages) - 1
-    assert all(0 <= leakage <= 1 for leakage in told)
-    assert told[0] > 0.3  # a convolution of the image itself
-    assert told[0] > told[-1]  # eight numbers of it
+    measured = [leakage for leakage in leakages if leakage is not None]
+    assert len(measured) == len(leakages) - 1
+    assert all(0 <= leakage <= 1 for leakage in measured)
+    assert measured[0] > 0.3  # a convolution of the image itself
+    assert measured[0] > measured[-1]  # eight numbers of it
 
 
-def test_wrong_requests_are_told() -> None:
+def test_wrong_requests_are_reported() -> None:
     graph = sl.capture(network(), torch.zeros(1, 3, 16, 16))
     with pytest.raises(ProfileError, match=r"needs uint8 of shape \(16, 16, 3\)"):
         sl.profile(graph, images=[np.zeros((8, 8, 3), np.uint8)], repetitions=1)

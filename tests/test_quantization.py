@@ -1,4 +1,4 @@
-"""Quantization: what it takes, and how a range makes it, for a tensor and for channels alike."""
+"""Quantization: valid values, and scales from a range, per tensor and per channel."""
 
 from __future__ import annotations
 

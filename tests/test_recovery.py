@@ -1,4 +1,4 @@
-"""What goes wrong with the edge, or on the way to it, ends in an answer or a clear error.
+"""Every failure of the edge, or on the way to it, ends in an answer or a clear error.
 
 Time-outs here only guard against hangs; no outcome depends on how fast the machine is.
 """

@@ -1,4 +1,4 @@
-"""Profiles that an edge daemon makes because somebody asks: allowed ones, one at a time."""
+"""Profiles that an edge daemon makes for a client: only allowed ones, one at a time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ REQUEST = control.ProfileRequest(1, SLOW, 32, None, "torchscript", 1, 1, 4)
 
 @pytest.fixture
 def pid_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The file in which the profiler of the model that is never done says who it is."""
+    """The file in which the profiler of the model that never finishes writes its process id."""
     file = tmp_path / "pid"
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setenv(PID_FILE, str(file))

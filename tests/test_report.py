@@ -18,7 +18,7 @@ LINK = sl.Link(rtt=0.010, bandwidth=8e6)
 
 
 class Page(HTMLParser):
-    """What a browser would find: open tags, text, and everything that it would fetch."""
+    """The page as a browser sees it: open tags, text, and every address that it would fetch."""
 
     VOID = ("meta", "img", "br", "link")
 

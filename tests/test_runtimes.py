@@ -1,4 +1,4 @@
-"""What runs slices."""
+"""The runtimes: exporting, loading and running slices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INPUT = (1, 3, 64, 64)
 
 
 def network() -> nn.Module:
-    """Convolutions with batch norms behind them, and something that is no part of them."""
+    """Convolutions, each followed by a batch norm, and other layers."""
     torch.manual_seed(0)
     layers = [
         *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
@@ -38,7 +38,7 @@ def network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The network's file for a runtime; AOTInductor's compiler takes its time, so once."""
+    """The network's file for a runtime, exported once because AOTInductor's compiler is slow."""
     folder = tmp_path_factory.mktemp("slices")
 
     def export(runtime: str) -> Path:
@@ -90,7 +90,7 @@ def test_no_batch_norm_is_left_behind_a_convolution(exported: Callable[[str], Pa
 
 
 class _UsedTwice(nn.Module):
-    """A batch norm behind a convolution whose own answer is used, too."""
+    """A batch norm after a convolution whose own output is used too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def test_a_batch_norm_that_cannot_be_folded_stays(module: nn.Module, tmp_path: P
 
 
 class _Skip(nn.Module):
-    """Two tensors in, three out: one of them just passed on, one input not used."""
+    """Two tensors in, three out: one is passed through, and one input is not used."""
 
     def forward(
         self, x: torch.Tensor, y: torch.Tensor, unused: torch.Tensor
@@ -185,7 +185,7 @@ def test_compiled_code_is_given_only_what_it_was_compiled_for(
 
 
 def _altered(package: Path, to: Path, suffix: str, change: Callable[[bytes], bytes]) -> Path:
-    """A copy of a package with something else in its files of a suffix."""
+    """Copy a package, with other content in its files of a suffix."""
     with zipfile.ZipFile(package) as source, zipfile.ZipFile(to, "w") as target:
         for name in source.namelist():
             content = source.read(name)

@@ -1,4 +1,4 @@
-"""TransferSpec: what it takes, what it calls itself, and what it makes of a shape."""
+"""TransferSpec: its valid values, its label, and the shapes that it packs."""
 
 from __future__ import annotations
 
