@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -201,11 +201,12 @@ def test_only_a_sliced_network_learns_from_a_teacher(graph: sl.Graph) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_weight_decay_shrinks_weights_of_several_dimensions_only(
-    graph: sl.Graph, decay: float
+    graph: sl.Graph, decay: float, granularity: Literal["tensor", "channel"]
 ) -> None:
     recipe = sl.Recipe(epochs=3, batch_size=8, weight_decay=decay, learning_rate=0.02)
-    student = sliced(graph, recipe)
+    student = sliced(graph, recipe, sl.TransferSpec(granularity=granularity))
     before = copy.deepcopy(dict(student.named_parameters()))
     scales = student.layers[0].quantization
     # Without gradients AdamW does nothing but decay.

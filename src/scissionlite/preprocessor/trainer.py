@@ -33,6 +33,7 @@ from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.preprocessor.teacher import Teacher
 from scissionlite.progress import progress_bar
+from scissionlite.transfer_layer.layers import Scales
 
 
 def train(
@@ -344,12 +345,24 @@ def _objective(
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Make AdamW over the trainable parameters, with weight decay for some of them."""
-    trainable = [p for p in network.parameters() if p.requires_grad]
-    # Decay of biases, batch norms and scales would only pull them off where they should be.
+    """Make AdamW over the trainable parameters, with weight decay for some of them.
+
+    Biases, batch norms and the scales of quantization do not decay: it would only pull them away
+    from where they should be. Scales per channel have more than one dimension, as weights have.
+    """
+    scales = {
+        id(p)
+        for module in network.modules()
+        if isinstance(module, Scales)
+        for p in module.parameters()
+    }
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for p in filter(lambda p: p.requires_grad, network.parameters()):
+        (decaying if p.ndim > 1 and id(p) not in scales else others).append(p)
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decaying, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
