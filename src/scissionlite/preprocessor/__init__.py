@@ -4,7 +4,7 @@ All runs on the caller's thread. choosing.choose calls pipeline.prepare for one 
 
     prepare    data: photographs, Dataset or DataLoader -> samples (inputs, target)
     inserter   Graph -> SlicedNetwork; calibration finds the scales
-    trainer    trains it by a Recipe: a loop over epochs and batches
+    trainer    trains it by a Recipe: training_setup, then a loop over epochs and batches
                  samples -> Batch: batches, or once for all epochs: feature_cache
                  Batch -> loss: objectives, for a task; teacher answers for the uncut network
                  after an epoch: batch_norm, early_stopping, checkpoint

@@ -1,0 +1,205 @@
+"""Setup of a training: checks, placement, batches, objective and optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from scissionlite.errors import PrepareError
+from scissionlite.graph.analysis import flat
+from scissionlite.preprocessor.batches import Batches, CachedBatches, Placement, SampleBatches
+from scissionlite.preprocessor.checkpoint import TrainingState
+from scissionlite.preprocessor.data import Data, Sample, augmented, loader_of, split_off
+from scissionlite.preprocessor.early_stopping import EarlyStopping
+from scissionlite.preprocessor.feature_cache import cache_features
+from scissionlite.preprocessor.inserter import SlicedNetwork
+from scissionlite.preprocessor.objectives import Distillation, LabelLoss, Objective
+from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.tasks import Task
+from scissionlite.preprocessor.teacher import Teacher
+from scissionlite.transfer_layer.layers import Scales
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """Everything that stays the same from epoch to epoch.
+
+    Attributes
+    ----------
+    recipe, task, labelled
+        As in :func:`.trainer.train`.
+    placement
+        Where the network is.
+    objective
+        The loss to minimise.
+    batches
+        The training data.
+    order
+        Generator of the order of samples.
+    samples
+        How many samples are trained on.
+    holdout
+        The part of the training data that early stopping scores; None without a patience.
+    """
+
+    recipe: Recipe
+    task: Task
+    labelled: bool
+    placement: Placement
+    objective: Objective
+    batches: Batches
+    order: torch.Generator
+    samples: int
+    holdout: SampleBatches | None
+
+
+def set_up(
+    network: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    task: Task,
+    teacher: Teacher | None,
+    *,
+    labelled: bool,
+) -> tuple[TrainingSetup, TrainingState]:
+    """Place the networks, and make everything that the epochs need."""
+    if not labelled and teacher is None:
+        raise PrepareError("without labels there is only the uncut network to learn from")
+    holdout_loader = None
+    if recipe.patience is not None:
+        data, holdout = split_off(augmented(data), recipe.holdout, recipe.seed)
+        holdout_loader = loader_of(holdout, recipe.batch_size)
+    data = augmented(data)
+    order = torch.Generator()
+    loader = loader_of(data, recipe.batch_size, generator=order)
+    samples = _check(network, loader, recipe)
+    processor = _processor(recipe)
+    network.to(processor)
+    if teacher is not None:
+        teacher = copy.deepcopy(teacher).to(processor).eval()
+    memory_format = _use_fastest_format(network, teacher, loader, processor)
+    placement = Placement(processor, memory_format)
+    objective = _objective(network, teacher, task, placement, recipe, labelled=labelled)
+    batches: Batches = SampleBatches(loader, network, teacher, placement, labelled=labelled)
+    # With a single epoch nothing would be used twice.
+    if isinstance(network, SlicedNetwork) and recipe.epochs > 1:
+        cache = cache_features(network.eval(), teacher, data, processor)
+        if cache is not None:
+            cache_loader = loader_of(cache, recipe.batch_size, generator=order)
+            batches = CachedBatches(cache_loader, placement, labelled=labelled)
+    holdout_batches = None
+    if holdout_loader is not None:
+        holdout_batches = SampleBatches(
+            holdout_loader, network, teacher, placement, labelled=labelled
+        )
+    optimizer = _optimizer(network, recipe)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=recipe.learning_rate, total_steps=recipe.epochs * len(batches)
+    )
+    state = TrainingState(network, optimizer, schedule, EarlyStopping(recipe.patience))
+    return (
+        TrainingSetup(
+            recipe=recipe,
+            task=task,
+            labelled=labelled,
+            placement=placement,
+            objective=objective,
+            batches=batches,
+            order=order,
+            samples=samples,
+            holdout=holdout_batches,
+        ),
+        state,
+    )
+
+
+def _check(network: nn.Module, loader: DataLoader[Sample], recipe: Recipe) -> int:
+    """Check that there is something to train; how many samples there are to train on."""
+    try:
+        steps, samples = len(loader), len(cast(Sized, loader.dataset))
+    except TypeError as error:
+        raise PrepareError("training data must have a length: give a Dataset") from error
+    trainable = sum(p.requires_grad for p in network.parameters())
+    if not trainable or not steps or recipe.epochs < 1:
+        raise PrepareError(
+            f"nothing to train: {trainable} trainable parameters, {samples} samples, "
+            f"{recipe.epochs} epochs"
+        )
+    return samples
+
+
+def _processor(recipe: Recipe) -> torch.device:
+    if recipe.processor == "cuda" and not torch.cuda.is_available():
+        raise PrepareError("processor='cuda', but torch finds no GPU here")
+    use_gpu = recipe.processor == "cuda" or (
+        recipe.processor == "auto" and torch.cuda.is_available()
+    )
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def _objective(
+    network: nn.Module,
+    teacher: Teacher | None,
+    task: Task,
+    placement: Placement,
+    recipe: Recipe,
+    *,
+    labelled: bool,
+) -> Objective:
+    if teacher is None:
+        return LabelLoss(network, task, placement)
+    if not isinstance(network, SlicedNetwork):
+        raise PrepareError("only a SlicedNetwork can learn from a teacher")
+    share = recipe.distillation if labelled else 1.0
+    return Distillation(
+        network, teacher, task, placement, share=share, temperature=recipe.temperature
+    )
+
+
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Make AdamW over the trainable parameters, with weight decay for some of them.
+
+    Biases, batch norms and the scales of quantization do not decay: it would only pull them away
+    from where they should be. Scales per channel have more than one dimension, as weights have.
+    """
+    scales = {
+        id(p)
+        for module in network.modules()
+        if isinstance(module, Scales)
+        for p in module.parameters()
+    }
+    decaying: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for p in filter(lambda p: p.requires_grad, network.parameters()):
+        (decaying if p.ndim > 1 and id(p) not in scales else others).append(p)
+    groups = [
+        {"params": decaying, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+
+
+def _use_fastest_format(
+    network: nn.Module,
+    teacher: Teacher | None,
+    loader: DataLoader[Sample],
+    processor: torch.device,
+) -> torch.memory_format:
+    """Put the networks in channels-last order where they can run in it: convolutions are faster."""
+    x = next(iter(loader))[0]
+    channels_last = Placement(processor, torch.channels_last)
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(*channels_last.place(part[:2] for part in flat(x)))
+    except RuntimeError:  # a view of dimensions that are not neighbours in this order
+        return torch.contiguous_format
+    for module in filter(None, (network, teacher)):
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
+    return torch.channels_last
