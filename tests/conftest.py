@@ -159,7 +159,7 @@ def small_graph(
     model = small_network()
     folder = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
-        folder = folder.parent  # pytest-xdist's processes have this one in common: one of them trains
+        folder = folder.parent  # common to the processes of pytest-xdist: one of them trains
     weights = folder / "small_network.pt"
     with FileLock(folder / "small_network.lock"):
         if not weights.exists():
