@@ -1,8 +1,8 @@
-"""Folders that are written whole or not at all, whatever becomes of the writer or the power.
+"""Atomic folders: written completely or not at all, even if the writer or the power fails.
 
-A folder is written beside its place under a name that nobody reads, brought to the disk, and then
-put in its place by one rename. What a killed writer leaves is in nobody's way, and the next writer
-of the same folder removes it.
+A folder is written beside its place under a name that nobody reads, flushed to the disk, and then
+put in its place by one rename. The leftovers of a killed writer disturb nobody, and the next writer
+of the same folder removes them.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fs.h
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write files into, and put it in the place of ``folder`` at the end.
+    """Yield an empty folder to write files into, and put it in the place of ``folder`` at the end.
 
-    A folder that is there already is replaced at once: whoever opens files there finds the old
-    ones or the new ones. Only a file system that cannot exchange two folders (NFS) has none there
-    for a moment, and a writer killed in this very moment leaves the old folder beside its place:
+    A folder that is there already is replaced in one step: whoever opens files there finds the old
+    ones or the new ones. A file system that cannot exchange two folders (NFS) has none there for a
+    moment. A writer that is killed in this moment leaves the old folder beside its place;
     :func:`replaced_folder` finds it.
 
-    Nothing changes where the block raises.
+    If the block raises, nothing changes.
     """
-    folder = folder.resolve()  # of a link, what it links to is replaced
+    folder = folder.resolve()  # the target of a symbolic link is replaced, not the link
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Locks tell unfinished folders of living writers from those of killed ones, whose locks ended
-    # with them. The parent's lock is for the moments in which a folder has none: while it is new,
-    # and while an old one is aside.
+    # A lock marks the unfinished folder of a living writer; a killed writer's lock ended with it.
+    # The parent's lock covers the moments in which a folder has no lock: while it is new, and while
+    # an old one is set aside.
     with _locked(folder.parent):
         staging = Path(_named(folder, _UNFINISHED))
         lock = _lock(staging)
@@ -55,7 +55,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def replaced_folder(folder: Path) -> Path | None:
-    """What was at ``folder``, if a writer was killed at the moment between old and new."""
+    """The earlier folder, if a writer was killed between removing it and placing the new one."""
     found = _beside(folder.resolve(), _REPLACED)
     return next((path for path in found if path.is_dir() and any(path.iterdir())), None)
 
@@ -86,7 +86,7 @@ def _put_in_place(staging: Path, folder: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders swap their names at once, where kernel and file system can."""
+    """Swap the names of two folders in one step, if kernel and file system can."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:
         return False
@@ -104,10 +104,10 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _lock(folder: Path, operation: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int | None:
-    """Lock a folder: a descriptor that holds the lock until it is closed, or None.
+    """Lock a folder; the returned descriptor holds the lock until it is closed.
 
-    None means that another process has it, or that the file system does not lock folders; then
-    nobody removes leftovers there.
+    None means that another process has the lock, or that the file system does not lock folders. In
+    the latter case nobody removes leftovers there.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -123,7 +123,7 @@ def _lock(folder: Path, operation: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int |
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock for a moment, after whoever else does."""
+    """Wait for a folder's lock and hold it."""
     lock = _lock(folder, fcntl.LOCK_EX)
     try:
         yield
@@ -133,7 +133,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file or folder to the disk, before anything depends on its being there."""
+    """Flush a file or folder to the disk, before another step depends on it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):  # some file systems cannot do it for folders

@@ -1,4 +1,4 @@
-"""The deployed folder: what the Preprocessor writes, and the device and the edge read. No torch.
+"""Bundle: the deployed folder, written by the Preprocessor, read by device and edge. No torch.
 
 A bundle is a folder with ``manifest.json`` and the slices that it names, each with its SHA-256
 digest. The same folder goes to the device and to the edge; each opens only the slices it runs.
@@ -22,10 +22,11 @@ MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 4
 
 Kind = Literal["split", "image", "local"]
-"""What crosses the link: packed feature maps, an image, or nothing."""
+"""Kind of a plan or bundle: packed feature maps cross the link, an image does, or nothing."""
 
 Role = Literal["device", "edge", "network"]
-"""Which slice: the first, the rest, or the uncut network (local, image, and the fallback)."""
+"""Role of a slice: the first part, the rest, or the uncut network (for the kinds "local" and
+"image", and as the fallback)."""
 
 
 MAX_BATCH = 1024
@@ -35,8 +36,8 @@ MAX_BATCH = 1024
 class CrossingTensor(TensorInfo, frozen=True, kw_only=True):
     """A tensor that crosses the link, and how it is packed.
 
-    ``shape`` is what the device slice answers. With a learned Transfer Layer that is what its
-    bottleneck leaves of a feature map of shape ``feature_shape``; otherwise this is None.
+    ``shape`` is the shape of the device slice's output. With a learned Transfer Layer it is the
+    output of the bottleneck, whose input has the shape ``feature_shape``; otherwise that is None.
     """
 
     transfer: TransferSpec
@@ -45,12 +46,12 @@ class CrossingTensor(TensorInfo, frozen=True, kw_only=True):
 
     @property
     def feature_nbytes(self) -> int:
-        """Bytes of the feature map as it is, without any Transfer Layer."""
+        """Bytes of the feature map without any Transfer Layer."""
         return tensor_nbytes(self.feature_shape or self.shape, self.dtype)
 
 
 class SliceFile(msgspec.Struct, frozen=True):
-    """A slice's file: its name in the bundle, the runtime it needs, digest and size in bytes."""
+    """A slice's file: name in the bundle, runtime that runs it, digest, and size in bytes."""
 
     file: str
     runtime: str
@@ -64,7 +65,7 @@ class SliceFile(msgspec.Struct, frozen=True):
 
 
 class SlicingPointInfo(msgspec.Struct, frozen=True):
-    """Where the network was cut, in the names of its own modules."""
+    """Where the network was cut: between the modules ``after`` and ``before``."""
 
     index: int
     after: str
@@ -74,8 +75,9 @@ class SlicingPointInfo(msgspec.Struct, frozen=True):
 class Accuracy(msgspec.Struct, frozen=True):
     """The task's metric (0 to 1; for classes the share of right answers) on validation samples.
 
-    ``before`` is the uncut network's; ``after`` is that of this bundle's exported slices, with the
-    real codec between them. ``sent_bytes`` are the mean bytes of payload that crossed for a sample.
+    ``before`` is the metric of the uncut network. ``after`` is the metric of this bundle's exported
+    slices, with the real codec between them. ``sent_bytes`` is the mean payload of a sample, in
+    bytes.
     """
 
     before: float
@@ -88,8 +90,8 @@ class Accuracy(msgspec.Struct, frozen=True):
 class Training(msgspec.Struct, frozen=True):
     """How the slices were retrained.
 
-    ``labels`` tells whether any were looked at, ``distillation`` which share of the loss compared
-    with the uncut network instead, ``processor`` where ("cpu" or "cuda").
+    ``labels`` says whether labels were used. ``distillation`` is the share of the loss that
+    compared with the uncut network. ``processor`` is "cpu" or "cuda".
     """
 
     epochs: int
@@ -103,14 +105,16 @@ class Training(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about a bundle but the weights; ``manifest.json`` is its JSON form.
+    """Everything about a bundle except the weights; ``manifest.json`` is its JSON form.
 
-    ``transfer`` is the Transfer Layer that was asked for; each tensor of ``crossing`` has it as far
-    as it makes sense for its shape, and without the bottleneck of a learned one, which is part of
-    the slices. Nothing packed crosses for the kinds "image" and "local". With ``max_batch`` over 1
-    a request may hold any number of inputs up to it. ``slices`` holds each slice for one or more
-    runtimes, in the order of preference.
+    ``transfer`` is the Transfer Layer of the plan. Each tensor of ``crossing`` has it adapted to
+    its shape, and without the bottleneck of a learned one, which is part of the slices. No packed
+    tensor crosses for the kinds "image" and "local". With ``max_batch`` over 1 a request may hold
+    any number of inputs up to it. ``slices`` holds each slice for one or more runtimes, in the
+    order of preference.
     """
+
+    # More than 12 attributes: the fields of the file format, all in one place.
 
     format: Literal["scissionlite-bundle"] = "scissionlite-bundle"
     version: int = FORMAT_VERSION
@@ -163,21 +167,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sent_bytes(self) -> int:
-        """Most bytes of payload that a request of the example's batch has; 0 for an image."""
+        """Most bytes of payload of a request with the example's batch; 0 for an image."""
         return sum(t.transfer.packed_nbytes(t.shape) for t in self.crossing)
 
     @property
     def crossing_bytes(self) -> int:
-        """Bytes that would cross as they are, without a Transfer Layer."""
+        """Bytes that would cross without a Transfer Layer."""
         return sum(tensor.feature_nbytes for tensor in self.crossing)
 
     def takes_batch(self, batch: int) -> bool:
-        """Whether a request may hold so many inputs."""
+        """Whether a request may hold ``batch`` inputs."""
         return batch == self.inputs[0].shape[0] or 1 <= batch <= self.max_batch
 
 
 class _Versioned(msgspec.Struct):
-    """What a manifest of any version has."""
+    """The fields that a manifest of any version has."""
 
     format: Literal["scissionlite-bundle"]
     version: int
@@ -195,8 +199,8 @@ class Bundle:
     manifest : Manifest
         Its manifest.
     id : str
-        SHA-256 of ``manifest.json``, hexadecimal. As the manifest holds the digests of all
-        slices, device and edge agree on it only if they run the same bundle.
+        SHA-256 of ``manifest.json``, hexadecimal. The manifest holds the digests of all slices, so
+        device and edge have the same id only if they run the same bundle.
     """
 
     def __init__(self, path: Path, manifest: Manifest, bundle_id: str) -> None:
@@ -243,17 +247,17 @@ class Bundle:
 
     @classmethod
     def write(cls, path: str | Path, manifest: Manifest, files: dict[str, Path]) -> Bundle:
-        """Write a bundle whole or not at all, whatever becomes of the process or the power.
+        """Write a bundle completely or not at all, even if the process or the power fails.
 
         Parameters
         ----------
         path
-            The folder to make. An earlier bundle there stays until it is replaced, at once, by
-            the whole new one; anything else there is an error.
+            The folder to make. An earlier bundle there stays until the complete new one replaces it
+            in one step. Anything else there is an error.
         manifest
-            Its ``slices`` must name the keys of ``files``.
+            The manifest; its ``slices`` must name the keys of ``files``.
         files
-            Name in the bundle to the file to move there.
+            Name in the bundle to the file that is moved there.
 
         Raises
         ------
@@ -297,14 +301,14 @@ class Bundle:
         return tuple(file.runtime for file in files)
 
     def slice_path(self, role: Role, runtime: str | None = None) -> Path:
-        """Path of a slice, after its size and SHA-256 digest were found to match the manifest.
+        """Check a slice's size and SHA-256 digest against the manifest, and return its path.
 
         Parameters
         ----------
         role
-            Which slice.
+            The role of the slice.
         runtime
-            For which runtime; by default the first that it was prepared for.
+            The runtime of the slice; by default the first that it was prepared for.
 
         Raises
         ------

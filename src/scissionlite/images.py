@@ -1,8 +1,8 @@
-"""From an image file to the network's input, the same in training, on the device and at the edge.
+"""Images: from an image file to the network's input, equal in training, on device and edge.
 
-An image is *read* into a frame (uint8, what a camera behind this network's scaler would deliver),
-and a frame is normalized into a tensor. Bundles of kind "image" send
-frames, compressed or not. No torch here.
+An image file is read into a frame: uint8, at the size that a camera would deliver to the network.
+A frame is normalized into a tensor. Bundles of kind "image" send frames, compressed or not. No
+torch here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ImageFormat: TypeAlias = Literal["uint8", "png", "jpeg"]
-"""How a frame is sent to the edge: as it is, or compressed without or with loss."""
+"""How a frame is sent to the edge: uncompressed, or compressed without or with loss."""
 
 JPEG_QUALITY = 75
-"""Pillow's and libjpeg's default: what JPEG to the edge means unless told otherwise."""
+"""Default quality of JPEG to the edge; Pillow and libjpeg have the same default."""
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Endings, in lower case, of the files that are taken for images."""
+"""Suffixes of image files, in lower case."""
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -44,10 +44,10 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
         Height and width of the network's input, in pixels.
     resize
         Length of the shorter side, in pixels, before a central crop to ``size``;
-        None resizes straight to ``size``.
+        None resizes directly to ``size``.
     mean, std
-        Per channel, of values between 0 and 1. Three channels are read as RGB, one as
-        grayscale. The default is ImageNet's.
+        Mean and standard deviation per channel, for values between 0 and 1. Three channels are
+        read as RGB, one as grayscale. The default is ImageNet's.
     """
 
     size: tuple[int, int]
@@ -63,7 +63,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
             )
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
             raise ValueError(
-                "mean and std need one value a channel (1 or 3 channels) and std > 0, "
+                "mean and std need one value per channel (1 or 3 channels) and std > 0, "
                 f"got mean={self.mean}, std={self.std}"
             )
 
@@ -78,8 +78,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
         Returns
         -------
         numpy.ndarray
-            uint8, shape ``(height, width, channels)``: what a camera behind this network's
-            scaler would deliver, and what JPEG to the edge compresses.
+            uint8, shape ``(height, width, channels)``. JPEG to the edge compresses this array.
         """
         from PIL import Image
 
@@ -148,7 +147,7 @@ def image_encode(
     if image_format == "jpeg":
         image.save(buffer, format="JPEG", quality=quality)
     else:
-        # The fastest level: on photographs the others take many times as long for some percent.
+        # The fastest level: the others take many times as long and save a few percent.
         image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
@@ -161,8 +160,8 @@ def image_decode(
     Raises
     ------
     ValueError
-        If the bytes are no such image, or one of another size: the size is read from the
-        header and checked before any pixel is decoded.
+        If the bytes are not an image of this format, or it has another size. The size is read from
+        the header and checked before any pixel is decoded.
     """
     if image_format == "uint8":
         if len(data) != math.prod(frame_shape):

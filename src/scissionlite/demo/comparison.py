@@ -16,11 +16,11 @@ from scissionlite.transfer_layer import TransferSpec
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One way, over one link: what it is and what was measured.
+    """One way over one link, and its measurements.
 
-    Latencies are in seconds from frame to answer; ``float32_bytes`` is what would cross at the same
-    slicing point without a Transfer Layer; ``accuracy`` is that of the exported slices on the whole
-    test set.
+    Latencies are in seconds from frame to answer. ``float32_bytes`` would cross at the same slicing
+    point without a Transfer Layer. ``accuracy`` is that of the exported slices on the whole test
+    set.
     """
 
     link: Link
@@ -36,24 +36,25 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def five_ways(plans: Sequence[Plan], slicing_point: str | None) -> dict[str, Plan]:
-    """The best plan of each kind: local, JPEG, float32 split, the paper's TL, and ours.
+    """The best plan of each kind: local, JPEG, float32 split, the paper's TL, the int8 TL.
 
-    Of the slicing points whose predicted latency is within 5% of the best, which is less than a
-    prediction is out by, the one that sends the fewest bytes is taken.
+    Predictions are wrong by more than 5%. So among the slicing points whose predicted latency is
+    within 5% of the best, the one that sends the fewest bytes is taken.
 
     Parameters
     ----------
     plans
         Ranked, best first.
     slicing_point
-        Where all three splits are cut; None lets each have its own best point, as an expert would.
+        Slicing point of all three splits; with None each has its own best one, as an expert would
+        choose.
 
     Raises
     ------
     PlanError
         If there is no plan of some kind, as with a slicing point that takes no Transfer Layer.
     """
-    wanted = {
+    kinds = {
         "local": ("local", None),
         "JPEG to the edge": ("image", None),
         "float32 split (Scission)": ("split", TransferSpec.float32_split()),
@@ -61,8 +62,8 @@ def five_ways(plans: Sequence[Plan], slicing_point: str | None) -> dict[str, Pla
         "int8 TL (ours)": ("split", TransferSpec()),
     }
     chosen = {}
-    for label, (kind, spec) in wanted.items():
-        fitting = [
+    for label, (kind, spec) in kinds.items():
+        candidates = [
             p
             for p in plans
             if p.kind == kind
@@ -70,13 +71,13 @@ def five_ways(plans: Sequence[Plan], slicing_point: str | None) -> dict[str, Pla
             and p.image_format in (None, "jpeg")
             and (kind != "split" or slicing_point in (None, p.slicing_point))
         ]
-        if not fitting:
+        if not candidates:
             raise PlanError(
                 f"no plan for {label}"
                 + (f" at the slicing point {slicing_point!r}: choose another" if spec else "")
             )
-        limit = 1.05 * fitting[0].predicted.latency
-        near = [p for p in fitting if p.predicted.latency <= limit]
+        limit = 1.05 * candidates[0].predicted.latency
+        near = [p for p in candidates if p.predicted.latency <= limit]
         chosen[label] = min(near, key=lambda p: p.predicted.sent_bytes)
     return chosen
 
@@ -133,19 +134,19 @@ def measure(
 
 
 def verdict(rows: Sequence[Row]) -> list[str]:
-    """Which way won on a link, and what ours gained or lost against each of the others."""
+    """Sentences on the fastest way over a link, and on the int8 TL against each of the others."""
     best = min(rows, key=lambda row: row.median)
-    ours = rows[-1]
-    told = [f"Fastest on {best.link}: {best.configuration}, {best.median * 1e3:.1f} ms."]
+    int8 = rows[-1]
+    sentences = [f"Fastest on {best.link}: {best.configuration}, {best.median * 1e3:.1f} ms."]
     for row in rows[:-1]:
-        ratio = row.median / ours.median
+        ratio = row.median / int8.median
         than = (
             f"{ratio:.2f} times as fast as" if ratio >= 1 else f"{1 / ratio:.2f} times slower than"
         )
-        told.append(f"{ours.configuration}: {than} {row.configuration}.")
-    if ours.float32_bytes is not None:
-        told.append(
-            f"At its slicing point, {ours.slicing_point}, float32 would send "
-            f"{ours.float32_bytes / ours.sent_bytes:.1f} times as many bytes."
+        sentences.append(f"{int8.configuration}: {than} {row.configuration}.")
+    if int8.float32_bytes is not None:
+        sentences.append(
+            f"At its slicing point, {int8.slicing_point}, float32 would send "
+            f"{int8.float32_bytes / int8.sent_bytes:.1f} times as many bytes."
         )
-    return told
+    return sentences

@@ -1,4 +1,4 @@
-"""The demo's steps, in the order of the design's flow, each told on the console."""
+"""The demo's steps, in the order of the flow; each prints a line on the console."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from scissionlite.scissiontl.profile import Profile
 from scissionlite.scissiontl.profiler import profile
 
 TEXTURES = {"train": 60, "test": 40}
-"""Generated images of each class."""
+"""Number of generated images per class."""
 
 
 class Demo:
@@ -59,9 +59,9 @@ class Demo:
     measured: Profile
 
     def write_textures(self) -> Path:
-        """Generate the built-in data set; its folder."""
+        """Generate the built-in data set and return its folder."""
         folder = self.out / "textures"
-        self._tell(f"Drawing the built-in data set (generated textures) in {folder}")
+        self._print(f"Drawing the built-in data set (generated textures) in {folder}")
         write_dataset(folder, **TEXTURES, seed=self.seed)
         return folder
 
@@ -69,17 +69,17 @@ class Demo:
         """Open ``folder/train`` and ``folder/test``."""
         self.train_data = ImageFolder(folder / "train", preprocessing)
         self.test_data = ImageFolder(folder / "test", preprocessing)
-        self._tell(
+        self._print(
             f"{len(self.train_data)} training and {len(self.test_data)} test images, "
             f"{len(self.train_data.classes)} classes, at {self.size}x{self.size}"
         )
 
     def load_network(self, model: str, weights: Path | None, epochs: int) -> None:
-        """Load the network, train it unless weights are given, and capture it."""
+        """Load the network, train it if there are no weights for it, and capture it."""
         torch.manual_seed(self.seed)
         network = load_model(model, num_classes=len(self.train_data.classes), weights=weights)
         if weights is None:
-            self._tell(f"Training the network itself: {model}, {epochs} epochs")
+            self._print(f"Training the network itself: {model}, {epochs} epochs")
             trainer.train(
                 network,
                 self.train_data,
@@ -89,10 +89,10 @@ class Demo:
             )
             torch.save(network.state_dict(), self.out / "network.pt")
         self.graph = capture(network, torch.zeros(1, 3, self.size, self.size), name=model)
-        self._tell(f"Captured: {self.graph}")
+        self._print(f"Captured: {self.graph}")
 
     def profile(self) -> None:
-        """Measure the network on this host; the device is imagined slower by the slowdown."""
+        """Measure the network on this host; for the device the times are multiplied later."""
         default_threads = torch.get_num_threads()
         frames = [self.test_data.frame(i) for i in range(0, len(self.test_data), 7)]
         with progress_bar(self.progress) as bar:
@@ -100,7 +100,7 @@ class Demo:
             self.measured = profile(self.graph, threads=1, images=frames, progress=bar)
         torch.set_num_threads(default_threads)
         self.measured.save(self.out / "profile.json")
-        self._tell(
+        self._print(
             f"Profiled: uncut network {self.measured.network_latency * 1e3:.1f} ms on one thread "
             f"({self.out / 'profile.json'})"
         )
@@ -116,7 +116,7 @@ class Demo:
             ranked = plan(self.measured.slowed(self.slowdown), self.measured, link)
             for label, chosen in five_ways(ranked, at).items():
                 bundle = self._prepare(chosen, epochs)
-                self._tell(f"Running over {link}: {label}")
+                self._print(f"Running over {link}: {label}")
                 rows.append(measure(label, chosen, bundle, files, link, slowdown=self.slowdown))
         return rows
 
@@ -127,7 +127,7 @@ class Demo:
             spec = f"{pool}x{pool}-{dtype}" if chosen.spec else ""
             name = "_".join(filter(None, (chosen.kind, chosen.slicing_point, spec)))
             where = f" at {chosen.slicing_point}" if chosen.slicing_point else ""
-            self._tell(f"Preparing a bundle: {chosen.label}{where}")
+            self._print(f"Preparing a bundle: {chosen.label}{where}")
             self._bundles[key] = prepare(
                 self.graph,
                 chosen,
@@ -141,6 +141,6 @@ class Demo:
             )
         return self._bundles[key]
 
-    def _tell(self, what: str) -> None:
+    def _print(self, what: str) -> None:
         passed = time.perf_counter() - self._started
         self.console.print(f"[dim]{passed:5.0f} s[/]  {what}", highlight=False, soft_wrap=True)

@@ -1,11 +1,11 @@
-"""An emulated network link: a TCP relay whose forwarded ports share one thin, slow link.
+"""An emulated link: a TCP relay whose forwarded ports share one link of some rate and delay.
 
-Each direction has the full bandwidth and half the round-trip time. Bytes are serialised onto the
-link at its rate, in turns between the connections, and come out half a round trip later; what
-does not fit onto the link is not read, so the sender feels back pressure as on a real one. A
-connection's first bytes wait one round trip more, as for TCP's handshake. Nothing is faster
-than the link; scheduling on the host makes things a little slower, well below 1 ms a direction on
-an idle machine. Losses, and the slow start that TCP would have on the real link, are not emulated.
+Each direction has the full bandwidth and half the round-trip time. The connections take turns to
+put bytes on the link at its rate; the bytes arrive half a round trip later. Bytes for which the
+link has no room are not read, so the sender meets back pressure as on a real link. The first bytes
+of a connection wait one more round trip, as for TCP's handshake. Nothing is faster than the link.
+Scheduling on the host adds a little: well below 1 ms per direction on an idle machine. Losses are
+not emulated, and neither is TCP's slow start on the real link.
 
 Run it as its own process with ``python -m scissionlite.demo.link_emulator --help``.
 """
@@ -27,10 +27,10 @@ from types import TracebackType
 from typing import Any
 
 PAPER_RTT = 0.0274
-"""Round-trip time of the paper's network, in seconds."""
+"""Round-trip time of the paper's link, in seconds."""
 
 PAPER_BANDWIDTH = 58.8e6
-"""Bandwidth of the paper's network, in bit/s."""
+"""Bandwidth of the paper's link, in bit/s."""
 
 _SLACK = 0.005  # seconds of the link's time that may be filled ahead, to bridge late wake-ups
 _MAX_CHUNK = 16384
@@ -131,7 +131,7 @@ class LinkEmulator:
         self._loop.close()
 
     def serve_forever(self) -> None:
-        """Relay in this thread until SIGTERM or SIGINT; prints the ports as one JSON line."""
+        """Relay in this thread until SIGTERM or SIGINT; print the ports as one JSON line."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._loop.stop)
         try:
@@ -171,12 +171,12 @@ class LinkEmulator:
         with contextlib.suppress(OSError):  # gone again
             connection, _ = listener.accept()
             connection.setblocking(False)
-            # asyncio does so only for sockets that it makes: answers would wait for late ACKs.
+            # asyncio does so only for sockets that it makes; otherwise answers wait for late ACKs.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = self._loop.create_task(self._relay(index, connection))
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
-            # For one that is cancelled before it begins; otherwise it is closed by then.
+            # For a task that is cancelled before it begins; otherwise it is closed already.
             task.add_done_callback(lambda _: connection.close())
 
     async def _relay(self, index: int, connection: socket.socket) -> None:
@@ -222,14 +222,14 @@ class _Direction:
         self.seconds_per_byte = 8 / bandwidth
         # Chunks of about a millisecond, so that connections take turns as packets would.
         self.chunk = int(min(_MAX_CHUNK, max(256, 0.001 / self.seconds_per_byte)))
-        # What may be under way: twice what the link holds, and something for late readers.
+        # Bytes that may be under way: twice what the link holds, and some for late readers.
         self.window = int(2 * delay / self.seconds_per_byte) + 4 * _MAX_CHUNK
         self._free_at = 0.0
 
     async def serialise(self, nbytes: int) -> float:
-        """Take the link for some bytes; return when their last bit leaves its far end.
+        """Put some bytes on the link, and compute when their last bit arrives.
 
-        Returns once the link is nearly free again: who reads only then cannot run ahead of it.
+        Returns when the link is nearly free again, so that a reader cannot run ahead of it.
         """
         now = asyncio.get_running_loop().time()
         self._free_at = max(now, self._free_at) + nbytes * self.seconds_per_byte
@@ -240,7 +240,7 @@ class _Direction:
 
 
 class _Pump:
-    """Moves the bytes of one direction of one connection."""
+    """Moves the bytes of one connection in one direction."""
 
     def __init__(
         self, link: _Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -253,7 +253,7 @@ class _Pump:
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Relay until the sender's end of file was passed on."""
+        """Relay until the sender's end of file is passed on."""
         await _both(self._send(), self._deliver())
 
     async def _send(self) -> None:
@@ -309,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         required=True,
         type=_forward,
         metavar="LISTEN_PORT:HOST:PORT",
-        help="a port to relay; give it once a port, port 0 is any free one",
+        help="a port to relay; once per port, port 0 is any free one",
     )
     parser.add_argument("--rtt", type=float, default=PAPER_RTT, help="seconds")
     parser.add_argument("--bandwidth", type=float, default=PAPER_BANDWIDTH, help="bit/s")

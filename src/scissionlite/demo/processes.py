@@ -1,4 +1,4 @@
-"""The processes of a measurement: an edge daemon, an emulated link, a device."""
+"""Starts the processes of a measurement: an edge daemon, an emulated link, a device."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from scissionlite.errors import OffloadError
 from scissionlite.scissiontl.link import Link
 
 START_TIMEOUT = 120.0
-"""Seconds a daemon may take to load its slices and say that it is ready."""
+"""Seconds that a daemon may take to load its slices and report that it is ready."""
 
 
 @contextmanager
 def emulated(link: Link, edge: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Addresses of the edge's two ports behind the emulated link."""
+    """Emulate a link to an edge daemon; yields the addresses of its two ports behind the link."""
     ports = [edge[key].rpartition(":")[2] for key in ("endpoint", "control_endpoint")]
     forwards = [option for port in ports for option in ("--forward", f"0:127.0.0.1:{port}")]
     command = ["-m", "scissionlite.demo.link_emulator", *forwards]
@@ -32,7 +32,7 @@ def emulated(link: Link, edge: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def daemon(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """A Python process that tells on its first line, in JSON, that it is ready and where."""
+    """Run a Python process; yields its first line, JSON, which says where it is ready."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True
@@ -58,7 +58,7 @@ def daemon(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def run_device(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run a ``scissionlite`` command that answers in JSON to its end."""
+    """Run a ``scissionlite`` command to its end and return its JSON output."""
     command = [sys.executable, "-m", "scissionlite", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -1,9 +1,9 @@
 """The built-in data set: generated textures like defects on rolled steel.
 
-Nothing may be downloaded, so they are drawn: six classes after those of the NEU surface defect
-database (Song and Yan, 2013), by rule on brushed-metal noise, grayscale, 200x200 pixels, from a
-seed. They are no photographs: accuracy on them says that the machinery works, not how well it
-would do in a plant.
+The demo downloads nothing, so the images are drawn: six classes like those of the NEU surface
+defect database (Song and Yan, 2013), on noise that looks like brushed metal, grayscale, 200x200
+pixels, from a seed. They are not photographs. Accuracy on them shows that the software works, not
+how well it would do in a factory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIZE = 200
 def write_dataset(folder: Path, *, train: int, test: int, seed: int = 0) -> None:
     """Write ``folder/{train,test}/CLASS/N.jpg``, ``train`` and ``test`` images of each class.
 
-    The same seed gives the same images; those that are there already are kept.
+    The same seed gives the same images. Files that exist already are kept.
     """
     for split, count in (("train", train), ("test", test)):
         for label, (name, draw) in enumerate(CLASSES.items()):
@@ -51,7 +51,7 @@ def _photograph(defect: Array, rng: np.random.Generator) -> npt.NDArray[np.uint8
 
 
 def _noise(rng: np.random.Generator, horizontal: float, vertical: float) -> Array:
-    """Noise of unit variance, correlated over so many pixels in each direction."""
+    """Noise of unit variance, correlated over some pixels in each direction."""
     frequency_y = np.fft.fftfreq(SIZE)[:, None] * vertical
     frequency_x = np.fft.fftfreq(SIZE)[None, :] * horizontal
     response = np.exp(-2 * np.pi**2 * (frequency_x**2 + frequency_y**2))

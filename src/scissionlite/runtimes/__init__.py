@@ -1,8 +1,12 @@
-"""What runs a slice: one file a runtime behind one small interface.
+"""Runtimes: they run the slices. One file per runtime, all with one small interface.
 
-A runtime's module has three functions, ``load(path, threads)``, ``export(module, example, path,
-dynamic_batch=)`` and ``check_export()``, and a constant ``SUFFIX``; it is imported only when a
-slice needs it, so a device with ONNX slices never imports torch.
+    load_slice(path, runtime) -> runtime_module -> torchscript | onnx | aotinductor .load -> Slice
+    export.export_slices(modules, runtimes, folder) -> the same module's .export -> SliceFile
+
+The module of a runtime has the functions ``load(path, threads)``, ``export(module, example, path,
+dynamic_batch=)`` and ``check_export()``, and the constant ``SUFFIX``. It is imported when a slice
+first needs it, so a device with ONNX slices never imports torch. A Slice takes and answers NumPy
+arrays; it runs in the thread that calls it.
 """
 
 from __future__ import annotations
@@ -85,12 +89,12 @@ def load_slice(path: Path, runtime: str, threads: int | None = None) -> Slice:
 
 
 def keep_memory() -> None:
-    """Have this process keep the memory that an inference frees, for the next inference.
+    """Keep the memory that an inference frees in this process, for the next inference.
 
-    glibc gives large blocks back to the system at once, and so every feature map of every
-    inference is mapped again, page by page: on small networks that took longer than the network
-    itself. Nothing is done where the environment sets malloc's options (``MALLOC_...``), or where
-    the C library is another one.
+    glibc returns large blocks to the system at once, so that every feature map of every inference
+    is mapped again, page by page. On small networks that took longer than the network itself.
+    Where the environment sets malloc's options (``MALLOC_...``), or the C library is another one,
+    nothing is changed.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -101,6 +105,6 @@ def keep_memory() -> None:
 
 
 def warm_up(loaded: Slice, inputs: Sequence[tuple[tuple[int, ...], str]], runs: int = 3) -> None:
-    """Run a slice on zeros of some shapes and dtypes: TorchScript optimises itself in two runs."""
+    """Run a slice on zeros of the inputs' shapes and dtypes: TorchScript optimises in two runs."""
     for _ in range(runs):
         loaded(*(np.zeros(shape, dtype) for shape, dtype in inputs))

@@ -1,12 +1,14 @@
-"""Slices that AOTInductor compiled to machine code, run by LibTorch: what follows TorchScript.
+"""AOTInductor slices: machine code that is compiled beforehand and run by LibTorch.
 
-A package (``.pt2``) is a zip file around a shared library, so a slice is a program: like every
-slice it is loaded only after its digest was checked, and a bundle is trusted like a program.
+AOTInductor is the successor of TorchScript. A package (``.pt2``) is a zip file with a shared
+library, so a slice is a program. It is loaded only after its digest was checked, like every slice.
+Trust a bundle as you trust a program.
 
-It belongs to the processor that it was compiled on. Its convolutions' weights are laid out for
-that processor's widest vectors, and one that lacks them would run them many times slower, or end
-at an instruction that it does not know. Prepare a bundle on a machine like the one that runs it,
-or give it a second runtime; :func:`load` refuses a package that needs more than there is.
+A package belongs to the kind of processor on which it was compiled. The weights of its convolutions
+are laid out for the widest vectors of that processor. Without these vectors another processor
+would be many times slower, or would stop at an unknown instruction. So :func:`load` refuses a
+package that needs more than this processor has. Prepare a bundle on a machine like the one that
+runs it, or for a second runtime as well.
 """
 
 from __future__ import annotations
@@ -33,13 +35,15 @@ from scissionlite.errors import PrepareError, RuntimeUnavailableError
 
 SUFFIX = ".pt2"
 
-_METADATA = "scissionlite"  # our key in the package's metadata
+_METADATA = "scissionlite"  # this project's key in the package's metadata
 
-# What the compiler may use beside the vector instructions that Inductor asks for by name: without
-# this it were all that the processor has (-march=native), of which the package does not tell.
+# The instruction set of the compiled code, beside the vector instructions that Inductor requests
+# by name. By default it is everything that this processor has (-march=native), and the package
+# does not record which instructions that are.
 _BASELINES = {"x86_64": "x86-64", "aarch64": "armv8-a"}
 
-# Those instructions, and what oneDNN chooses the layout of weights by, as torch names them.
+# The vector instructions that Inductor requests, and those by which oneDNN chooses the layout of
+# weights; the names are torch's.
 _VECTORS = (
     *("avx2", "fma3", "f16c", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_vnni"),
     *("amx_tile", "amx_bf16", "amx_int8", "amx_fp16", "neon", "sve", "sve2", "bf16"),
@@ -47,12 +51,14 @@ _VECTORS = (
 
 
 class _Input(msgspec.Struct, frozen=True):
+    """An input for which a package was compiled."""
+
     dtype: str
     shape: tuple[int, ...]
 
 
-class _Made(msgspec.Struct, frozen=True):
-    """What a package says of itself: how it was made, and what it must be called with."""
+class _Description(msgspec.Struct, frozen=True):
+    """A package's description in its metadata: how it was compiled, and for which inputs."""
 
     torch: str
     processor: tuple[str, ...]
@@ -63,9 +69,9 @@ class _Made(msgspec.Struct, frozen=True):
 class AOTInductorSlice:
     """A compiled slice, called with and answering NumPy arrays."""
 
-    def __init__(self, runner: AOTIModelContainerRunnerCpu, made: _Made) -> None:
+    def __init__(self, runner: AOTIModelContainerRunnerCpu, description: _Description) -> None:
         self._runner = runner
-        self._made = made
+        self._description = description
 
     def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
         """Run the slice on arrays.
@@ -76,21 +82,21 @@ class AOTInductorSlice:
             If they have other shapes or dtypes than it was compiled for.
         """
         self._check(inputs)
-        # OpenMP counts threads for each calling thread, and torch tells it the number only when
-        # asked in that thread; compiled code does not ask.
+        # OpenMP has a number of threads per calling thread. torch sets it when this function is
+        # called in that thread; compiled code does not call it.
         torch.get_num_threads()
         with torch.inference_mode():
             tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
             return tuple(tensor.contiguous().numpy() for tensor in self._runner.run(tensors))
 
     def _check(self, inputs: tuple[npt.NDArray[Any], ...]) -> None:
-        """Compiled code reads what it expects to be there, so nothing else may be given to it."""
-        fixed = 1 if self._made.dynamic_batch else 0
+        """Check dtypes and shapes: compiled code does not, and would read out of bounds."""
+        fixed = 1 if self._description.dynamic_batch else 0
         batch = inputs[0].shape[:fixed] if inputs else ()
-        given = [(x.dtype.name, x.shape) for x in inputs]
-        wanted = [(x.dtype, (*batch, *x.shape[fixed:])) for x in self._made.inputs]
-        if given != wanted:
-            raise ValueError(f"the slice was compiled for {wanted}, and was given {given}")
+        actual = [(x.dtype.name, x.shape) for x in inputs]
+        expected = [(x.dtype, (*batch, *x.shape[fixed:])) for x in self._description.inputs]
+        if actual != expected:
+            raise ValueError(f"the slice was compiled for {expected}, and was called with {actual}")
 
 
 def load(path: Path, threads: int | None = None) -> AOTInductorSlice:
@@ -99,16 +105,16 @@ def load(path: Path, threads: int | None = None) -> AOTInductorSlice:
     Raises
     ------
     RuntimeUnavailableError
-        If it was compiled for another processor or another torch, or needs a library that is not
-        here.
+        If it was compiled for another processor or another torch, or needs a library that is
+        missing.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    # torch's own way of loading a package keeps it unpacked until the process ends in an orderly
-    # manner, and asks for a C++ compiler. A library that is loaded needs its file no longer.
+    # torch's own loader needs a C++ compiler, and leaves the unpacked files until the process ends
+    # normally. Once the library is loaded, its file is no longer needed.
     with zipfile.ZipFile(path) as package, tempfile.TemporaryDirectory() as folder:
-        made = _made(path, package)
-        missing = sorted(set(made.processor) - set(_processor()))
+        description = _read_description(path, package)
+        missing = sorted(set(description.processor) - set(_processor()))
         if missing:
             raise RuntimeUnavailableError(
                 f"{path.name} was compiled for a processor with {', '.join(missing)}, which this "
@@ -119,10 +125,10 @@ def load(path: Path, threads: int | None = None) -> AOTInductorSlice:
             runner = AOTIModelContainerRunnerCpu(package.extract(library, folder), 1)
         except RuntimeError as error:
             raise RuntimeUnavailableError(
-                f"{path.name} was compiled with torch {made.torch} and cannot be loaded by torch "
-                f"{torch.__version__}: {str(error).splitlines()[0]}"
+                f"{path.name} was compiled with torch {description.torch} and cannot be loaded by "
+                f"torch {torch.__version__}: {str(error).splitlines()[0]}"
             ) from error
-    return AOTInductorSlice(runner, made)
+    return AOTInductorSlice(runner, description)
 
 
 def check_export() -> None:
@@ -150,8 +156,8 @@ def export(
 ) -> None:
     """Compile a module to a package, for processors like this machine's.
 
-    It takes some 10 to 30 seconds, the first time on a machine a minute, and leaves the compiled
-    headers of LibTorch in torch's cache (``TORCHINDUCTOR_CACHE_DIR``) for the next time.
+    It takes 10 to 30 seconds, and the first time on a machine a minute: LibTorch's compiled headers
+    then stay in torch's cache (``TORCHINDUCTOR_CACHE_DIR``).
 
     Raises
     ------
@@ -165,7 +171,7 @@ def export(
 
     check_export()
     batch = torch.export.Dim("batch", min=1)
-    made = _Made(
+    description = _Description(
         torch=str(torch.__version__),
         processor=_processor(),
         dynamic_batch=dynamic_batch,
@@ -173,26 +179,26 @@ def export(
     )
     with _known_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         options = {
-            # Weights are constants: batch norms go into convolutions, which get them in oneDNN's
-            # own layout, so that none is turned into it again and again.
+            # Weights are constants: batch norms are folded into convolutions, and the weights are
+            # stored in oneDNN's layout, so that no inference converts them.
             "freezing": True,
-            # Or the number of threads of this machine were compiled in.
+            # Otherwise this machine's number of threads is compiled in.
             "cpp.dynamic_threads": True,
             "cpp.march": _BASELINES.get(platform.machine()),
             "aot_inductor.package": True,
             "aot_inductor.output_path": folder,  # torch's cache would keep every slice
-            "aot_inductor.metadata": {_METADATA: msgspec.json.encode(made).decode()},
+            "aot_inductor.metadata": {_METADATA: msgspec.json.encode(description).decode()},
         }
         try:
             program = torch.export.export(
                 module.eval(),
-                # A batch of one would be taken for a constant.
+                # Export takes a batch of one as a constant.
                 tuple(torch.cat([x, x]) for x in example) if dynamic_batch else example,
                 dynamic_shapes=tuple({0: batch} for _ in example) if dynamic_batch else None,
             )
             flat_module = program.module(check_guards=False)
             files = aot_compile(flat_module, *program.example_inputs, options=options)
-        except Exception as error:  # whatever the compilers in between raise
+        except Exception as error:  # the compilers raise errors of many kinds
             raise PrepareError(
                 f"AOTInductor cannot compile this network: {(str(error).splitlines() or [''])[0]}"
             ) from error
@@ -201,25 +207,25 @@ def export(
 
 
 def _processor() -> tuple[str, ...]:
-    """What this machine's processor has of what packages need."""
+    """The vector instructions of this machine's processor that packages may need."""
     found = get_capabilities()
     kind = (f"{name} {found[name]}" for name in ("architecture", "sve_max_length") if name in found)
     return (*kind, *(name for name in _VECTORS if found.get(name)))
 
 
-def _made(path: Path, package: zipfile.ZipFile) -> _Made:
+def _read_description(path: Path, package: zipfile.ZipFile) -> _Description:
     metadata = next((n for n in package.namelist() if n.endswith("wrapper_metadata.json")), None)
-    told = {} if metadata is None else msgspec.json.decode(package.read(metadata))
-    if _METADATA not in told:
+    entries = {} if metadata is None else msgspec.json.decode(package.read(metadata))
+    if _METADATA not in entries:
         raise RuntimeUnavailableError(
-            f"{path.name} was not written by this project, so what it needs is not known"
+            f"{path.name} was not written by this project: it does not say which processor it needs"
         )
-    return msgspec.json.decode(told[_METADATA], type=_Made)
+    return msgspec.json.decode(entries[_METADATA], type=_Description)
 
 
 @contextmanager
 def _known_warnings() -> Iterator[None]:
-    """Silence what torch's compiler says of torch's own code, and nothing else."""
+    """Silence two warnings that torch's compiler raises about torch's own code."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore",

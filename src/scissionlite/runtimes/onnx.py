@@ -25,7 +25,7 @@ class OnnxSlice:
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
-        # An input that is not used is not in the file: names tell which one is which.
+        # An unused input is not in the file, so the position is read from the name: x0, x1, ...
         self._inputs = [(node.name, int(node.name[1:])) for node in session.get_inputs()]
 
     def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
@@ -84,7 +84,7 @@ def export(
         warnings.simplefilter("ignore")  # the exporter's notes on its own internals
         program = torch.onnx.export(
             module.eval(),
-            # A batch of one would be taken for a constant.
+            # Export takes a batch of one as a constant.
             tuple(torch.cat([x, x]) for x in example) if dynamic_batch else example,
             dynamo=True,
             verbose=False,

@@ -42,10 +42,10 @@ def load(path: Path, threads: int | None = None) -> TorchScriptSlice:
 def compile_module(
     module: torch.nn.Module, example: tuple[torch.Tensor, ...]
 ) -> torch.jit.ScriptModule:
-    """Trace and freeze a module: the very form that :func:`export` saves."""
-    # torch.jit.optimize_for_inference is no part of it: what it makes cannot be saved (oneDNN's
-    # tensors have no serial form), and done after loading it made efficientnet_lite0 and resnet18
-    # at 128x128 only 5% faster on one thread, and mobilenet_v3_small 40% slower.
+    """Trace and freeze a module, into the form that :func:`export` saves."""
+    # Without torch.jit.optimize_for_inference: its result cannot be saved (oneDNN's tensors have no
+    # serial form). After loading, it made efficientnet_lite0 and resnet18 at 128x128 only 5% faster
+    # on one thread, and mobilenet_v3_small 40% slower.
     with _known_deprecation(), torch.no_grad():
         traced = torch.jit.trace(module.eval(), example, check_trace=False)
         frozen: torch.jit.ScriptModule = torch.jit.freeze(traced)
@@ -54,7 +54,7 @@ def compile_module(
 
 
 def _fold_into_transposed(graph: torch.Graph) -> None:
-    """Fold batch norms into the transposed convolutions before them, which freezing leaves."""
+    """Fold batch norms into the transposed convolutions before them; freezing does not do it."""
     for norm in [node for node in graph.nodes() if node.kind() == "aten::batch_norm"]:
         convolved = next(iter(norm.inputs()))
         convolution = convolved.node()
@@ -62,7 +62,7 @@ def _fold_into_transposed(graph: torch.Graph) -> None:
             continue
         _, weight, bias, _, _, _, transposed, *_ = _constants(convolution)
         _, scale, shift, mean, variance, _, _, epsilon, _ = _constants(norm)
-        # Of grouped ones, fuse_conv_bn_weights would scale the wrong channels.
+        # With groups, fuse_conv_bn_weights would scale the wrong channels.
         if not transposed or mean is None or weight.shape[1] != len(mean):
             continue
         folded = fuse_conv_bn_weights(
@@ -77,12 +77,12 @@ def _fold_into_transposed(graph: torch.Graph) -> None:
 
 
 def _constants(node: torch.Node) -> list[Any]:
-    """The inputs of a frozen node; None for what is not constant."""
+    """The inputs of a frozen node; None for an input that is not constant."""
     return [value.toIValue() for value in node.inputs()]
 
 
 def check_export() -> None:
-    """Check that slices can be written here: whatever can load them can write them."""
+    """Check that slices can be written here; torch, which loads them, also writes them."""
 
 
 def export(
@@ -104,10 +104,9 @@ def export(
 
 @contextmanager
 def _known_deprecation() -> Iterator[None]:
-    """Silence what torch says of TorchScript's future, and nothing else.
+    """Silence torch's warning that TorchScript is deprecated, and no other warning.
 
-    TorchScript is deprecated upstream; the answer is a second runtime, not a warning that a user
-    of this one can do nothing about.
+    A user of this runtime can do nothing about it; the other runtimes are the alternative.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings(

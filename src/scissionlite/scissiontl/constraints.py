@@ -80,6 +80,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
         A number is negative.
     """
 
+    # More than 12 attributes: each is one criterion, and one option of `scissionlite plan`.
     max_latency: _Limit = None
     max_device_time: _Limit = None
     max_edge_time: _Limit = None

@@ -48,6 +48,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         Joules on the device, where its power is known.
     """
 
+    # More than 12 attributes: the parts of a latency, which users read in the plan's JSON.
     device_time: float
     encode_time: float = 0.0
     transfer_time: float = 0.0

@@ -173,6 +173,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         How many times slower than measured the machine is imagined to be.
     """
 
+    # More than 12 attributes: the fields of the file format, all in one place.
     format: Literal["scissionlite-profile"] = "scissionlite-profile"
     version: int = FORMAT_VERSION
     name: str
