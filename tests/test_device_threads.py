@@ -50,17 +50,17 @@ def test_credit_is_granted_with_the_connection_and_comes_back(background: Backgr
     first = background(credit.reserve, *in_time())
     assert is_waiting(first)
     credit.grant(2)
-    first.result(LONG)
+    first.result(LONG / 2)
     assert credit.connected
     credit.reserve(*in_time())
     third = background(credit.reserve, *in_time())
     assert is_waiting(third)
     credit.release()
-    third.result(LONG)
+    third.result(LONG / 2)
     fourth = background(credit.reserve, *in_time())
     assert is_waiting(fourth)
     credit.grant(3)  # a restarted edge may allow more
-    fourth.result(LONG)
+    fourth.result(LONG / 2)
 
 
 def test_no_more_than_the_credit_are_unanswered_whatever_the_threads_do(
@@ -84,7 +84,7 @@ def test_no_more_than_the_credit_are_unanswered_whatever_the_threads_do(
             credit.release()
 
     for done in [background(use) for _ in range(8)]:
-        done.result(LONG)
+        done.result(LONG / 2)
     assert (unanswered, most <= 3) == (0, True)
 
 
@@ -111,7 +111,7 @@ def test_a_lost_connection_makes_callers_wait_for_the_next(background: Backgroun
     waiting = background(credit.reserve, *in_time())
     assert is_waiting(waiting)
     credit.grant(1)
-    waiting.result(LONG)
+    waiting.result(LONG / 2)
 
 
 def test_a_refusal_ends_every_wait_until_credit_is_granted(background: Background) -> None:
@@ -120,7 +120,7 @@ def test_a_refusal_ends_every_wait_until_credit_is_granted(background: Backgroun
     assert is_waiting(waiting)
     credit.withdraw("another bundle", BundleMismatchError("refused"))
     with pytest.raises(BundleMismatchError, match="refused"):
-        waiting.result(LONG)
+        waiting.result(LONG / 2)
     credit.withdraw("lost")  # the connection of the refusal
     with pytest.raises(BundleMismatchError, match="refused"):
         credit.reserve(*in_time())
@@ -135,7 +135,7 @@ def test_closing_ends_every_wait_for_good(background: Background) -> None:
     credit.close(OffloadError("was closed"))
     for each in waiting:
         with pytest.raises(OffloadError, match="was closed"):
-            each.result(LONG)
+            each.result(LONG / 2)
     credit.grant(1)
     with pytest.raises(OffloadError, match="was closed"):
         credit.reserve(*in_time())

@@ -36,6 +36,17 @@ def test_nothing_here_imports_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=LONG).returncode == 0
 
 
+def test_a_device_imports_nothing_that_only_others_need() -> None:
+    code = (
+        "import sys, scissionlite; scissionlite.Device; print(*sorted("
+        "{'asyncio', 'dataclasses', 'PIL', 'scissionlite.offloader.edge'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=LONG, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "\n")
+
+
 def test_a_device_that_is_never_closed_does_not_keep_python_from_exiting(
     tiny_bundle: Bundle,
 ) -> None:

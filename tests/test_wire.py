@@ -422,6 +422,18 @@ def test_control_messages_out_of_range_are_refused_by_the_device() -> None:
             control.decode_at_device(frame)
 
 
+def test_frames_follow_results_and_the_answers_to_clients_only() -> None:
+    further = [memoryview(b"tensor"), memoryview(b"message")]
+    for message in TO_DEVICE:
+        frames = [memoryview(control.encode(message)), *further]
+        assert control.decode_frames(frames[:1]) == (message, [])
+        if isinstance(message, control.Result | control.ProbeReply | control.ProfileReply):
+            assert control.decode_frames(frames) == (message, further)
+        else:
+            with pytest.raises(errors.ControlMessageError, match="with 2 further frames"):
+                control.decode_frames(frames)
+
+
 def test_control_messages_have_a_cap() -> None:
     with pytest.raises(errors.ControlSizeError):
         control.decode_at_edge(bytes(control.MAX_CONTROL_BYTES + 1))
