@@ -1,4 +1,4 @@
-"""Between callers' threads and an I/O thread: credit under its lock, and the one waker.
+"""Between an I/O thread and the others: credit under its lock, and the one waker.
 
 Time-outs here only guard against hangs; no outcome depends on how fast the machine is.
 """
@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 import zmq
-from peers import LONG
+from peers import LOCAL, LONG, Frames, device_of
 
+from scissionlite.bundle import Bundle
 from scissionlite.errors import (
     BundleMismatchError,
     DeadlineExceededError,
     EdgeUnavailableError,
     OffloadError,
 )
+from scissionlite.offloader import EdgeServer
 from scissionlite.offloader.device.credit import Credit
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.endpoints import Endpoints
@@ -184,6 +186,18 @@ def test_a_message_ends_the_wait_too_and_keeps_the_wake_up(
     start = time.monotonic()
     waker.wait(poller, 50)  # nothing there: the wake-up was taken
     assert time.monotonic() - start >= 0.04
+
+
+def test_each_loop_is_woken_for_each_thing_to_do(
+    tiny_bundle: Bundle, frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait = Waker.wait
+    # Without their time-outs, a loop that is not woken up does nothing more.
+    monkeypatch.setattr(Waker, "wait", lambda self, poller, _: wait(self, poller, LONG_MS))
+    with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as device:
+        device.connect(LONG / 2)
+        for frame in frames[:3]:
+            assert device.submit(frame).result(LONG / 2).where == "edge"
 
 
 def test_a_waker_frees_its_descriptor() -> None:
