@@ -119,7 +119,9 @@ def _answer_in_two_processes_and_in_one(
             frames = [PREPROCESSING.frame(file) for file in files]
             futures = [device.submit(frame) for frame in frames]
             answers = [future.result(60) for future in futures]
-        told = _run(bundle, files, "--connect", tensors, "--control", control, "--deadline", "60")
+        printed = _run(
+            bundle, files, "--connect", tensors, "--control", control, "--deadline", "60"
+        )
 
     torch.set_num_threads(1)  # as both processes: another number may sum in another order
     device_slice = load_slice(bundle.slice_path("device"), "torchscript")
@@ -131,7 +133,7 @@ def _answer_in_two_processes_and_in_one(
         (expected,) = edge_slice(sl.decode(packed, layout="nchw"))
         assert answer.where == "edge"
         np.testing.assert_array_equal(answer.output, expected)
-        row = told["answers"][i]
+        row = printed["answers"][i]
         assert row["where"] == "edge"
         assert row["class_index"] == expected.argmax()
         names = bundle.manifest.classes
@@ -145,10 +147,10 @@ def test_the_local_fallback_answers_when_there_is_no_edge(
 ) -> None:
     files = sorted((steel / "test" / "patches").glob("*.jpg"))[:2]
     nowhere = f"tcp://127.0.0.1:{free_port()}"
-    told = _run(bundle, files, "--connect", nowhere, "--deadline", "0.5", "--fallback", "local")
-    assert {row["where"] for row in told["answers"]} == {"local"}
+    printed = _run(bundle, files, "--connect", nowhere, "--deadline", "0.5", "--fallback", "local")
+    assert {row["where"] for row in printed["answers"]} == {"local"}
     network = load_slice(bundle.slice_path("network"), "torchscript")
-    for file, row in zip(files, told["answers"], strict=True):
+    for file, row in zip(files, printed["answers"], strict=True):
         assert (
             row["class_index"]
             == network(PREPROCESSING.tensor(PREPROCESSING.frame(file)))[0].argmax()
@@ -165,8 +167,8 @@ def test_the_local_fallback_answers_when_there_is_no_edge(
 def _run(bundle: sl.Bundle, files: list[Path], *options: str) -> dict[str, Any]:
     done = _command(bundle, files, *options)
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
 
 
 def _command(

@@ -164,8 +164,8 @@ def test_slices_compiled_for_another_processor_are_passed_over(
     bundle = make_bundle("local")
     file = bundle.path / "network.pt2"
     with zipfile.ZipFile(file, "w") as package:
-        told = {"torch": "2.13", "processor": ["avx4096"], "dynamic_batch": False, "inputs": []}
-        metadata = {"scissionlite": msgspec.json.encode(told).decode()}
+        wrapper = {"torch": "2.13", "processor": ["avx4096"], "dynamic_batch": False, "inputs": []}
+        metadata = {"scissionlite": msgspec.json.encode(wrapper).decode()}
         package.writestr("b/a.wrapper_metadata.json", msgspec.json.encode(metadata))
     compiled = SliceFile(file.name, "aotinductor", file_sha256(file), file.stat().st_size)
     slices = {"network": (compiled, *bundle.manifest.slices["network"])}

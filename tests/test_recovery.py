@@ -88,19 +88,19 @@ def test_the_fallback_answers_while_the_edge_is_away_and_the_edge_when_it_is_bac
 def test_another_bundle_is_refused_until_the_edge_serves_the_same(
     make_bundle: BundleFactory, frames: Frames, free_port: Callable[[], int]
 ) -> None:
-    ours, theirs = make_bundle(seed=2), make_bundle(seed=3)
+    bundle, other = make_bundle(seed=2), make_bundle(seed=3)
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     with (
-        Device(ours, endpoint, deadline=LONG) as device,
-        Device(ours, endpoint, fallback="local", deadline=LONG) as careful,
+        Device(bundle, endpoint, deadline=LONG) as device,
+        Device(bundle, endpoint, fallback="local", deadline=LONG) as careful,
     ):
-        with EdgeServer(theirs, endpoint):
+        with EdgeServer(other, endpoint):
             with pytest.raises(BundleMismatchError, match=r"refuses: it serves bundle .*tiny-3"):
                 device.infer(frames[0])
             with pytest.raises(BundleMismatchError):
                 careful.connect()
             assert careful.submit(frames[0]).result(LONG).where == "local"
-        with EdgeServer(ours, endpoint):
+        with EdgeServer(bundle, endpoint):
             while True:
                 try:
                     device.infer(frames[0])
@@ -322,17 +322,17 @@ def test_closing_fails_what_is_unanswered(
         device.close()
 
 
-def test_a_callback_that_submits_is_told_so(
+def test_a_callback_that_submits_raises_an_error(
     tiny_bundle: Bundle, frames: Frames, sockets: Sockets, background: Callable[..., Future[Any]]
 ) -> None:
     edge = HandmadeEdge(sockets, tiny_bundle)
-    told: Future[str] = Future()
+    raised: Future[str] = Future()
 
     def again(_: object) -> None:
         try:
             device.submit(frames[0])
         except OffloadError as error:
-            told.set_result(str(error))
+            raised.set_result(str(error))
 
     with device_of(edge, tiny_bundle) as device:
         connecting = background(device.connect)
@@ -341,4 +341,4 @@ def test_a_callback_that_submits_is_told_so(
         future = device.submit(frames[0])
         future.add_done_callback(again)
         edge.answer(edge.request(), np.zeros(OUTPUT, np.float32))
-        assert "use a thread" in told.result(LONG)
+        assert "use a thread" in raised.result(LONG)

@@ -93,8 +93,8 @@ def test_several_tensors_cross_the_wire_bit_for_bit(bundle: sl.Bundle, batch: in
         assert answer.where == "edge"
         assert answer.bytes_sent == sum(map(len, payloads))
         assert set(answer.output) == {"mask", "coarse"}
-        for ours, theirs in zip(answer.output.values(), expected, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        for actual, expected_output in zip(answer.output.values(), expected, strict=True):
+            np.testing.assert_array_equal(actual, expected_output)
         assert answer.output["mask"].shape == (batch, 4, *SHAPE[1:])
 
 
@@ -162,15 +162,15 @@ def test_several_inputs_and_outputs(runtime: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(2, 3, 24, 24)).astype(np.float32)
     vector = rng.normal(size=(2, 5)).astype(np.float32)
-    given = {"image": torch.from_numpy(image), "vector": torch.from_numpy(vector)}
+    inputs = {"image": torch.from_numpy(image), "vector": torch.from_numpy(vector)}
     with torch.inference_mode():
-        expected = [tensor.numpy() for tensor in model(given)]
+        expected = [tensor.numpy() for tensor in model(inputs)]
     with EdgeServer(made, LOCAL) as edge, device_of(edge, made) as device:
         for x in ((image, vector), {"inputs.image": image, "inputs.vector": vector}):
             answer = device.infer(x)
             assert isinstance(answer, tuple)
-            for ours, theirs in zip(answer, expected, strict=True):
-                np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+            for actual, expected_output in zip(answer, expected, strict=True):
+                np.testing.assert_allclose(actual, expected_output, rtol=1e-3, atol=1e-4)
         wrong: list[Any] = [image, (image,), (vector, image), (image, vector[:1]), {"image": image}]
         for x in wrong:
             with pytest.raises(ValueError, match=r"inputs\.image float32 of shape"):
@@ -215,8 +215,8 @@ def test_frames_reach_the_edge_without_loss(
     with sl.Device(bundle, fallback="local") as device:
         expected = [device.infer(frame) for frame in frames[:3]]
     with EdgeServer(bundle, LOCAL) as edge, device_of(edge, bundle) as device:
-        for frame, wanted in zip(frames, expected, strict=False):
+        for frame, output in zip(frames, expected, strict=False):
             answer = device.submit(frame).result(LONG)
-            np.testing.assert_array_equal(answer.output, wanted)
+            np.testing.assert_array_equal(answer.output, output)
             assert answer.bytes_sent == len(payload_for(bundle, frame)[1])
             assert image_format == "png" or answer.bytes_sent == frame.nbytes
