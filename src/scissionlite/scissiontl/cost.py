@@ -179,7 +179,7 @@ def offload_time(sender: Profile, receiver: Profile, nbytes: int) -> float:
 
 
 class SecondHop(msgspec.Struct, frozen=True, kw_only=True):
-    """What a third tier adds to a prediction; the fields are those of :class:`Prediction`."""
+    """The part of a prediction that a third tier adds; the fields are those of Prediction."""
 
     relay_time: float = 0.0
     relay_serial_time: float = 0.0
