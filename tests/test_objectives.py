@@ -1,4 +1,4 @@
-"""What training minimises: labels, distillation, temperature, weight decay, and the epoch kept."""
+"""Objectives of training: labels, distillation, temperature, weight decay, and the epoch kept."""
 
 from __future__ import annotations
 

@@ -411,7 +411,7 @@ def test_a_segmentation_network_is_prepared(tmp_path: Path) -> None:
     assert accuracy is not None
     assert accuracy.metric == "mIoU"
     assert accuracy.before > 0.95
-    assert accuracy.after > 0.85  # borders in the middle of a window cannot be told any more
+    assert accuracy.after > 0.85  # borders in the middle of a window are lost
 
 
 @given(
@@ -529,7 +529,7 @@ def test_the_least_error_is_sought_with_all_codes() -> None:
 
 
 def test_batch_statistics_are_means_over_the_data() -> None:
-    """Not of the last few batches, which the running statistics remember."""
+    """Not over the last few batches, as the running statistics are."""
     x = 5 + 3 * torch.randn(48, 3, 4, 4)
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2))
     data = TensorDataset(x, torch.randint(2, (48,)))

@@ -1,4 +1,4 @@
-"""The wire format: what is sent is what is read, and each way to break it has its own error."""
+"""The wire format: reading restores the message, and each violation has its own error."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def packed(*tensors: TensorHeader) -> list[bytes]:
 
 
 def sealed(body: bytes, frames: list[bytes]) -> list[bytes]:
-    """Frames with the digest that goes with them: broken otherwise, or not at all."""
+    """Give frames their right digest, so that only another field can be wrong."""
     digest = xxhash.xxh3_64(body + b"".join(frames)).intdigest()
     return [body + struct.pack("<Q", digest), *frames]
 
 
 def altered(offset: int, form: str, value: object, tensor: TensorHeader = INT8) -> list[bytes]:
-    """A valid message but for one field of its header."""
+    """Make a message that is valid except for one field of its header."""
     header, *frames = packed(tensor)
     body = bytearray(header[:-8])
     struct.pack_into(form, body, offset, value)
