@@ -1,8 +1,9 @@
 # make demo   the whole job on one machine         make test   every test
-# make lint   ruff, clang-format                   make types  mypy, strict
+# make lint   ruff, import-linter, clang-format    make types  mypy, strict
 # make bench  pytest-benchmark                     make arm64  the NEON kernels, under qemu
 # make sanitize  the tests that reach the core, on one built with AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz   kernels and messages, FUZZ_SECONDS (60) each
+# make lowest  the tests that reach every dependency, each at its lower bound in pyproject.toml
 #
 # Each sets up .venv by itself, with the exact versions of constraints.txt.
 
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types bench arm64 sanitize fuzz format clean
+.PHONY: demo test lint types bench arm64 sanitize fuzz lowest format clean
 
 demo: $(READY)
 	$(BIN)/scissionlite demo
@@ -51,6 +52,9 @@ sanitize: $(READY)
 
 fuzz: $(READY)
 	.ci/fuzz
+
+lowest:
+	PYTHON=$(PYTHON) .ci/lowest
 
 clean:
 	rm -rf $(VENV) build

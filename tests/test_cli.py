@@ -33,7 +33,7 @@ def scissionlite(*arguments: str | Path, fails: int = 0) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=300,  # a guard against hangs, never a measure
     )
     assert done.returncode == fails, done.stderr
     assert "Traceback" not in done.stderr

@@ -181,5 +181,5 @@ def _command(
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=300,  # a guard against hangs, never a measure
     )

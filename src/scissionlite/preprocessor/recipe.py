@@ -19,6 +19,7 @@ Processor = Literal["auto", "cpu", "cuda"]
 """Where to train; "auto" takes the GPU if there is one."""
 
 
+# More than 12 attributes: each is one choice, and one option of `scissionlite prepare`.
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """How to retrain a network with the Transfer Layer in it.
 
