@@ -1,8 +1,8 @@
-// An array whose neighbourhood tells when a kernel leaves it: for the kernel runner and the fuzzer.
+// An array that detects accesses outside it: for the kernel runner and the fuzzer.
 //
-// As a rule it stands between two inaccessible pages, so that a read or a write outside, on either
-// side, is a crash; bytes between array and page are canaries. Built with AddressSanitizer it is a
-// block of exactly its size from malloc(), because that sees what is off by one even where the
+// It lies between two inaccessible pages, so that a read or a write outside, on either side, is a
+// crash. The bytes between array and page are canaries. Built with AddressSanitizer it is a block
+// of exactly its size from malloc(), because the sanitizer sees an error of one byte even if the
 // array does not end at a page.
 
 #ifndef SCISSIONLITE_GUARDED_ARRAY_H_

@@ -157,51 +157,51 @@ def call_of(spec: TransferSpec, shape: tuple[int, ...], quantization: Any) -> or
     spec=specs(),
     shape=MAPS,
     seed=SEEDS,
-    given_dtype=st.sampled_from(["float32", "float16"]),
-    given_layout=st.sampled_from(["nchw", "nhwc"]),
+    in_dtype=st.sampled_from(["float32", "float16"]),
+    in_layout=st.sampled_from(["nchw", "nhwc"]),
     measured=st.booleans(),
 )
 def test_encode_is_the_oracles(
     spec: TransferSpec,
     shape: tuple[int, ...],
     seed: int,
-    given_dtype: str,
-    given_layout: str,
+    in_dtype: str,
+    in_layout: str,
     measured: bool,
 ) -> None:
-    x = feature_map(shape, seed).astype(given_dtype)
-    given_map = channels_last(x) if given_layout == "nhwc" else x
+    x = feature_map(shape, seed).astype(in_dtype)
+    in_map = channels_last(x) if in_layout == "nhwc" else x
     quantization = None if measured else quantization_for(spec, shape[1])
-    packed = encode(given_map, spec, quantization)
+    packed = encode(in_map, spec, quantization)
     if spec.quantized and measured:
         _, lows, highs = oracle.pool_range(x, call_of(spec, shape, None))
         if spec.granularity == "tensor":
             lows, highs = lows.item(), highs.item()  # type: ignore[assignment]
         quantization = Quantization.from_range(lows, highs, spec.dtype, spec.scheme, spec.levels)
     assert packed.quantization == quantization
-    wanted = oracle.encode(x, KINDS[spec.dtype], call_of(spec, shape, quantization)).tobytes()
+    expected = oracle.encode(x, KINDS[spec.dtype], call_of(spec, shape, quantization)).tobytes()
     if packed.entropy_coded:
-        plain = msgspec.structs.replace(packed, payload=wanted, entropy_coded=False)
-        assert packed.nbytes < len(wanted)
+        plain = msgspec.structs.replace(packed, payload=expected, entropy_coded=False)
+        assert packed.nbytes < len(expected)
         assert np.array_equal(decode(packed), decode(plain))
     else:
-        assert bytes(packed.payload) == wanted
+        assert bytes(packed.payload) == expected
 
 
 @given(
     spec=specs(),
     shape=MAPS,
     seed=SEEDS,
-    wanted_dtype=st.sampled_from(["float32", "float16"]),
-    wanted_layout=st.sampled_from([None, "nchw", "nhwc"]),
+    out_dtype=st.sampled_from(["float32", "float16"]),
+    out_layout=st.sampled_from([None, "nchw", "nhwc"]),
     into=st.booleans(),
 )
 def test_decode_is_the_oracles(
     spec: TransferSpec,
     shape: tuple[int, ...],
     seed: int,
-    wanted_dtype: Any,
-    wanted_layout: str | None,
+    out_dtype: Any,
+    out_layout: str | None,
     into: bool,
 ) -> None:
     packed = encode(feature_map(shape, seed), spec, quantization_for(spec, shape[1]))
@@ -210,20 +210,20 @@ def test_decode_is_the_oracles(
     )
     call = call_of(spec, shape, packed.quantization)
     payload = np.frombuffer(bytes(raw.payload), np.uint8)
-    wanted = oracle.decode(payload, KINDS[spec.dtype], KINDS[wanted_dtype], call)
+    expected = oracle.decode(payload, KINDS[spec.dtype], KINDS[out_dtype], call)
     if into:
-        out = np.empty(shape, wanted_dtype)
-        out = channels_last(out) if wanted_layout == "nhwc" else out
+        out = np.empty(shape, out_dtype)
+        out = channels_last(out) if out_layout == "nhwc" else out
         result = decode(packed, out)
         assert result is out
     else:
-        result = decode(packed, dtype=wanted_dtype, layout=wanted_layout)
-        assert result.dtype == wanted_dtype
-        layout = wanted_layout or spec.layout
+        result = decode(packed, dtype=out_dtype, layout=out_layout)
+        assert result.dtype == out_dtype
+        layout = out_layout or spec.layout
         dense = result if layout == "nchw" else np.moveaxis(result, 1, -1)
         assert dense.flags.c_contiguous
     # Zeros of both signs count as different.
-    assert np.ascontiguousarray(result).tobytes() == np.ascontiguousarray(wanted).tobytes()
+    assert np.ascontiguousarray(result).tobytes() == np.ascontiguousarray(expected).tobytes()
 
 
 def test_every_pair_of_choices_encodes_and_decodes() -> None:

@@ -134,14 +134,14 @@ def check(run: Run, operation: str, isa: str, case: Case) -> None:
 
 def check_answer(actual: Answer, expected: Answer) -> None:
     for name in Answer._fields:
-        ours, theirs = getattr(actual, name), getattr(expected, name)
-        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-        bits = f"u{ours.itemsize}"
-        wrong = np.flatnonzero(ours.view(bits) != np.ascontiguousarray(theirs).view(bits))
+        written, right = getattr(actual, name), getattr(expected, name)
+        assert (written.dtype, written.shape) == (right.dtype, right.shape)
+        bits = f"u{written.itemsize}"
+        wrong = np.flatnonzero(written.view(bits) != np.ascontiguousarray(right).view(bits))
         if wrong.size:
             at = wrong[0]
-            got, right = (f"{x[at]!r} ({x.view(bits)[at]:#x})" for x in (ours, theirs))
-            pytest.fail(f"{name}: {wrong.size} of {ours.size} differ, [{at}]: {got}, not {right}")
+            got, expected_ = (f"{x[at]!r} ({x.view(bits)[at]:#x})" for x in (written, right))
+            pytest.fail(f"{name}: {wrong.size} differ, [{at}]: {got}, not {expected_}")
 
 
 # --- drawn at random
@@ -299,12 +299,12 @@ def test_layout_never_changes_a_value(
         moved = oracle.flat(codes.reshape(before), "nhwc")
         if given_ == "i4":
             moved = oracle.pack(moved, "i4")
-        ours = run(operation, isa, source, nchw, 0)
-        theirs = run(operation, isa, np.ascontiguousarray(moved), nhwc, 0)
-        expected = oracle.flat(_elements(ours.output, result).reshape(after), "nhwc")
-        assert _elements(theirs.output, result).tobytes() == expected.tobytes()
-        assert ours.lows.tobytes() == theirs.lows.tobytes()
-        assert ours.highs.tobytes() == theirs.highs.tobytes()
+        in_nchw = run(operation, isa, source, nchw, 0)
+        in_nhwc = run(operation, isa, np.ascontiguousarray(moved), nhwc, 0)
+        expected = oracle.flat(_elements(in_nchw.output, result).reshape(after), "nhwc")
+        assert _elements(in_nhwc.output, result).tobytes() == expected.tobytes()
+        assert in_nchw.lows.tobytes() == in_nhwc.lows.tobytes()
+        assert in_nchw.highs.tobytes() == in_nhwc.highs.tobytes()
 
 
 def _elements(values: Array, kind: str) -> Array:
