@@ -71,6 +71,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         A value is out of its range.
     """
 
+    # More than 12 attributes: each is one setting, and one option of `scissionlite prepare`.
     epochs: Annotated[int, Meta(ge=0, le=10_000)] = 8
     batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
     learning_rate: Annotated[float, Meta(ge=1e-12, le=10)] = 1e-3
