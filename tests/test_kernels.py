@@ -141,7 +141,9 @@ def check_answer(actual: Answer, expected: Answer) -> None:
         if wrong.size:
             at = wrong[0]
             got, expected_ = (f"{x[at]!r} ({x.view(bits)[at]:#x})" for x in (written, right))
-            pytest.fail(f"{name}: {wrong.size} differ, [{at}]: {got}, not {expected_}")
+            pytest.fail(
+                f"{name}: {wrong.size} of {written.size} differ, [{at}]: {got}, not {expected_}"
+            )
 
 
 # --- drawn at random
