@@ -6,7 +6,6 @@ digest. The same folder goes to the device and to the edge; each opens only the 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -217,6 +216,8 @@ class Bundle:
         BundleError
             If the folder or its manifest is missing, or the manifest is not valid.
         """
+        from hashlib import sha256  # loads OpenSSL, which takes milliseconds
+
         folder = Path(path)
         try:
             raw = (folder / MANIFEST_NAME).read_bytes()
@@ -243,7 +244,7 @@ class Bundle:
             manifest = msgspec.json.decode(raw, type=Manifest)
         except msgspec.MsgspecError as error:
             raise BundleError(f"{folder / MANIFEST_NAME} is not valid: {error}") from error
-        return cls(folder, manifest, hashlib.sha256(raw).hexdigest())
+        return cls(folder, manifest, sha256(raw).hexdigest())
 
     @classmethod
     def write(cls, path: str | Path, manifest: Manifest, files: dict[str, Path]) -> Bundle:
@@ -332,7 +333,9 @@ class Bundle:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
+    from hashlib import sha256  # loads OpenSSL, which takes milliseconds
+
+    digest = sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from scissionlite.errors import CodecError
+
+if TYPE_CHECKING:
+    # Imported by the functions that need it: a device without an entropy stage does not.
+    import zstandard
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -34,7 +38,12 @@ class _Contexts(threading.local):
 
     def __init__(self) -> None:
         self.compressors: dict[int, zstandard.ZstdCompressor] = {}
-        self.decompressor = zstandard.ZstdDecompressor()
+
+    @cached_property
+    def decompressor(self) -> zstandard.ZstdDecompressor:
+        import zstandard
+
+        return zstandard.ZstdDecompressor()
 
 
 _contexts = _Contexts()
@@ -43,6 +52,8 @@ _contexts = _Contexts()
 def _zstd_compress(payload: Bytes, level: int) -> bytes:
     compressor = _contexts.compressors.get(level)
     if compressor is None:
+        import zstandard
+
         # The frame holds the content size. It has no checksum, because the message has a digest.
         compressor = zstandard.ZstdCompressor(level=level)
         _contexts.compressors[level] = compressor
@@ -50,6 +61,8 @@ def _zstd_compress(payload: Bytes, level: int) -> bytes:
 
 
 def _zstd_decompress(coded: Bytes, nbytes: int) -> bytes:
+    import zstandard
+
     try:
         frame = zstandard.get_frame_parameters(coded.data)
         if frame.content_size != nbytes:

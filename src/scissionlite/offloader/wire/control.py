@@ -8,6 +8,7 @@ type, an unknown or missing field, or a value out of range is a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -217,8 +218,17 @@ FOLLOWED = Result | ProbeReply | ProfileReply
 """The messages that further frames may follow."""
 
 _encoder = msgspec.msgpack.Encoder()
-_to_edge: msgspec.msgpack.Decoder[ToEdge] = msgspec.msgpack.Decoder(ToEdge)
-_to_device: msgspec.msgpack.Decoder[ToDevice] = msgspec.msgpack.Decoder(ToDevice)
+
+
+# Made at the first message: each takes a millisecond, and a device needs only its own.
+@cache
+def _edge_decoder() -> msgspec.msgpack.Decoder[ToEdge]:
+    return msgspec.msgpack.Decoder(ToEdge)
+
+
+@cache
+def _device_decoder() -> msgspec.msgpack.Decoder[ToDevice]:
+    return msgspec.msgpack.Decoder(ToDevice)
 
 
 def encode(message: ToEdge | ToDevice) -> bytes:
@@ -236,7 +246,7 @@ def decode_at_edge(frame: bytes | memoryview) -> ToEdge:
     """
     _check_size(frame)
     try:
-        return _to_edge.decode(frame)
+        return _edge_decoder().decode(frame)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ControlMessageError(str(error)) from error
 
@@ -245,7 +255,7 @@ def decode_at_device(frame: bytes | memoryview) -> ToDevice:
     """Decode a message that an edge sent; raises as :func:`decode_at_edge` does."""
     _check_size(frame)
     try:
-        return _to_device.decode(frame)
+        return _device_decoder().decode(frame)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ControlMessageError(str(error)) from error
 
