@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from scissionlite.errors import ModelError
-from scissionlite.graph.capture import ordinary_module
+from scissionlite.graph.tracing import ordinary_module
 
 
 def load_model(

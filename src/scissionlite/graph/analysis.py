@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,14 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from scissionlite.errors import CaptureError
+from scissionlite.graph.user_code import line_of_node
+
 PROBE_BATCHES = (2, 3)
 """Batch sizes on which a network is run to find out what depends on the batch size."""
+
+CHECKED_SCALES = (0.1, 1.0, 10.0)
+"""Standard deviations of the random inputs on which a captured network is checked."""
 
 
 class ValueRecorder(fx.Interpreter):
@@ -25,6 +32,8 @@ class ValueRecorder(fx.Interpreter):
         Node name to any other value.
     answers : list of torch.Tensor
         The graph's outputs.
+    computed : bool
+        Whether the tensors had values, or shapes alone.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -32,6 +41,7 @@ class ValueRecorder(fx.Interpreter):
         self.tensors: dict[str, torch.Tensor] = {}
         self.numbers: dict[str, Any] = {}
         self.answers: list[torch.Tensor] = []
+        self.computed = False
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
@@ -86,6 +96,34 @@ def constant_nodes(graph: fx.Graph) -> set[fx.Node]:
     return constant
 
 
+def varied_inputs(
+    example: Sequence[torch.Tensor], scales: Sequence[float], batch: int | None = None
+) -> list[torch.Tensor]:
+    """Other inputs of the example's kind, drawn from a fixed seed.
+
+    Parameters
+    ----------
+    example
+        Whose shapes, dtypes and integers' range they have.
+    scales
+        Standard deviations of the floats, in turn along the batch.
+    batch
+        Another batch size than the example's.
+    """
+    generator = torch.Generator().manual_seed(0)
+    varied = []
+    for tensor in example if batch is None else _batch_of(example, batch):
+        if tensor.is_floating_point():
+            values = torch.randn(tensor.shape, generator=generator)
+            for i, scale in enumerate(scales):
+                values[i :: len(scales)] *= scale
+        else:
+            low, high = int(tensor.min()), int(tensor.max())
+            values = torch.randint(low, high + 1, tensor.shape, generator=generator)
+        varied.append(values)
+    return varied
+
+
 def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batching:
     """Replace numbers that a network reads from shapes by constants, except the batch size.
 
@@ -97,9 +135,10 @@ def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batc
 
     The graph is changed in place.
     """
-    runs = [_record(module, example)]
+    runs = [record_values(module, example)]
+    _refuse_values(module, runs[0], example)
     try:
-        runs += [_record(module, _batch_of(example, size)) for size in PROBE_BATCHES]
+        runs += [record_values(module, _batch_of(example, size)) for size in PROBE_BATCHES]
         dynamic = all(
             tensor.ndim and tensor.shape[0] == size
             for run, size in zip(runs[1:], PROBE_BATCHES, strict=True)
@@ -130,6 +169,26 @@ def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batc
     module.recompile()
     alive = set(module.graph.nodes)
     return Batching(dynamic, sizes & alive, batched)
+
+
+def _refuse_values(
+    module: fx.GraphModule, run: ValueRecorder, example: Sequence[torch.Tensor]
+) -> None:
+    """Raise CaptureError if a number in a network is read off the values of a tensor."""
+    if not run.computed:
+        return  # or there would have been no number
+    read = [n for n in module.graph.nodes if _literal(run.numbers.get(n.name)) is not None]
+    for scale in CHECKED_SCALES:
+        try:
+            other = _computed(module, varied_inputs(example, (scale,)))
+        except Exception:  # whatever a network raises on values that it was not made for
+            continue
+        for node in read:
+            if not _same(run.numbers[node.name], other.numbers.get(node.name)):
+                raise CaptureError(
+                    f"{node.name} is a number that depends on the values of a tensor: "
+                    f"{line_of_node(node)}"
+                )
 
 
 def peak_bytes(
@@ -176,16 +235,38 @@ def weights_of(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> dict[int, in
 
 def multiplications(module: nn.Module, example: tuple[torch.Tensor, ...]) -> float:
     """Multiplications of convolutions and matrix products for one input of the example."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*example)
     # One multiplication and one addition are two.
     return float(counter.get_total_flops()) / 2 / len(example[0])
 
 
-def _record(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> ValueRecorder:
+def record_values(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> ValueRecorder:
+    """Run a network and record what its nodes hold; without computing, where that is enough."""
+    recorder = ValueRecorder(_without_values(module))
+    try:
+        with torch.no_grad():
+            recorder.run(*(x.to("meta") for x in inputs))
+    except Exception:  # whatever a network raises that needs the values of its tensors
+        return _computed(module, inputs)
+    return recorder
+
+
+def _without_values(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a network whose weights have shapes and no values (on the meta device)."""
+    copies: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        weight = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(empty, requires_grad=False) if weight else empty
+    return copy.deepcopy(module, copies)
+
+
+def _computed(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> ValueRecorder:
     recorder = ValueRecorder(module)
+    recorder.computed = True
     with torch.no_grad():
-        recorder.run(*inputs)
+        recorder.run(*(x.clone() for x in inputs))
     return recorder
 
 

@@ -5,6 +5,9 @@ A *slicing point* is a place between two layers where the network may be cut. In
 none inside. With ``max_tensors`` above 1, a place where up to that many tensors cross is a slicing
 point too, as U-Net's skips and a detector's neck need. A *block* is the part of the network between
 two neighbouring slicing points.
+
+Only float32 tensors whose first dimension is the batch can cross: the Transfer Layer packs float32,
+and both sides read a request's batch off the first dimension.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ from torch import fx
 
 from scissionlite.errors import CaptureError
 from scissionlite.graph.analysis import (
-    ValueRecorder,
     constant_nodes,
     flat,
     fold_shapes,
     peak_bytes,
     placeholders,
+    record_values,
     weights_of,
 )
 from scissionlite.graph.tensors import MAX_TENSORS, OutputKind, TensorInfo
@@ -126,9 +129,7 @@ class Graph:
         self.module = module
         self.example = tuple(example)
         self._batching = fold_shapes(module, self.example)
-        values = ValueRecorder(module)
-        with torch.no_grad():
-            values.run(*self.example)
+        values = record_values(module, self.example)
         self._tensors = values.tensors
         self.inputs = tuple(map(_tensor_info, input_names, self.example))
         self.outputs = tuple(map(_tensor_info, output_names, values.answers))
@@ -210,7 +211,7 @@ class Graph:
             crossing = [value for value in live if value not in self._batching.sizes]
             if crossing == entering or len(crossing) > max_tensors:
                 continue
-            if not self._can_cross(crossing, with_batch_size=len(crossing) < len(live)):
+            if not self._can_cross(crossing):
                 continue
             after, before = _border(crossing[-1], nodes[end + 1])
             name = _unique(after, names)
@@ -223,15 +224,21 @@ class Graph:
         blocks.append(self._block(len(points), last, nodes[start:], entering))
         return points, blocks
 
-    def _can_cross(self, values: list[fx.Node], *, with_batch_size: bool) -> bool:
+    def _can_cross(self, values: list[fx.Node]) -> bool:
         """Whether the network can be cut where exactly these values cross."""
         tensors = [self._tensors.get(value.name) for value in values]
         if all(value.op == "placeholder" for value in values):
             return False
-        if not all(tensor is not None and tensor.is_floating_point() for tensor in tensors):
-            return False
+        batched = self._batching.batched
+        batch = self.example[0].shape[:1]
+        for value, tensor in zip(values, tensors, strict=True):
+            # A tensor is packed from float32, and a request tells its batch by the first dimension.
+            if tensor is None or tensor.dtype != torch.float32 or tensor.shape[:1] != batch:
+                return False
+            if value.name not in batched:
+                return False
         # The batch size does not cross: the edge slice reads it from a tensor that does.
-        return not with_batch_size or any(value.name in self._batching.batched for value in values)
+        return True
 
     def _block(self, index: int, name: str, nodes: list[fx.Node], entering: list[fx.Node]) -> Block:
         layers = dict.fromkeys(

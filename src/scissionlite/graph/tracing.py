@@ -1,0 +1,183 @@
+"""Tracing: a model's computation as one torch.fx graph, by torch.fx or by torch.export."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from scissionlite.errors import CaptureError
+from scissionlite.graph.analysis import placeholders
+from scissionlite.graph.arguments import map_leaves, named_leaves
+from scissionlite.graph.mutation import MutatingProxy, make_functional
+
+
+class _Tracer(fx.Tracer):
+    """Symbolic tracing that keeps modules with a training mode whole, subclasses included."""
+
+    record_stack_traces = True  # for the lines that errors name
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return MutatingProxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # timm's BatchNormAct2d and the like. Traced through in evaluation mode, their batch
+        # statistics would be constants, and retraining would suffer.
+        if isinstance(m, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace_symbolically(
+    model: nn.Module, bound: inspect.BoundArguments, inputs: Sequence[torch.Tensor]
+) -> fx.GraphModule:
+    model = copy.deepcopy(model)  # whose modules are made out of place
+    graph = _Tracer().trace(model)
+    for entry in placeholders(graph):
+        _flatten_input(graph, entry, bound.arguments.get(str(entry.target).lstrip("*")))
+    for node in list(graph.nodes):
+        if node.op == "call_module" and isinstance(model.get_submodule(node.target), nn.Identity):
+            # The same tensor under a second name is no second slicing point.
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        if node.op == "output":
+            answers = [leaf for _, leaf in named_leaves(node.args[0])]
+            node.args = (answers[0] if len(answers) == 1 else tuple(answers),)
+    module = fx.GraphModule(model, graph)
+    make_functional(module, inputs)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _flatten_input(graph: fx.Graph, entry: fx.Node, value: Any) -> None:
+    """Replace an input that is a dict or tuple by one input per tensor; drop an unused one."""
+    if isinstance(value, torch.Tensor):
+        return
+    if value is None:
+        # An optional input (a mask, a flag) that is not used. One that is used is left to
+        # torch.export, which takes its default as a constant.
+        if entry.users:
+            raise CaptureError(f"the optional input {entry.target!r} is used")
+        graph.erase_node(entry)
+        return
+    parts = value if isinstance(value, Mapping) else dict(enumerate(value))
+    uses: dict[Any, list[fx.Node]] = {key: [] for key in parts}
+    for user in list(entry.users):
+        key = (
+            user.args[1] if user.target is operator.getitem and user.op == "call_function" else None
+        )
+        if user.args[:1] != (entry,) or key not in uses:
+            raise CaptureError(f"the input {entry.target!r} is used as a whole by {user}")
+        uses[key].append(user)
+    with graph.inserting_before(entry):
+        for key, part in parts.items():
+            if part is None:
+                raise CaptureError(f"the input {entry.target!r} holds None")
+            flattened = graph.placeholder(f"{entry.target}_{key}")
+            for user in uses[key]:
+                user.replace_all_uses_with(flattened)
+                graph.erase_node(user)
+            _flatten_input(graph, flattened, part)
+    graph.erase_node(entry)
+
+
+def _trace_by_export(
+    model: nn.Module,
+    bound: inspect.BoundArguments,
+    inputs: Sequence[torch.Tensor],
+    *,
+    dynamic_batch: bool = True,
+) -> fx.GraphModule:
+    # Without gradients, as the model is checked: some views may be written to only then.
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        first = next(leaf for _, leaf in named_leaves(bound.arguments))
+        batch = len(first) if first.ndim else 0
+
+        def doubled(tensor: torch.Tensor) -> torch.Tensor:
+            # A batch of two, since export takes a size of one for a constant.
+            batched = tensor.ndim and len(tensor) == batch == 1
+            return torch.cat([tensor, tensor]) if batched else tensor
+
+        def dynamic(tensor: torch.Tensor) -> Any:
+            batched = tensor.ndim and len(tensor) == batch
+            return {0: torch.export.Dim.AUTO} if batched else None
+
+        if dynamic_batch:
+            program = torch.export.export(
+                model,
+                map_leaves(bound.args, doubled),
+                map_leaves(bound.kwargs, doubled),
+                dynamic_shapes=map_leaves(dict(bound.arguments), dynamic),
+            )
+        else:
+            program = torch.export.export(model, bound.args, bound.kwargs)
+        if _mutates(program.graph):
+            program = program.run_decompositions({})  # functionalization, and nothing else
+        traced = program.module(check_guards=False)
+    return ordinary_module(traced)
+
+
+def _mutates(graph: fx.Graph) -> bool:
+    schemas = (getattr(node.target, "_schema", None) for node in graph.nodes)
+    return any(schema is not None and schema.is_mutable for schema in schemas)
+
+
+def ordinary_module(exported: nn.Module) -> fx.GraphModule:
+    """An exported program's module as an ordinary one, which can be copied and has train().
+
+    It takes the program's input tensors one by one, and answers one tensor or a tuple of them.
+
+    Raises
+    ------
+    CaptureError
+        If it answers no tensor.
+    """
+    assert isinstance(exported, fx.GraphModule)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in exported.graph.nodes:
+        if node.target is torch.ops.aten.copy_.default:
+            # What an exported program wrote into its inputs, it writes back at its end.
+            if node.args[0].op != "placeholder":
+                raise CaptureError(f"the network changes its own state ({node.args[0]})")
+            continue
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            continue
+        answers = [copies[leaf] for _, leaf in named_leaves(node.args[0]) if leaf in copies]
+        if not answers:
+            raise CaptureError("the exported program answers no tensor")
+        graph.output(answers[0] if len(answers) == 1 else tuple(answers))
+    module = fx.GraphModule(dict(_attributes(exported, graph)), graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _attributes(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, object]]:
+    """Name and value of every weight, buffer and module that a graph refers to."""
+    for node in graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            value: object = root
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            yield str(node.target), value
+
+
+TRACERS: dict[str, Callable[..., fx.GraphModule]] = {
+    "torch.fx": _trace_symbolically,
+    "torch.export": _trace_by_export,
+    "torch.export for the example's batch size alone": partial(
+        _trace_by_export, dynamic_batch=False
+    ),
+}
+"""Ways to capture a model, tried in this order."""
