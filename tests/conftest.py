@@ -51,7 +51,7 @@ TEXTURES = Preprocessing(size=(64, 64))
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The shared data sets, or a skip where they are not."""
+    """The folder of the shared data sets; skips the test where it is missing."""
     folder = Path(__file__).parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"{folder} is missing: the shared data sets are not on this machine")
@@ -145,7 +145,7 @@ class _Head(nn.Module):
 
 @pytest.fixture(scope="session")
 def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that is generated: six kinds of texture."""
+    """A generated data set: six kinds of texture."""
     folder = tmp_path_factory.mktemp("textures")
     write_dataset(folder, train=40, test=8, seed=5)
     return folder
@@ -174,7 +174,7 @@ BundleFactory = Callable[..., Bundle]
 
 
 def _quantization(spec: TransferSpec) -> Quantization | None:
-    """Scales for what the tiny network's stem answers; a different one for each channel."""
+    """Scales for the output of the tiny network's stem, a different one per channel."""
     if not spec.quantized:
         return None
     if spec.granularity == "tensor":
