@@ -16,21 +16,12 @@ import numpy as np
 import pytest
 import torch
 import zmq
+from bundles import Toy, write_bundle
 from torch import nn
 
 import scissionlite as sl
 from scissionlite import _core
-from scissionlite.bundle import (
-    CrossingTensor,
-    Manifest,
-    Role,
-    SliceFile,
-    SlicingPointInfo,
-    file_sha256,
-)
 from scissionlite.demo.link_emulator import LinkEmulator
-from scissionlite.graph.tensors import TensorInfo
-from scissionlite.runtimes import torchscript
 
 SHAPES = [(1, 16, 28, 28), (1, 64, 112, 112)]
 SPECS = [sl.TransferSpec(), sl.TransferSpec.paper(), sl.TransferSpec.float32_split()]
@@ -48,27 +39,8 @@ def scale_of(spec: sl.TransferSpec) -> sl.Quantization | None:
 
 
 def make_bundle(folder: Path, shape: tuple[int, ...], spec: sl.TransferSpec) -> sl.Bundle:
-    slices: dict[Role, tuple[SliceFile, ...]] = {}
-    files = {}
-    modules: dict[Role, nn.Module] = {"device": nn.ReLU(), "edge": Corner()}
-    for role, module in modules.items():
-        file = folder / f"{role}.pt"
-        torchscript.export(module, (torch.zeros(shape),), file)
-        slices[role] = (
-            SliceFile(file.name, "torchscript", file_sha256(file), file.stat().st_size),
-        )
-        files[file.name] = file
-    manifest = Manifest(
-        kind="split",
-        model="nothing",
-        inputs=(TensorInfo("input", shape),),
-        outputs=(TensorInfo("output", shape[:2]),),
-        slices=slices,
-        slicing_point=SlicingPointInfo(0, "0", "1"),
-        crossing=(CrossingTensor("x", shape, transfer=spec, quantization=scale_of(spec)),),
-        transfer=spec,
-    )
-    return sl.Bundle.write(folder / "bundle", manifest, files)
+    toy = Toy("nothing", nn.ReLU(), Corner(), shape, shape, shape[:2])
+    return write_bundle(toy, folder, transfer=spec, quantization=scale_of(spec))
 
 
 def describe(

@@ -14,30 +14,21 @@ import numpy as np
 import pytest
 import torch
 import zmq
+from bundles import Toy, write_bundle
 from filelock import FileLock
 from hypothesis import settings
 from networks import small_network
 from processes import Process
 from torch import nn
 
-from scissionlite.bundle import (
-    Bundle,
-    CrossingTensor,
-    Manifest,
-    Role,
-    SliceFile,
-    SlicingPointInfo,
-    file_sha256,
-)
+from scissionlite.bundle import Bundle, Kind
 from scissionlite.demo.textures import write_dataset
 from scissionlite.graph.capture import capture
 from scissionlite.graph.graph import Graph
-from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder
 from scissionlite.preprocessor.recipe import Recipe
-from scissionlite.runtimes import torchscript
 from scissionlite.transfer_layer import Quantization, TransferSpec
 
 # Timing never decides a test; what fails is printed so that it can be run again.
@@ -188,52 +179,30 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleFactory:
     """Make a bundle of a tiny network, of any kind; equal arguments give equal slices."""
 
     def make(
-        kind: str = "split",
+        kind: Kind = "split",
         *,
         transfer: TransferSpec | None = None,
         seed: int = 1,
         max_batch: int = 1,
         image_format: ImageFormat = "jpeg",
     ) -> Bundle:
-        folder = tmp_path_factory.mktemp("bundle")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             # 15 x 15 features: the windows at the border are partial.
             stem = nn.Sequential(nn.Conv2d(3, CROSSING[1], 3, stride=2), nn.BatchNorm2d(8))
             head = _Head()
-        network = nn.Sequential(stem, head)
-        roles: dict[Role, tuple[nn.Module, tuple[int, ...]]] = {"network": (network, INPUT)}
-        if kind == "split":
-            roles |= {"device": (stem, INPUT), "edge": (head, CROSSING)}
-        slices: dict[Role, tuple[SliceFile, ...]] = {}
-        files: dict[str, Path] = {}
-        for role, (module, shape) in roles.items():
-            file = folder / f"{role}{torchscript.SUFFIX}"
-            torchscript.export(module.eval(), (torch.zeros(shape),), file)
-            slices[role] = (
-                SliceFile(file.name, "torchscript", file_sha256(file), file.stat().st_size),
-            )
-            files[file.name] = file
         spec = transfer or TransferSpec()
-        split = kind == "split"
-        quantization = _quantization(spec)
-        crossing = (CrossingTensor("x", CROSSING, transfer=spec, quantization=quantization),)
-        manifest = Manifest(
-            kind=kind,  # type: ignore[arg-type]  # the tests pass valid ones
-            model=f"tiny-{seed}",
-            inputs=(TensorInfo("input", INPUT),),
-            outputs=(TensorInfo("output", OUTPUT),),
+        return write_bundle(
+            Toy(f"tiny-{seed}", stem, head, INPUT, CROSSING, OUTPUT),
+            tmp_path_factory.mktemp("bundle"),
+            kind,
+            transfer=spec,
+            quantization=_quantization(spec),
             max_batch=max_batch,
-            slices=slices,
-            slicing_point=SlicingPointInfo(0, "0", "1") if split else None,
-            crossing=crossing if split else (),
-            transfer=spec if split else None,
-            image_format=image_format if kind == "image" else None,
-            jpeg_quality=90 if image_format == "jpeg" else None,
+            image_format=image_format,
             preprocessing=PREPROCESSING,
             classes=("ant", "bee", "cat", "dog", "eel"),
         )
-        return Bundle.write(folder / "bundle", manifest, files)
 
     return make
 

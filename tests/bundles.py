@@ -1,0 +1,79 @@
+"""Bundles of toy networks, which tests and benchmarks write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from scissionlite.bundle import (
+    Bundle,
+    CrossingTensor,
+    Kind,
+    Manifest,
+    Role,
+    SlicingPointInfo,
+)
+from scissionlite.graph.tensors import TensorInfo
+from scissionlite.images import ImageFormat, Preprocessing
+from scissionlite.runtimes.export import export_slices
+from scissionlite.transfer_layer import Quantization, TransferSpec
+
+
+class Toy(NamedTuple):
+    """A network of two blocks, and the shapes of its input, of what crosses, and of its output."""
+
+    model: str
+    device: nn.Module
+    edge: nn.Module
+    input: tuple[int, ...]
+    crossing: tuple[int, ...]
+    output: tuple[int, ...]
+
+
+def write_bundle(
+    toy: Toy,
+    folder: Path,
+    kind: Kind = "split",
+    *,
+    transfer: TransferSpec,
+    quantization: Quantization | None,
+    max_batch: int = 1,
+    image_format: ImageFormat | None = None,
+    preprocessing: Preprocessing | None = None,
+    classes: tuple[str, ...] = (),
+) -> Bundle:
+    """Write a bundle of a toy, with TorchScript slices, into ``folder / "bundle"``.
+
+    It holds the whole network and, of the kind "split", the two slices.
+    """
+    split = kind == "split"
+    whole = nn.Sequential(toy.device, toy.edge).eval()
+    example = (torch.zeros(toy.input),)
+    modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {"network": (whole, example)}
+    if split:
+        modules |= {
+            "device": (toy.device, example),
+            "edge": (toy.edge, (torch.zeros(toy.crossing),)),
+        }
+    slices = export_slices(modules, ("torchscript",), folder)
+    crossing = CrossingTensor("x", toy.crossing, transfer=transfer, quantization=quantization)
+    manifest = Manifest(
+        kind=kind,
+        model=toy.model,
+        inputs=(TensorInfo("input", toy.input),),
+        outputs=(TensorInfo("output", toy.output),),
+        max_batch=max_batch,
+        slices=slices,
+        slicing_point=SlicingPointInfo(0, "0", "1") if split else None,
+        crossing=(crossing,) if split else (),
+        transfer=transfer if split else None,
+        image_format=image_format if kind == "image" else None,
+        jpeg_quality=90 if image_format == "jpeg" else None,
+        preprocessing=preprocessing,
+        classes=classes,
+    )
+    files = {file.file: folder / file.file for (file,) in slices.values()}
+    return Bundle.write(folder / "bundle", manifest, files)
