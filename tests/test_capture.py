@@ -100,7 +100,7 @@ class _AliasAdded(_Residual):
 
 
 class _ViewWritten(_Residual):
-    """What is written to a view is read through the tensor itself."""
+    """The tensor itself is read after a write to a view of it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.stem(x)
@@ -111,7 +111,7 @@ class _ViewWritten(_Residual):
 
 
 class _ViewRead(_Residual):
-    """What is written to a tensor is read through a view made before."""
+    """A view that was made before is read after a write to the tensor."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.stem(x)
@@ -144,9 +144,7 @@ class _Counted(_Residual):
         _Counted,
     ],
 )
-def test_what_a_model_writes_in_place_is_captured(
-    build: Callable[[], nn.Module], zeros: bool
-) -> None:
+def test_in_place_operations_are_captured(build: Callable[[], nn.Module], zeros: bool) -> None:
     torch.manual_seed(5)
     model = build().eval()
     example = torch.zeros(1, *SHAPE) if zeros else torch.randn(1, *SHAPE)
@@ -210,7 +208,7 @@ def _with_gradients() -> nn.Module:
     ],
 )
 @pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "random"])
-def test_what_cannot_be_captured_right_is_refused(
+def test_a_model_that_cannot_be_captured_is_refused(
     build: Callable[[], nn.Module], message: str, zeros: bool
 ) -> None:
     example = torch.zeros(1, *SHAPE) if zeros else torch.randn(1, *SHAPE)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scissionlite.errors import CodecError
@@ -21,6 +21,7 @@ BOUNDS = st.floats(-3e38, 3e38)
 
 
 @given(low=BOUNDS, high=BOUNDS, dtype=DTYPES, scheme=SCHEMES, levels=st.none() | st.integers(2, 16))
+@example(low=0.0, high=0.0, dtype="int4", scheme="affine", levels=2)
 def test_from_range_covers_the_range(
     low: float, high: float, dtype: str, scheme: str, levels: int | None
 ) -> None:
@@ -33,8 +34,11 @@ def test_from_range_covers_the_range(
     assert isinstance(zero_point, int)
     low_code, high_code = CODE_RANGES[dtype]
     slack = scale * (0.5 + 1e-4)
-    if levels is not None and scheme == "affine" and scale > 2.0**-126:
-        assert (max(high, 0) - min(low, 0)) / scale == pytest.approx(levels - 1, rel=1e-6)
+    width = max(high, 0) - min(low, 0)
+    if width == 0:
+        assert scale == 1  # docs/numerics.md: a range of zero alone
+    elif levels is not None and scheme == "affine" and scale > 2.0**-126:
+        assert width / scale == pytest.approx(levels - 1, rel=1e-6)
     assert (low_code - zero_point) * scale - slack <= min(low, 0)
     assert max(high, 0) <= (high_code - zero_point) * scale + slack
     assert low_code <= zero_point <= high_code
