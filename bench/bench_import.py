@@ -1,6 +1,7 @@
 """Time of a device's start: ``import scissionlite; scissionlite.Device`` in a fresh interpreter.
 
-The reference imports NumPy and ZeroMQ, which every device needs. Both interpreters run in turns.
+The reference imports NumPy and ZeroMQ. Both interpreters run in turns. A device imports its
+connection (ZeroMQ, the messages) when it is made for an edge; the second case includes that.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from bench.conftest import Measure
 
 DEVICE = "import scissionlite; scissionlite.Device"
+CONNECTED = f"{DEVICE}; import scissionlite.offloader.device.connection"
 REFERENCE = "import numpy, zmq"
 
 # The modules of an installed package are compiled. Those of an editable install are compiled at the
@@ -38,4 +40,15 @@ def test_import(measure: Measure) -> None:
         lambda: python(REFERENCE),
         REFERENCE,
         bar=("start of a device", "at most", 1.25),
+    )
+
+
+def test_import_with_the_connection(measure: Measure) -> None:
+    assert python(f"{CONNECTED}; import sys; print('zmq' in sys.modules)") == "True\n"
+    measure(
+        "start of a device for an edge",
+        CONNECTED,
+        lambda: python(CONNECTED),
+        lambda: python(REFERENCE),
+        REFERENCE,
     )

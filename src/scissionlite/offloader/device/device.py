@@ -9,7 +9,7 @@ import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -17,7 +17,6 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import DeadlineExceededError, OffloadError
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import Outputs
-from scissionlite.offloader.device.connection import EdgeConnection
 from scissionlite.offloader.device.inputs import (
     CheckedInputs,
     Input,
@@ -25,10 +24,13 @@ from scissionlite.offloader.device.inputs import (
     as_output,
     check_inputs,
 )
-from scissionlite.offloader.device.messages import Reply
 from scissionlite.offloader.device.side import DeviceSide, LocalSide
 from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.offloader.wire.endpoints import Endpoints
+
+if TYPE_CHECKING:
+    from scissionlite.offloader.device.connection import EdgeConnection
+    from scissionlite.offloader.device.messages import Reply
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -152,6 +154,9 @@ class Device:
         if fallback == "local" or kind == "local":
             self._local = LocalSide(self._bundle, threads, runtime, slowdown)
         if connect is not None and kind != "local":
+            # Here, since a device that answers locally needs neither ZeroMQ nor the messages.
+            from scissionlite.offloader.device.connection import EdgeConnection
+
             self._side = DeviceSide(self._bundle, threads, runtime)
             self._connection = EdgeConnection(
                 Endpoints.to_connect(connect, control),
