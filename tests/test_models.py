@@ -85,3 +85,22 @@ def test_the_packaged_imagenet_weights_recognise_photographs(shared_data: Path) 
         answers = [model(torch.from_numpy(x)).argmax().item() for x in frames]
     right = sum(np.array(answers) == [int(file.name[:4]) for file in photographs])
     assert 65 <= right <= 69  # 67 in the data's own README, on torchvision's resize
+
+
+class _Writing(nn.Module):
+    """Writes into its input and into a view, and reads both afterwards."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.copy_(x.tanh())
+        y = x + 1
+        y[:, 0].mul_(2)
+        return x * y
+
+
+def test_a_saved_program_keeps_what_it_writes_in_place(tmp_path: Path) -> None:
+    x = torch.randn(2, 3)
+    torch.export.save(torch.export.export(_Writing(), (x.clone(),)), tmp_path / "writing.pt2")
+    loaded = load_model(str(tmp_path / "writing.pt2"))
+    seen = x.clone()
+    torch.testing.assert_close(loaded(seen), _Writing()(x.clone()))
+    assert torch.equal(seen, x)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from scissionlite.errors import ModelError
-from scissionlite.graph.tracing import ordinary_module
+from scissionlite.graph.tracing import program_module
 
 
 def load_model(
@@ -137,7 +137,7 @@ def _load_exported(path: Path) -> nn.Module:
             "name the factory, and give the state dict as the weights.)"
         )
     try:
-        return ordinary_module(torch.export.load(path).module(check_guards=False))
+        return program_module(torch.export.load(path))
     except Exception as error:
         raise ModelError(f"{path} cannot be loaded: {error}") from error
 

@@ -32,20 +32,6 @@ _OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     operator.imatmul: operator.matmul,
 }
 
-_AUGMENTED = {
-    "__iadd__": operator.iadd,
-    "__isub__": operator.isub,
-    "__imul__": operator.imul,
-    "__itruediv__": operator.itruediv,
-    "__ifloordiv__": operator.ifloordiv,
-    "__imod__": operator.imod,
-    "__ipow__": operator.ipow,
-    "__iand__": operator.iand,
-    "__ior__": operator.ior,
-    "__ixor__": operator.ixor,
-    "__imatmul__": operator.imatmul,
-}
-
 
 class MutatingProxy(fx.Proxy):
     """A proxy that records ``x += y`` as what it is; torch.fx takes it for ``x = x + y``."""
@@ -59,8 +45,8 @@ def _augmented(function: Callable[..., Any]) -> Callable[..., fx.Proxy]:
     return record
 
 
-for _name, _function in _AUGMENTED.items():
-    setattr(MutatingProxy, _name, _augmented(_function))
+for _function in _OUT_OF_PLACE:
+    setattr(MutatingProxy, f"__{_function.__name__}__", _augmented(_function))
 
 
 def make_functional(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> None:
@@ -86,12 +72,8 @@ def make_functional(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> N
         position = {node: i for i, node in enumerate(module.graph.nodes)}
         for node in mutations:
             target = _target(node)
-            if node.op == "call_function" and node.target in _OUT_OF_PLACE:
-                is_tensor = bool(memory.storages.get(target))
-            else:
-                is_tensor = True
             _replace_operation(node)
-            if is_tensor:
+            if memory.storages[target]:  # a number, as in ``n += 1``, has no memory to share
                 _rename_later_uses(node, target, memory.storages, position)
     for each in module.modules():
         if isinstance(getattr(each, "inplace", None), bool):
@@ -103,13 +85,12 @@ class _Memory(fx.Interpreter):
     """Runs a graph and records in which storages each node's value lies."""
 
     def __init__(self, module: fx.GraphModule) -> None:
+        # Every value is kept until the end, so that no address is used twice.
         super().__init__(module, garbage_collect_values=False)
         self.storages: dict[fx.Node, set[int]] = {}
-        self._alive: list[Any] = []  # so that no address is used twice
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        self._alive.append(value)
         self.storages[n] = set(_storages(value))
         return value
 

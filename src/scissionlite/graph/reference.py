@@ -31,10 +31,7 @@ class Check:
 
 
 class Reference:
-    """Inputs on which a captured network is compared with the model itself.
-
-    The example alone would not do: it may be zeros, and what is lost of a network must show.
-    """
+    """The model itself, and the inputs on which captured graphs are compared with it."""
 
     def __init__(self, name: str, model: nn.Module, bound: inspect.BoundArguments) -> None:
         self._name, self._model, self._bound = name, model, bound

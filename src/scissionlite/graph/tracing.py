@@ -120,10 +120,7 @@ def _trace_by_export(
             )
         else:
             program = torch.export.export(model, bound.args, bound.kwargs)
-        if _mutates(program.graph):
-            program = program.run_decompositions({})  # functionalization, and nothing else
-        traced = program.module(check_guards=False)
-    return ordinary_module(traced)
+        return program_module(program)
 
 
 def _mutates(graph: fx.Graph) -> bool:
@@ -131,16 +128,22 @@ def _mutates(graph: fx.Graph) -> bool:
     return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
-def ordinary_module(exported: nn.Module) -> fx.GraphModule:
-    """An exported program's module as an ordinary one, which can be copied and has train().
+def program_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """An exported program as an ordinary module, which can be copied and has train().
 
     It takes the program's input tensors one by one, and answers one tensor or a tuple of them.
+    In-place operations are made out of place, by torch's functionalization.
 
     Raises
     ------
     CaptureError
-        If it answers no tensor.
+        If it answers no tensor, or the program changes its own state.
     """
+    if _mutates(program.graph):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's notes on its own internals
+            program = program.run_decompositions({})  # functionalization, and nothing else
+    exported = program.module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
