@@ -159,6 +159,54 @@ def test_a_slice_of_several_tensors_and_any_batch_answers_as_its_module(
             np.testing.assert_allclose(answer, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
+class _BatchSize(nn.Module):
+    """Reads the batch size in a branch on shapes, so that only torch.export captures it."""
+
+    def __init__(self, use: Callable[[int, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.convolution, self.head, self.use = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), use
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.convolution(x)
+        if y.shape[2] < 2:
+            raise ValueError("too small")
+        answer: torch.Tensor = self.head(self.use(x.shape[0], y.mean((2, 3))))
+        return answer
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda n, y: torch.cat([torch.ones(1, 8).expand(n, 8), y]).view(2, n, 8)[1],
+        lambda n, y: torch.cat([torch.full((n, 1, 8), 2.0), y[:, None]], 1).softmax(1),
+        lambda n, y: y * torch.arange(n)[:, None],
+        lambda n, y: y + torch.arange(64.0).view(8, 8)[:n],
+        lambda n, y: y.view(n * 2, 4).softmax(1).reshape(n, 8),
+    ],
+    ids=["expand", "full", "arange", "slice", "product"],
+)
+def test_a_batch_size_that_is_read_is_no_constant_of_the_example(
+    use: Callable[[int, torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = _BatchSize(use).eval()
+    graph = sl.capture(model, torch.randn(1, 3, 6, 6))
+    plan = sl.Plan(
+        kind="split",
+        slicing_point="convolution",
+        spec=sl.TransferSpec(pool=1, dtype="float32"),
+    )
+    bundle = sl.prepare(graph, plan, out=tmp_path / "bundle", max_batch=4)
+    device, edge, network = (
+        load_slice(bundle.slice_path(role), "torchscript") for role in ("device", "edge", "network")
+    )
+    for batch in (1, 3, 4):
+        x = torch.randn(batch, 3, 6, 6)
+        expected = model(x).detach().numpy()
+        for answers in (edge(*device(x.numpy())), network(x.numpy())):
+            np.testing.assert_allclose(answers[0], expected, atol=1e-5)
+
+
 def test_unknown_runtimes_are_told_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
         RuntimeUnavailableError, match="unknown runtime 'tvm': this build knows aotinductor, onnx"

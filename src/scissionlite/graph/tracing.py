@@ -155,6 +155,8 @@ def program_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
             continue
         if node.op != "output":
             copies[node] = graph.node_copy(node, copies.__getitem__)
+            if _has_size(node):
+                _as_called_by_users(copies[node])
             continue
         answers = [copies[leaf] for _, leaf in named_leaves(node.args[0]) if leaf in copies]
         if not answers:
@@ -164,6 +166,36 @@ def program_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     return module
+
+
+def _has_size(node: fx.Node) -> bool:
+    """Whether an exported operation reads a tensor's size, or takes one as an argument."""
+    return isinstance(node.target, torch._ops.OpOverload) and any(
+        isinstance(each.meta.get("val"), torch.SymInt) for each in (node, *node.all_input_nodes)
+    )
+
+
+def _as_called_by_users(node: fx.Node) -> None:
+    """Turn an exported operation into the method or function of torch that a model would call.
+
+    torch.jit.trace follows sizes through these. Of an operator of ``torch.ops`` it records the
+    sizes of the example as constants, so that slices would answer for one batch size only.
+    """
+    assert isinstance(node.target, torch._ops.OpOverload)
+    operation = node.target._schema.name.removeprefix("aten::").removeprefix("sym_")
+    if node.target is torch.ops.aten.slice.Tensor:
+        tensor, dim, *bounds = node.args
+        assert isinstance(dim, int)
+        node.target = operator.getitem
+        node.args = (tensor, (slice(None),) * dim + (slice(*bounds),))
+    elif node.args and _is_tensor(node.args[0]) and hasattr(torch.Tensor, operation):
+        node.op, node.target = "call_method", operation
+    elif hasattr(torch, operation):
+        node.target = getattr(torch, operation)
+
+
+def _is_tensor(argument: object) -> bool:
+    return isinstance(argument, fx.Node) and isinstance(argument.meta.get("val"), torch.Tensor)
 
 
 def _attributes(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, object]]:
