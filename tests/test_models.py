@@ -38,6 +38,8 @@ def test_every_form_of_name(tmp_path: Path) -> None:
     torch.testing.assert_close(tail(head(x)), own(x))
     with pytest.raises(ModelError, match="number of classes"):
         load_model(str(tmp_path / "own.pt2"), num_classes=3)
+    with pytest.raises(ModelError, match=r"a program of torch\.export: give it as the model"):
+        load_model(f"{__name__}:small_network", weights=tmp_path / "own.pt2")
 
 
 def test_weights_are_loaded_and_checked(tmp_path: Path) -> None:

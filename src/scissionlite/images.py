@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ImageFormat: TypeAlias = Literal["uint8", "png", "jpeg"]
 """How a frame is sent to the edge: uncompressed, or compressed without or with loss."""
 
+Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+"""How an image is resized; Pillow's filters, which average where an image becomes smaller."""
+
 JPEG_QUALITY = 75
 """Default quality of JPEG to the edge; Pillow and libjpeg have the same default."""
 
@@ -48,12 +51,15 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     mean, std
         Mean and standard deviation per channel, for values between 0 and 1. Three channels are
         read as RGB, one as grayscale. The default is ImageNet's.
+    interpolation
+        How images are resized.
     """
 
     size: tuple[int, int]
     resize: int | None = None
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if min(self.size) < 1 or (self.resize is not None and self.resize < max(self.size)):
@@ -87,8 +93,9 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
                 return self.frame(opened)
         image = image.convert("RGB" if len(self.mean) == 3 else "L")
         height, width = self.size
+        resampling = Image.Resampling[self.interpolation.upper()]
         if self.resize is None:
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+            image = image.resize((width, height), resampling)
         else:
             factor = self.resize / min(image.size)
             scaled = (
@@ -96,7 +103,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
                 max(height, round(image.height * factor)),
             )
             left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-            image = image.resize(scaled, Image.Resampling.BILINEAR)
+            image = image.resize(scaled, resampling)
             image = image.crop((left, top, left + width, top + height))
         return np.asarray(image, dtype=np.uint8).reshape(self.frame_shape)
 

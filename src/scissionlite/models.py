@@ -7,8 +7,7 @@
 ``path/to/model.pt2``           a file that ``torch.export.save`` wrote
 ==============================  ====================================================
 
-Weights are a state dict in a separate file. It is loaded with ``weights_only=True``, so that
-unpickling runs no code.
+Weights are in a separate file (:mod:`scissionlite.weights`).
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from torch import nn
 
 from scissionlite.errors import ModelError
 from scissionlite.graph.tracing import program_module
+from scissionlite.weights import load_weights
 
 
 def load_model(
@@ -38,7 +38,7 @@ def load_model(
     num_classes
         Number of outputs, passed to the factory; None leaves its default.
     weights
-        File with a state dict (``torch.save(model.state_dict(), file)``) to load.
+        File with a state dict to load, as :func:`.load_weights` takes it.
 
     Returns
     -------
@@ -53,13 +53,7 @@ def load_model(
     """
     model = _resolve(name, {} if num_classes is None else {"num_classes": num_classes})
     if weights is not None:
-        try:
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except Exception as error:
-            raise ModelError(
-                f"{weights} does not hold the weights of {name}: {error}\n"
-                "It must be a state dict: torch.save(model.state_dict(), file)"
-            ) from error
+        load_weights(model, weights, name)
     return model.eval()
 
 
