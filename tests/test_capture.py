@@ -130,6 +130,34 @@ class _Counted(_Residual):
         return answer
 
 
+@torch.fx.wrap
+def _add_to_part(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    x[:, 1:] += y[:, 1:]
+    return x
+
+
+class _WrappedWriter(_Residual):
+    """A function that torch.fx keeps whole writes to its argument (torchvision's MViT)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        z = y.sigmoid()
+        _add_to_part(z, y)
+        answer: torch.Tensor = self.last(_add_to_part(z * 1, y) + z)
+        return answer
+
+
+class _BatchInBranch(_Residual):
+    """Control flow on the batch size holds for the example's alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        if x.shape[0] > 2:
+            y = 2 * y
+        answer: torch.Tensor = self.last(y)
+        return answer
+
+
 @pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "random"])
 @pytest.mark.parametrize(
     "build",
@@ -142,6 +170,8 @@ class _Counted(_Residual):
         _ViewWritten,
         _ViewRead,
         _Counted,
+        _WrappedWriter,
+        _BatchInBranch,
     ],
 )
 def test_in_place_operations_are_captured(build: Callable[[], nn.Module], zeros: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -21,7 +21,33 @@ CHECKED_SCALES = (0.1, 1.0, 10.0)
 """Standard deviations of the random inputs on which a captured network is checked."""
 
 
-class ValueRecorder(fx.Interpreter):
+class NodeRecorder(fx.Interpreter):
+    """Runs a graph and keeps something of each node's value.
+
+    Parameters
+    ----------
+    module, graph
+        The network's modules, and its graph.
+    shapes_only
+        Whether the weights and the inputs have shapes and no values.
+    keep
+        Keep every value until the end, so that no address is used twice.
+    """
+
+    def __init__(
+        self, module: nn.Module, graph: fx.Graph, *, shapes_only: bool, keep: bool = False
+    ) -> None:
+        super().__init__(module, garbage_collect_values=not keep, graph=graph)
+        self.shapes_only = shapes_only
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function; what it makes has no values either, wherever the network wants it."""
+        if self.shapes_only and kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        return super().call_function(target, args, kwargs)
+
+
+class ValueRecorder(NodeRecorder):
     """Runs a graph and records the value of every node, tensors without their data.
 
     Attributes
@@ -32,16 +58,13 @@ class ValueRecorder(fx.Interpreter):
         Node name to any other value.
     answers : list of torch.Tensor
         The graph's outputs.
-    computed : bool
-        Whether the tensors had values, or shapes alone.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, graph: fx.Graph, *, shapes_only: bool) -> None:
+        super().__init__(module, graph, shapes_only=shapes_only)
         self.tensors: dict[str, torch.Tensor] = {}
         self.numbers: dict[str, Any] = {}
         self.answers: list[torch.Tensor] = []
-        self.computed = False
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
@@ -56,6 +79,9 @@ class ValueRecorder(fx.Interpreter):
         return value
 
 
+Recorder = TypeVar("Recorder", bound=NodeRecorder)
+
+
 @dataclass(frozen=True)
 class Batching:
     """How a network treats its batch dimension.
@@ -68,11 +94,14 @@ class Batching:
         Nodes whose value is the batch size.
     batched : set of str
         Names of the tensors whose first dimension is the batch.
+    example : ValueRecorder
+        The values of all nodes for the example.
     """
 
     dynamic: bool
     sizes: set[fx.Node]
     batched: set[str]
+    example: ValueRecorder
 
 
 def flat(answer: Any) -> list[Any]:
@@ -124,22 +153,28 @@ def varied_inputs(
     return varied
 
 
-def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batching:
+def fold_shapes(
+    module: fx.GraphModule, example: Sequence[torch.Tensor], *, any_batch: bool = True
+) -> Batching:
     """Replace numbers that a network reads from shapes by constants, except the batch size.
 
     Many models begin with ``n, _, h, w = x.shape`` and end with ``.view(n, -1)`` or
     ``interpolate(size=(h, w))``. Slices are made for one input size, so height and width are
     constants and need not cross. The batch size can be read from a tensor that crosses. To tell
     the two apart, the network runs on other batch sizes: numbers that change with them are batch
-    sizes. A network that does not run on other batch sizes keeps the example's.
+    sizes. A network that does not run on other batch sizes keeps the example's, and so does one
+    that was captured for the example's alone (without ``any_batch``).
 
     The graph is changed in place.
     """
-    runs = [record_values(module, example)]
-    _refuse_values(module, runs[0], example)
+    shapes = without_values(module)
+    runs = [interpret(ValueRecorder, module, example, shapes)]
+    if not runs[0].shapes_only:
+        _refuse_values(module, runs[0], example)
     try:
-        runs += [record_values(module, _batch_of(example, size)) for size in PROBE_BATCHES]
-        dynamic = all(
+        for size in PROBE_BATCHES if any_batch else ():
+            runs.append(interpret(ValueRecorder, module, _batch_of(example, size), shapes))
+        dynamic = any_batch and all(
             tensor.ndim and tensor.shape[0] == size
             for run, size in zip(runs[1:], PROBE_BATCHES, strict=True)
             for tensor in run.answers
@@ -168,19 +203,20 @@ def fold_shapes(module: fx.GraphModule, example: Sequence[torch.Tensor]) -> Batc
     module.graph.eliminate_dead_code()
     module.recompile()
     alive = set(module.graph.nodes)
-    return Batching(dynamic, sizes & alive, batched)
+    return Batching(dynamic, sizes & alive, batched, runs[0])
 
 
 def _refuse_values(
     module: fx.GraphModule, run: ValueRecorder, example: Sequence[torch.Tensor]
 ) -> None:
-    """Raise CaptureError if a number in a network is read off the values of a tensor."""
-    if not run.computed:
-        return  # or there would have been no number
+    """Raise CaptureError if a number in a network is read off the values of a tensor.
+
+    A run on shapes alone has no such number: it would have failed.
+    """
     read = [n for n in module.graph.nodes if _literal(run.numbers.get(n.name)) is not None]
     for scale in CHECKED_SCALES:
         try:
-            other = _computed(module, varied_inputs(example, (scale,)))
+            other = _computed(ValueRecorder, module, varied_inputs(example, (scale,)))
         except Exception:  # whatever a network raises on values that it was not made for
             continue
         for node in read:
@@ -241,30 +277,51 @@ def multiplications(module: nn.Module, example: tuple[torch.Tensor, ...]) -> flo
     return float(counter.get_total_flops()) / 2 / len(example[0])
 
 
-def record_values(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> ValueRecorder:
-    """Run a network and record what its nodes hold; without computing, where that is enough."""
-    recorder = ValueRecorder(_without_values(module))
+def interpret(
+    kind: type[Recorder],
+    module: fx.GraphModule,
+    inputs: Sequence[torch.Tensor],
+    shapes: nn.Module | None = None,
+) -> Recorder:
+    """Run a network in an interpreter; on shapes alone, without computing, where that is enough.
+
+    Parameters
+    ----------
+    kind
+        The interpreter.
+    module, inputs
+        The network, and inputs for it, which are not written to.
+    shapes
+        As :func:`without_values` makes it, to make it once for several runs.
+    """
+    shapes = without_values(module) if shapes is None else shapes
+    recorder = kind(shapes, module.graph, shapes_only=True)
     try:
-        with torch.no_grad():
+        # What the network makes itself, as by torch.arange(), has no values either.
+        with torch.no_grad(), torch.device("meta"):
             recorder.run(*(x.to("meta") for x in inputs))
     except Exception:  # whatever a network raises that needs the values of its tensors
-        return _computed(module, inputs)
+        return _computed(kind, module, inputs)
     return recorder
 
 
-def _without_values(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a network whose weights have shapes and no values (on the meta device)."""
+def without_values(module: fx.GraphModule) -> nn.Module:
+    """The modules of a network, with weights that have shapes and no values (the meta device)."""
     copies: dict[int, Any] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         weight = isinstance(tensor, nn.Parameter)
         copies[id(tensor)] = nn.Parameter(empty, requires_grad=False) if weight else empty
-    return copy.deepcopy(module, copies)
+    root = nn.Module()
+    for attributes in ("_parameters", "_buffers", "_modules"):
+        setattr(root, attributes, copy.deepcopy(getattr(module, attributes), copies))
+    return root
 
 
-def _computed(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> ValueRecorder:
-    recorder = ValueRecorder(module)
-    recorder.computed = True
+def _computed(
+    kind: type[Recorder], module: fx.GraphModule, inputs: Sequence[torch.Tensor]
+) -> Recorder:
+    recorder = kind(module, module.graph, shapes_only=False)
     with torch.no_grad():
         recorder.run(*(x.clone() for x in inputs))
     return recorder

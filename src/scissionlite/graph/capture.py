@@ -11,7 +11,7 @@ from scissionlite.errors import CaptureError
 from scissionlite.graph.arguments import Example, bind_arguments
 from scissionlite.graph.graph import Graph
 from scissionlite.graph.reference import Reference
-from scissionlite.graph.tracing import TRACERS
+from scissionlite.graph.tracing import FIXED_BATCH, TRACERS
 from scissionlite.graph.user_code import first_line, line_of_error
 
 
@@ -65,6 +65,7 @@ def capture(
                 output_names=tuple(first.outputs),
                 output_kind=first.kind,
                 max_tensors=max_tensors,
+                any_batch=how != FIXED_BATCH,
             )
             wrong = reference.difference(graph)
         except CaptureError as error:

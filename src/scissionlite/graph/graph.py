@@ -26,7 +26,6 @@ from scissionlite.graph.analysis import (
     fold_shapes,
     peak_bytes,
     placeholders,
-    record_values,
     weights_of,
 )
 from scissionlite.graph.tensors import MAX_TENSORS, OutputKind, TensorInfo
@@ -122,14 +121,15 @@ class Graph:
         output_names: Sequence[str] = ("output",),
         output_kind: OutputKind = "tensor",
         max_tensors: int = 1,
+        any_batch: bool = True,
     ) -> None:
         if not 1 <= max_tensors <= MAX_TENSORS:
             raise CaptureError(f"max_tensors must be 1 to {MAX_TENSORS}, got {max_tensors}")
         self.name = name
         self.module = module
         self.example = tuple(example)
-        self._batching = fold_shapes(module, self.example)
-        values = record_values(module, self.example)
+        self._batching = fold_shapes(module, self.example, any_batch=any_batch)
+        values = self._batching.example
         self._tensors = values.tensors
         self.inputs = tuple(map(_tensor_info, input_names, self.example))
         self.outputs = tuple(map(_tensor_info, output_names, values.answers))

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from scissionlite.errors import CaptureError
+from scissionlite.graph.analysis import NodeRecorder, interpret
 
 _OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -57,51 +58,113 @@ def make_functional(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> N
     module
         The traced network, in evaluation mode.
     inputs
-        Inputs to run it on once, to see which values share memory. They are not written to.
+        Inputs to run it on once, to see which values share memory, and which are written to. They
+        are not written to themselves.
 
     Raises
     ------
     CaptureError
         If an in-place operation cannot be replaced in this way; the message names it.
     """
-    mutations = [node for node in module.graph.nodes if _is_in_place(module, node)]
-    if mutations:
-        memory = _Memory(module)
-        with torch.no_grad():
-            memory.run(*(x.clone() for x in inputs))
-        position = {node: i for i, node in enumerate(module.graph.nodes)}
-        for node in mutations:
+    memory = interpret(_Memory, module, inputs)
+    position = {node: i for i, node in enumerate(module.graph.nodes)}
+    for node in list(module.graph.nodes):
+        if _is_in_place(module, node):
             target = _target(node)
             _replace_operation(node)
-            if memory.storages[target]:  # a number, as in ``n += 1``, has no memory to share
-                _rename_later_uses(node, target, memory.storages, position)
+        elif node in memory.writes:
+            target = _write_to_copy(module, node, memory)
+        else:
+            continue
+        if memory.storages[target]:  # a number, as in ``n += 1``, has no memory to share
+            _rename_later_uses(node, target, memory.storages, position)
     for each in module.modules():
         if isinstance(getattr(each, "inplace", None), bool):
             each.inplace = False  # type: ignore[assignment]  # nn.Module types attributes as Tensor
     module.recompile()
 
 
-class _Memory(fx.Interpreter):
-    """Runs a graph and records in which storages each node's value lies."""
+class _Memory(NodeRecorder):
+    """Runs a graph; records where each node's value lies, and what functions write to.
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        # Every value is kept until the end, so that no address is used twice.
-        super().__init__(module, garbage_collect_values=False)
+    Attributes
+    ----------
+    storages : dict of torch.fx.Node to set of int
+        The storages in which each node's value lies.
+    writes : dict of torch.fx.Node to list of torch.fx.Node
+        A node that writes to the values of others, whatever its name says, to those.
+    same : set of torch.fx.Node
+        Nodes of these that answer nothing but the very value that they wrote to.
+    """
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, *, shapes_only: bool) -> None:
+        super().__init__(module, graph, keep=True, shapes_only=shapes_only)
         self.storages: dict[fx.Node, set[int]] = {}
+        self.writes: dict[fx.Node, list[fx.Node]] = {}
+        self.same: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
+        before = {read: _versions(self.env[read]) for read in n.all_input_nodes}
         value = super().run_node(n)
-        self.storages[n] = set(_storages(value))
+        self.storages[n] = {tensor.untyped_storage()._cdata for tensor in _tensors(value)}
+        if written := [each for each in before if _versions(self.env[each]) != before[each]]:
+            self.writes[n] = written
+            if value is self.env[written[0]]:
+                self.same.add(n)
         return value
 
 
-def _storages(value: Any) -> list[int]:
+class _WritesToCopy(nn.Module):
+    """A function that writes to one of its arguments, as one that answers what it wrote."""
+
+    def __init__(self, function: Callable[..., Any], position: int) -> None:
+        super().__init__()
+        self.function, self.position = function, position
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        written: torch.Tensor = args[self.position].clone()
+        self.function(*args[: self.position], written, *args[self.position + 1 :], **kwargs)
+        return written
+
+
+def _write_to_copy(module: fx.GraphModule, node: fx.Node, memory: _Memory) -> fx.Node:
+    """Let a function that torch.fx.wrap() keeps whole write to a copy, and answer the copy.
+
+    Returns
+    -------
+    torch.fx.Node
+        The node whose value it wrote to.
+    """
+    target, *others = memory.writes[node]
+    if (
+        others
+        or node.op != "call_function"
+        or node.args.count(target) != 1
+        or target.op == "get_attr"
+        or (node.users and node not in memory.same)
+    ):
+        raise CaptureError(
+            f"{node.format_node()} writes to {', '.join(map(str, memory.writes[node]))}"
+        )
+    assert callable(node.target)
+    name = f"{node.name}_on_copy"
+    module.add_submodule(name, _WritesToCopy(node.target, node.args.index(target)))
+    node.op, node.target = "call_module", name
+    return target
+
+
+def _versions(value: Any) -> list[int]:
+    """How often each tensor of a value has been written to."""
+    return [tensor._version for tensor in _tensors(value)]
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        return [value.untyped_storage()._cdata]
+        return [value]
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, (tuple, list)):
-        return [storage for part in value for storage in _storages(part)]
+        return [tensor for part in value for tensor in _tensors(part)]
     return []
 
 
@@ -114,7 +177,7 @@ def _is_in_place(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_method":
         return _has_in_place_name(str(node.target))
     if node.op == "call_function":
-        name = getattr(node.target, "__name__", "")
+        name = _function_name(node.target)
         return (
             node.target in _OUT_OF_PLACE
             or node.kwargs.get("out") is not None
@@ -122,6 +185,12 @@ def _is_in_place(module: fx.GraphModule, node: fx.Node) -> bool:
             or _inplace_argument(node) is True
         )
     return False
+
+
+def _function_name(function: Any) -> str:
+    if isinstance(function, torch._ops.OpOverload):
+        return function._opname
+    return getattr(function, "__name__", "")
 
 
 def _has_in_place_name(name: str) -> bool:
@@ -165,11 +234,16 @@ def _replace_operation(node: fx.Node) -> None:
         owner: Any = torch.Tensor
         name = str(node.target)
         if node.op == "call_function":
-            name = node.target.__name__  # type: ignore[union-attr]  # a function
+            name = _function_name(node.target)
             owner = torch if hasattr(torch, name[:-1]) else nn.functional
+        if isinstance(node.target, torch._ops.OpOverload):
+            owner = getattr(torch.ops, node.target.namespace)
         if not hasattr(owner, name[:-1]):
             raise CaptureError(f"{name} has no form that is not in place: {node.format_node()}")
-        node.target = name[:-1] if node.op == "call_method" else getattr(owner, name[:-1])
+        out_of_place = getattr(owner, name[:-1])
+        if isinstance(node.target, torch._ops.OpOverload):
+            out_of_place = getattr(out_of_place, node.target._overloadname)
+        node.target = name[:-1] if node.op == "call_method" else out_of_place
 
 
 def _rename_later_uses(

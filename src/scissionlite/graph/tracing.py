@@ -38,7 +38,8 @@ class _Tracer(fx.Tracer):
 def _trace_symbolically(
     model: nn.Module, bound: inspect.BoundArguments, inputs: Sequence[torch.Tensor]
 ) -> fx.GraphModule:
-    model = copy.deepcopy(model)  # whose modules are made out of place
+    # A copy, whose modules are made out of place. It has the same weights, since they are large.
+    model = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
     graph = _Tracer().trace(model)
     for entry in placeholders(graph):
         _flatten_input(graph, entry, bound.arguments.get(str(entry.target).lstrip("*")))
@@ -123,32 +124,41 @@ def _trace_by_export(
         return program_module(program)
 
 
-def _mutates(graph: fx.Graph) -> bool:
-    schemas = (getattr(node.target, "_schema", None) for node in graph.nodes)
-    return any(schema is not None and schema.is_mutable for schema in schemas)
-
-
 def program_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """An exported program as an ordinary module, which can be copied and has train().
 
     It takes the program's input tensors one by one, and answers one tensor or a tuple of them.
-    In-place operations are made out of place, by torch's functionalization.
+    In-place operations are made out of place; by torch's functionalization where that is needed,
+    which takes several times as long as the export itself.
 
     Raises
     ------
     CaptureError
         If it answers no tensor, or the program changes its own state.
     """
-    if _mutates(program.graph):
+    inputs = [leaf for _, leaf in named_leaves(program.example_inputs)]
+    try:
+        module = _flat_module(program)
+        make_functional(module, inputs)
+    except Exception:  # whatever the run on shapes raises, or CaptureError
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's notes on its own internals
-            program = program.run_decompositions({})  # functionalization, and nothing else
+            # Functionalization, and nothing else.
+            module = _flat_module(program.run_decompositions({}), functional=True)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _flat_module(
+    program: torch.export.ExportedProgram, *, functional: bool = False
+) -> fx.GraphModule:
     exported = program.module(check_guards=False)
     assert isinstance(exported, fx.GraphModule)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in exported.graph.nodes:
-        if node.target is torch.ops.aten.copy_.default:
+        if node.target is torch.ops.aten.copy_.default and functional:
             # What an exported program wrote into its inputs, it writes back at its end.
             if node.args[0].op != "placeholder":
                 raise CaptureError(f"the network changes its own state ({node.args[0]})")
@@ -162,10 +172,7 @@ def program_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
         if not answers:
             raise CaptureError("the exported program answers no tensor")
         graph.output(answers[0] if len(answers) == 1 else tuple(answers))
-    module = fx.GraphModule(dict(_attributes(exported, graph)), graph)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
+    return fx.GraphModule(dict(_attributes(exported, graph)), graph)
 
 
 def _has_size(node: fx.Node) -> bool:
@@ -208,11 +215,12 @@ def _attributes(root: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, object]
             yield str(node.target), value
 
 
+FIXED_BATCH = "torch.export for the example's batch size alone"
+"""The tracer whose graphs hold for one batch size."""
+
 TRACERS: dict[str, Callable[..., fx.GraphModule]] = {
     "torch.fx": _trace_symbolically,
     "torch.export": _trace_by_export,
-    "torch.export for the example's batch size alone": partial(
-        _trace_by_export, dynamic_batch=False
-    ),
+    FIXED_BATCH: partial(_trace_by_export, dynamic_batch=False),
 }
 """Ways to capture a model, tried in this order."""
