@@ -18,6 +18,7 @@ from scissionlite.bundle import (
 )
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import ImageFormat, Preprocessing
+from scissionlite.runtimes import RuntimeName
 from scissionlite.runtimes.export import export_slices
 from scissionlite.transfer_layer import Quantization, TransferSpec
 
@@ -44,8 +45,9 @@ def write_bundle(
     image_format: ImageFormat | None = None,
     preprocessing: Preprocessing | None = None,
     classes: tuple[str, ...] = (),
+    runtime: RuntimeName = "torchscript",
 ) -> Bundle:
-    """Write a bundle of a toy, with TorchScript slices, into ``folder / "bundle"``.
+    """Write a bundle of a toy, with slices for one runtime, into ``folder / "bundle"``.
 
     It holds the whole network and, of the kind "split", the two slices.
     """
@@ -58,7 +60,7 @@ def write_bundle(
             "device": (toy.device, example),
             "edge": (toy.edge, (torch.zeros(toy.crossing),)),
         }
-    slices = export_slices(modules, ("torchscript",), folder)
+    slices = export_slices(modules, (runtime,), folder)
     crossing = CrossingTensor("x", toy.crossing, transfer=transfer, quantization=quantization)
     manifest = Manifest(
         kind=kind,

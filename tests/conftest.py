@@ -29,6 +29,7 @@ from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.runtimes import RuntimeName
 from scissionlite.transfer_layer import Quantization, TransferSpec
 
 # Timing never decides a test; what fails is printed so that it can be run again.
@@ -185,6 +186,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleFactory:
         seed: int = 1,
         max_batch: int = 1,
         image_format: ImageFormat = "jpeg",
+        runtime: RuntimeName = "torchscript",
     ) -> Bundle:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -202,6 +204,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleFactory:
             image_format=image_format,
             preprocessing=PREPROCESSING,
             classes=("ant", "bee", "cat", "dog", "eel"),
+            runtime=runtime,
         )
 
     return make

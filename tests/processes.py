@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -15,10 +17,18 @@ class Process:
     def __init__(self, *arguments: str) -> None:
         self._popen = subprocess.Popen(
             [sys.executable, "-m", *arguments],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         )
+
+    def write_line(self) -> None:
+        """Write an empty line to its input."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.write("\n")
+        self._popen.stdin.flush()
 
     def read_json(self) -> dict[str, Any]:
         """Read the next line of output; an AssertionError if the process ended instead."""
@@ -44,5 +54,6 @@ class Process:
         """Kill the process, if it still runs, and close its streams."""
         self._popen.kill()
         self._popen.wait(timeout=60)
-        if self._popen.stdout is not None:
-            self._popen.stdout.close()
+        for stream in (self._popen.stdin, self._popen.stdout):
+            if stream is not None:
+                stream.close()

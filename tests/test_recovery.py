@@ -320,25 +320,3 @@ def test_closing_fails_what_is_unanswered(
             device.infer(frames[0])
         assert edge.wait_for(control.Goodbye) == device_id
         device.close()
-
-
-def test_a_callback_that_submits_raises_an_error(
-    tiny_bundle: Bundle, frames: Frames, sockets: Sockets, background: Callable[..., Future[Any]]
-) -> None:
-    edge = HandmadeEdge(sockets, tiny_bundle)
-    raised: Future[str] = Future()
-
-    def again(_: object) -> None:
-        try:
-            device.submit(frames[0])
-        except OffloadError as error:
-            raised.set_result(str(error))
-
-    with device_of(edge, tiny_bundle) as device:
-        connecting = background(device.connect)
-        edge.greet()
-        connecting.result(LONG)
-        future = device.submit(frames[0])
-        future.add_done_callback(again)
-        edge.answer(edge.request(), np.zeros(OUTPUT, np.float32))
-        assert "use a thread" in raised.result(LONG)

@@ -11,6 +11,7 @@ A frame's way, thread by thread; ``wire`` has the formats, and nothing imports t
 | scissionlite-edge        | EdgeLoop.step: Done -> wire.pack -> Result and frames on ROUTER   |
 | scissionlite-device      | DeviceLoop.step: DEALER -> wire.unpack -> Reply -> Answer         |
 | scissionlite-fallback    | LocalSide.answer -> Answer, when the edge gave none               |
+| scissionlite-callbacks   | AnswerFuture: the callbacks of users                              |
 """
 
 from __future__ import annotations

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from scissionlite.bundle import Bundle, Role
 from scissionlite.errors import RuntimeUnavailableError
 from scissionlite.graph.tensors import TensorInfo
-from scissionlite.runtimes import Slice, load_slice, warm_up
+from scissionlite.runtimes import Slice, load_slice, runtime_module, warm_up
 
 logger = logging.getLogger(__name__)
+
+
+class ReloadedSlice:
+    """A slice that a forked child loads anew, at its first call there.
+
+    Parameters
+    ----------
+    load
+        Loads the slice.
+    """
+
+    def __init__(self, load: Callable[[], Slice]) -> None:
+        self._load = load
+        self._slice = load()
+        self._process = os.getpid()
+
+    def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+        """Run the slice; a failure to load it in a child is one of :func:`open_slice`."""
+        if os.getpid() != self._process:
+            self._slice, self._process = self._load(), os.getpid()
+        return self._slice(*inputs)
 
 
 def open_slice(
@@ -45,7 +72,8 @@ def open_slice(
     failures: list[str] = []
     for name in bundle.runtimes(role) if runtime is None else (runtime,):
         try:
-            loaded = load_slice(bundle.slice_path(role, name), name, threads)
+            load = functools.partial(_load, bundle, role, name, threads)
+            loaded = load() if runtime_module(name).SURVIVES_FORK else ReloadedSlice(load)
         except RuntimeUnavailableError as error:
             failures.append(str(error))
             continue
@@ -58,3 +86,7 @@ def open_slice(
 def warm_up_slice(loaded: Slice, inputs: Sequence[TensorInfo], runs: int = 3) -> None:
     """Run a slice on zeros of its inputs' shapes."""
     warm_up(loaded, [(tensor.shape, tensor.dtype) for tensor in inputs], runs)
+
+
+def _load(bundle: Bundle, role: Role, runtime: str, threads: int | None) -> Slice:
+    return load_slice(bundle.slice_path(role, runtime), runtime, threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import zmq
 
@@ -11,15 +12,19 @@ class Waker:
     """A counter of the kernel (Linux, eventfd) on which one thread waits and others add.
 
     A wake-up is never lost: it ends the wait under way, or else the next one. Several wake-ups
-    before a wait are one. Nobody may call :meth:`wake` after :meth:`close`.
+    before a wait are one. After :meth:`close`, :meth:`wake` does nothing.
     """
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0)
+        # A finalizer may wake the loop, in any thread: also in one that holds this lock.
+        self._lock = threading.RLock()
 
     def wake(self) -> None:
         """End the wait under way, or the next one; any thread may call it."""
-        os.eventfd_write(self._fd, 1)
+        with self._lock:
+            if self._fd >= 0:
+                os.eventfd_write(self._fd, 1)
 
     def wait(self, poller: zmq.Poller, milliseconds: int) -> None:
         """Wait for a poller's sockets or for a wake-up, at most so long; of the loop's thread."""
@@ -29,8 +34,7 @@ class Waker:
 
     def close(self) -> None:
         """Free the counter; may be called again."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    __del__ = close  # one that was never used, such as an unconnected device's
+        with self._lock:
+            closed, self._fd = self._fd, -1
+            if closed >= 0:
+                os.close(closed)

@@ -4,9 +4,10 @@
     export.export_slices(modules, runtimes, folder) -> the same module's .export -> SliceFile
 
 The module of a runtime has the functions ``load(path, threads)``, ``export(module, example, path,
-dynamic_batch=)`` and ``check_export()``, and the constant ``SUFFIX``. It is imported when a slice
-first needs it, so a device with ONNX slices never imports torch. A Slice takes and answers NumPy
-arrays; it runs in the thread that calls it.
+dynamic_batch=)`` and ``check_export()``, and the constants ``SUFFIX`` and ``SURVIVES_FORK``
+(whether a slice runs in a forked child, too). It is imported when a slice first needs it, so a
+device with ONNX slices never imports torch. A Slice takes and answers NumPy arrays; it runs in the
+thread that calls it.
 """
 
 from __future__ import annotations

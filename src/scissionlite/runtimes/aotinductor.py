@@ -32,8 +32,12 @@ from torch._C._aoti import AOTIModelContainerRunnerCpu
 from torch.cpu import get_capabilities
 
 from scissionlite.errors import PrepareError, RuntimeUnavailableError
+from scissionlite.runtimes.torch_threads import set_threads
 
 SUFFIX = ".pt2"
+
+SURVIVES_FORK = False
+"""A run under way in another thread would occupy the only copy of the model in the child."""
 
 _METADATA = "scissionlite"  # this project's key in the package's metadata
 
@@ -108,8 +112,7 @@ def load(path: Path, threads: int | None = None) -> AOTInductorSlice:
         If it was compiled for another processor or another torch, or needs a library that is
         missing.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     # torch's own loader needs a C++ compiler, and leaves the unpacked files until the process ends
     # normally. Once the library is loaded, its file is no longer needed.
     with zipfile.ZipFile(path) as package, tempfile.TemporaryDirectory() as folder:

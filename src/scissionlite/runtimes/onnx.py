@@ -1,10 +1,19 @@
-"""ONNX slices, run by ONNX Runtime: no torch on the device."""
+"""ONNX slices, run by ONNX Runtime: no torch on the device.
+
+ONNX Runtime does not survive a fork. Its threads are not in the child, and what waits for them
+there waits for ever: the end of a session, and the end of the process, which waits for a thread
+that the import itself starts. So a forked child frees no session of its parent, and leaves out
+ONNX Runtime's own work at exit.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import logging
+import os
 import warnings
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +28,15 @@ if TYPE_CHECKING:
 
 SUFFIX = ".onnx"
 
+SURVIVES_FORK = False
+
 
 class OnnxSlice:
     """An ONNX Runtime session on the CPU."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
+        _SESSIONS.add(session)
         # An unused input is not in the file, so the position is read from the name: x0, x1, ...
         self._inputs = [(node.name, int(node.name[1:])) for node in session.get_inputs()]
 
@@ -42,6 +54,21 @@ def load(path: Path, threads: int | None = None) -> OnnxSlice:
     return OnnxSlice(
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     )
+
+
+_SESSIONS: weakref.WeakSet[onnxruntime.InferenceSession] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Keep a forked child from waiting for threads that are not there; see the top."""
+    for session in list(_SESSIONS):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc's; what is registered last is called first
+        libc.on_exit(libc._exit, None)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def check_export() -> None:

@@ -14,8 +14,11 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from scissionlite.graph.analysis import flat
+from scissionlite.runtimes.torch_threads import set_threads
 
 SUFFIX = ".pt"
+
+SURVIVES_FORK = True
 
 
 class TorchScriptSlice:
@@ -33,8 +36,7 @@ class TorchScriptSlice:
 
 def load(path: Path, threads: int | None = None) -> TorchScriptSlice:
     """Load a slice that :func:`export` wrote; ``threads`` is torch's own, so process-wide."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     with _known_deprecation():
         return TorchScriptSlice(torch.jit.load(str(path), map_location="cpu"))
 

@@ -1,6 +1,8 @@
 """The device's side of the Offloader, and the client that only probes or profiles.
 
 ``device``       Device: the caller's thread, and the local fallback's
+``threads``      DeviceThreads: a device's threads and their end: closed, dropped, or forked
+``futures``      AnswerFuture, CallbackThread: answers, and the callbacks of users
 ``side``         DeviceSide, LocalSide: the computation, in the caller's or the fallback's thread
 ``inputs``       a caller's input checked; outputs as the model returns them
 ``connection``   EdgeConnection: starts and ends the I/O thread, hands it requests

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+
+import zmq
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
@@ -35,28 +38,40 @@ class EdgeConnection:
     give_up_early
         When the connection is lost, fail the unanswered requests at once (there is a fallback)
         instead of keeping them until their deadlines.
+
+    Attributes
+    ----------
+    endpoint : str
+        The daemon's tensor endpoint.
     """
 
     def __init__(
         self, endpoints: Endpoints, bundle: Bundle, name: str, *, give_up_early: bool = False
     ) -> None:
+        self.endpoint = endpoints.tensors
         self._credit = Credit(endpoints)
-        self._waker = Waker()
         self._outbox: deque[Request] = deque()
-        self._loop = DeviceLoop(
+        self._make_loop = functools.partial(
+            DeviceLoop,
             endpoints,
             bundle,
             name,
             self._credit,
-            self._waker,
             self._outbox,
             give_up_early=give_up_early,
         )
         self._request_ids = itertools.count()
+        self._stopped = False
         self._lock = threading.Lock()
         # Under the lock:
+        self._waker: Waker | None = None
         self._thread: threading.Thread | None = None
         self._closed: OffloadError | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether it has a thread and sockets."""
+        return self._thread is not None
 
     def reserve(self, connect_by: float, expires: float) -> None:
         """Wait for the connection and for credit for one request.
@@ -66,11 +81,9 @@ class EdgeConnection:
         Raises
         ------
         OffloadError
-            If it is called in the connection's own thread, which would wait for itself.
+            If this machine has no descriptor or thread left for the connection.
         """
         self._start()
-        if threading.current_thread() is self._thread:
-            raise OffloadError("a future's callback must not wait for the device: use a thread")
         self._credit.reserve(connect_by, expires)
 
     def release(self) -> None:
@@ -96,6 +109,7 @@ class EdgeConnection:
             request.reply.set_running_or_notify_cancel()
             closed = self._closed
             if closed is None:
+                assert self._waker is not None  # or there were no credit to reserve
                 self._outbox.append(request)
                 self._waker.wake()
         if closed is not None:
@@ -109,38 +123,48 @@ class EdgeConnection:
             if self._closed is None:
                 self._closed = OffloadError("the device was closed")
                 self._credit.close(self._closed)
-                if self._thread is None:
-                    self._release_resources()
-                else:
-                    self._waker.wake()
+        self.stop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def stop(self) -> None:
+        """Close, without waiting; takes no lock of callers, so finalizers may call it."""
+        self._stopped = True
+        if self._waker is not None:
+            self._waker.wake()
+
     def _start(self) -> None:
         with self._lock:
-            if self._thread is None and self._closed is None:
+            if self._thread is not None or self._closed is not None:
+                return
+            waker = None
+            try:
+                waker = Waker()
+                loop = self._make_loop(waker)
                 # A daemon thread: a device that is never closed must not keep Python from exiting.
-                self._thread = threading.Thread(
-                    target=self._run, name="scissionlite-device", daemon=True
+                thread = threading.Thread(
+                    target=self._run, args=(loop, waker), name="scissionlite-device", daemon=True
                 )
-                self._thread.start()
+                thread.start()
+            except (OSError, zmq.ZMQError, RuntimeError) as error:
+                if waker is not None:
+                    waker.close()
+                raise OffloadError(f"no connection can be made: {error}") from error
+            self._waker, self._thread = waker, thread
 
-    def _run(self) -> None:
+    def _run(self, loop: DeviceLoop, waker: Waker) -> None:
         """Do all I/O until the connection is closed; the connection's thread."""
         failure = OffloadError("the device was closed")
         try:
-            while self._closed is None:
-                self._loop.step()
+            while not self._stopped:
+                loop.step()
         except Exception as unexpected:
             logger.exception("the connection to the edge daemon failed")
             failure = OffloadError(f"the connection to the edge daemon failed: {unexpected!r}")
         with self._lock:
+            # From here on send() adds nothing to the outbox.
             closed = self._closed = self._closed or failure
-            # From here on send() adds nothing to the outbox, and nobody wakes the loop.
-            self._release_resources()
+        loop.close()
+        waker.close()
         self._credit.close(closed)
-        self._loop.fail_unanswered(closed)
-
-    def _release_resources(self) -> None:
-        self._loop.close()
-        self._waker.close()
+        loop.fail_unanswered(closed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
-import threading
 import time
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+import weakref
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +19,7 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import DeadlineExceededError, OffloadError
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import Outputs
+from scissionlite.offloader.device.futures import AnswerFuture
 from scissionlite.offloader.device.inputs import (
     CheckedInputs,
     Input,
@@ -25,6 +28,7 @@ from scissionlite.offloader.device.inputs import (
     check_inputs,
 )
 from scissionlite.offloader.device.side import DeviceSide, LocalSide
+from scissionlite.offloader.device.threads import DeviceThreads
 from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -68,8 +72,9 @@ class _Work(msgspec.Struct, eq=False):
     expires: float
     watch: Stopwatch
     inputs: CheckedInputs
+    threads: DeviceThreads
+    future: AnswerFuture[Answer]
     bytes_sent: int = 0
-    future: Future[Answer] = msgspec.field(default_factory=Future)
 
 
 class Device:
@@ -77,7 +82,12 @@ class Device:
 
     The device's part of the computation runs in the caller's thread, one inference at a time;
     sending, waiting and recovering happen in a thread of their own. The connection is made at
-    first use, or by :meth:`connect`, and comes back by itself when it is lost.
+    first use, or by :meth:`connect`, and comes back by itself when it is lost. Any number of
+    threads may use one device.
+
+    Close it, or use ``with``. A device that is dropped without is closed by the garbage collector,
+    with a ResourceWarning. In a forked child it makes a connection of its own at first use there,
+    and the parent's goes on; futures of the parent end with an OffloadError in the child.
 
     Parameters
     ----------
@@ -144,13 +154,9 @@ class Device:
                 "or fallback='local'"
             )
         self._slowdown = slowdown
-        self._closed = False
-        self._tried = False
-        self._compute = threading.Lock()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="scissionlite-fallback")
         self._local: LocalSide | None = None
         self._side: DeviceSide | None = None
-        self._connection: EdgeConnection | None = None
+        connection: Callable[[], EdgeConnection] | None = None
         if fallback == "local" or kind == "local":
             self._local = LocalSide(self._bundle, threads, runtime, slowdown)
         if connect is not None and kind != "local":
@@ -158,12 +164,16 @@ class Device:
             from scissionlite.offloader.device.connection import EdgeConnection
 
             self._side = DeviceSide(self._bundle, threads, runtime)
-            self._connection = EdgeConnection(
+            connection = functools.partial(
+                EdgeConnection,
                 Endpoints.to_connect(connect, control),
                 self._bundle,
                 (name or platform.node())[:256],
                 give_up_early=self._local is not None,
             )
+        self._threads = DeviceThreads(connection)
+        # At exit, daemon threads end with the process.
+        weakref.finalize(self, self._threads.drop).atexit = False
 
     def __enter__(self) -> Device:
         return self
@@ -198,12 +208,13 @@ class Device:
         OffloadError
             If the device is closed.
         """
-        if self._connection is None:
+        threads = self._threads
+        if threads.connection is None:
             return
         expires = time.monotonic() + _check_deadline(self._deadline if timeout is None else timeout)
-        self._connection.reserve(expires, expires)
-        self._connection.release()
-        self._tried = True
+        threads.connection.reserve(expires, expires)
+        threads.connection.release()
+        threads.tried = True
 
     def infer(self, x: Input, deadline: float | None = None) -> Output:
         """Answer one input.
@@ -250,7 +261,8 @@ class Device:
         -------
         concurrent.futures.Future of Answer
             Ends with the answer, or with an exception that :meth:`infer` names. Cannot be
-            cancelled. Callbacks should be short, and cannot submit.
+            cancelled. Callbacks run one after the other in a thread that does nothing else, so
+            they may take long, and may submit, infer and close.
 
         Raises
         ------
@@ -260,55 +272,58 @@ class Device:
         started = time.monotonic()
         expires = started + (self._deadline if deadline is None else _check_deadline(deadline))
         checked = check_inputs(self._bundle.manifest, x)
-        if self._closed:
+        threads = self._threads
+        if threads.closed:
             raise OffloadError("the device was closed")
-        work = _Work(started, expires, Stopwatch(self._slowdown), checked)
-        work.future.set_running_or_notify_cancel()
-        if self._connection is None or self._side is None:
+        future: AnswerFuture[Answer] = AnswerFuture(threads.callbacks, threads.unanswered)
+        work = _Work(started, expires, Stopwatch(self._slowdown), checked, threads, future)
+        future.set_running_or_notify_cancel()
+        if threads.connection is None or self._side is None:
             self._answer_locally(work)
-            return work.future
+            return future
         try:
-            reply = self._send(work, self._connection, self._side)
+            reply = self._send(work, threads.connection, self._side)
         except OffloadError:
-            if self._local is None or self._closed:
+            if self._local is None or threads.closed:
                 raise
             self._answer_locally(work)
-            return work.future
+            return future
         if self._local is not None:
             # The caller may overwrite its arrays once this returns.
             work.inputs = tuple(array.copy() for array in checked)
         reply.add_done_callback(lambda done: self._settle(work, done))
-        return work.future
+        return future
 
     def close(self) -> None:
-        """Say Goodbye, and end every future that has no answer yet with an OffloadError."""
-        self._closed = True
-        if self._connection is not None:
-            self._connection.close()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """Say Goodbye, and end every future that has no answer yet with an OffloadError.
+
+        Waits for the callbacks under way, unless one of them calls it.
+        """
+        self._threads.close()
 
     def _send(self, work: _Work, connection: EdgeConnection, side: DeviceSide) -> Future[Reply]:
         """Compute the payloads and send them; the reply comes by the time that remains for it."""
+        threads = work.threads
         connect_by = expires = work.expires
         if self._local is not None:
             # The edge has until a local answer must begin, but half of the time in any case. It
             # is waited for only at first use: while it is away, local answers come at once.
             half = (work.expires - work.started) / 2
             expires -= min(half, 1.25 * self._local.seconds)
-            connect_by = work.started if self._tried else work.started + half
+            connect_by = work.started if threads.tried else work.started + half
         start = time.monotonic()
         try:
             connection.reserve(connect_by, expires)
         finally:
-            self._tried = True
+            threads.tried = True
         try:
-            if not self._compute.acquire(timeout=max(expires - time.monotonic(), 0)):
+            if not threads.compute.acquire(timeout=max(expires - time.monotonic(), 0)):
                 raise DeadlineExceededError("other inferences kept the device busy")
             work.watch.seconds["wait"] = time.monotonic() - start
             try:
                 tensors, payloads = side.make_request(work.inputs, work.watch)
             finally:
-                self._compute.release()
+                threads.compute.release()
         except BaseException:
             connection.release()
             raise
@@ -325,11 +340,11 @@ class Device:
             seconds["edge_decode"] = reply.decode
             seconds["edge_run"] = reply.run
             work.future.set_result(self._answer(work, reply.outputs, "edge", "transfer"))
-        elif self._local is None or self._closed:
+        elif self._local is None or work.threads.closed:
             work.future.set_exception(error)
         else:
             try:
-                job = self._executor.submit(self._answer_locally, work)
+                job = work.threads.fallback.submit(self._answer_locally, work)
             except RuntimeError:  # closed meanwhile
                 work.future.set_exception(error)
             else:
@@ -337,7 +352,7 @@ class Device:
 
     def _answer_locally(self, work: _Work) -> None:
         assert self._local is not None
-        with self._compute:
+        with work.threads.compute:
             outputs = self._local.answer(work.inputs, work.watch)
         work.future.set_result(self._answer(work, outputs, "local", "wait"))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import platform
 import time
+import warnings
+import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
@@ -86,9 +88,12 @@ class EdgeClient:
         try:
             self._greet()
         except BaseException:
-            self._sockets.close()
-            self._context.term()
+            _close(self._sockets, self._context)
             raise
+        self._finalizer = weakref.finalize(
+            self, _drop, self._sockets, self._context, self._endpoints.tensors
+        )
+        self._finalizer.atexit = False
         return self
 
     def __exit__(
@@ -97,8 +102,8 @@ class EdgeClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._sockets.close(goodbye=True)
-        self._context.term()
+        self._finalizer.detach()
+        _close(self._sockets, self._context, goodbye=True)
 
     def send(self, message: control.ToEdge) -> None:
         """Send a control message."""
@@ -198,3 +203,20 @@ class EdgeClient:
 
     def _unavailable(self, trouble: str) -> EdgeUnavailableError:
         return unavailable(self._endpoints, trouble)
+
+
+def _close(
+    sockets: SocketPair, context: zmq.Context[zmq.Socket[bytes]], *, goodbye: bool = False
+) -> None:
+    sockets.close(goodbye=goodbye)
+    context.term()
+
+
+def _drop(sockets: SocketPair, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    """Close the sockets of a client that is freed without being left, and warn."""
+    _close(sockets, context)
+    warnings.warn(
+        f"an EdgeClient of {endpoint} was not closed: use `with EdgeClient(...) as client:`",
+        ResourceWarning,
+        stacklevel=2,
+    )

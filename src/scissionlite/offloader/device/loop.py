@@ -77,10 +77,10 @@ class DeviceLoop:
         The device's name in the daemon's log.
     credit
         Granted and withdrawn here.
-    waker
-        Wakes the loop up.
     outbox
         New requests, appended by other threads; each has reserved credit.
+    waker
+        Wakes the loop up.
     give_up_early
         When the connection is lost, fail the unanswered requests at once (there is a fallback)
         instead of keeping them until their deadlines.
@@ -92,8 +92,8 @@ class DeviceLoop:
         bundle: Bundle,
         name: str,
         credit: Credit,
-        waker: Waker,
         outbox: deque[Request],
+        waker: Waker,
         *,
         give_up_early: bool,
     ) -> None:

@@ -1,6 +1,7 @@
 """The edge's side of the Offloader.
 
-``server``     EdgeServer: starts and ends the two threads, and is the worker
+``server``     EdgeServer: what users make, start and close
+``threads``    EdgeThreads: the I/O thread and the worker, from start to end
 ``side``       EdgeSide: the computation, in the worker's thread
 ``loop``       EdgeLoop: the I/O thread's steps; the modules below run in that thread only
 ``sockets``    EdgeSockets: PULL and ROUTER

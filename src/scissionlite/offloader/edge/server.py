@@ -1,35 +1,32 @@
-"""The edge daemon: one thread for all sockets (:mod:`.loop`), one for inference."""
+"""The edge daemon as an object: made, started, closed. Its work is done in :mod:`.threads`."""
 
 from __future__ import annotations
 
-import logging
 import platform
 import secrets
-import threading
-import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-
-import zmq
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
 from scissionlite.offloader.edge.loop import EdgeLoop
 from scissionlite.offloader.edge.schedule import Done, Job
 from scissionlite.offloader.edge.side import EdgeSide
+from scissionlite.offloader.edge.threads import EdgeThreads
 from scissionlite.offloader.limits import EdgeLimits
-from scissionlite.offloader.stopwatch import Stopwatch
-from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.control import StatsReply, Welcome
 from scissionlite.offloader.wire.endpoints import Endpoints
-
-logger = logging.getLogger(__name__)
 
 
 class EdgeServer:
     """Serve a bundle's edge slice to any number of devices; a context manager.
+
+    Close it, or use ``with``. A server that is dropped without is closed by the garbage collector,
+    with a ResourceWarning. In a forked child, a server that its parent started does nothing:
+    :meth:`close` is without effect, and other calls are an OffloadError.
 
     Parameters
     ----------
@@ -92,10 +89,8 @@ class EdgeServer:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._done: SimpleQueue[Done] = SimpleQueue()
         self._loop = EdgeLoop(opened, welcome, limits, profile_models, self._jobs, self._done)
-        self._endpoints = Endpoints("", "")
-        self._threads: list[threading.Thread] = []
+        self._threads: EdgeThreads | None = None
         self._stop = False
-        self._failure: Exception | None = None
 
     def __enter__(self) -> EdgeServer:
         self.start()
@@ -112,12 +107,12 @@ class EdgeServer:
     @property
     def endpoint(self) -> str:
         """The tensor endpoint listened on; empty before :meth:`start`."""
-        return self._endpoints.tensors
+        return "" if self._threads is None else self._threads.endpoints.tensors
 
     @property
     def control_endpoint(self) -> str:
         """The control endpoint listened on; empty before :meth:`start`."""
-        return self._endpoints.control
+        return "" if self._threads is None else self._threads.endpoints.control
 
     def start(self) -> None:
         """Listen, and serve in threads of its own.
@@ -127,26 +122,12 @@ class EdgeServer:
         OffloadError
             If an endpoint cannot be listened on, or the server was started before.
         """
-        if self._threads or self._stop:
+        self._check_process()
+        if self._threads is not None or self._stop:
             raise OffloadError("an EdgeServer is started once; make another one")
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        waker = Waker()
-        try:
-            self._endpoints = self._loop.open(context, self._binds, waker)
-        except OffloadError:
-            waker.close()
-            context.term()
-            raise
-        self._threads = [
-            threading.Thread(
-                target=self._serve, args=(context, waker), name="scissionlite-edge", daemon=True
-            ),
-            threading.Thread(
-                target=self._work, args=(waker,), name="scissionlite-edge-worker", daemon=True
-            ),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = EdgeThreads(self._loop, self._side, self._jobs, self._done, self._binds)
+        # At exit, daemon threads end with the process.
+        weakref.finalize(self, self._threads.drop).atexit = False
 
     def serve_forever(self) -> None:
         """Serve until :meth:`stop` is called; starts the server if need be, and closes it.
@@ -156,15 +137,17 @@ class EdgeServer:
         OffloadError
             As :meth:`start`; or if the server broke down.
         """
-        if not self._threads:
+        self._check_process()
+        if self._threads is None:
             self.start()
+        assert self._threads is not None
         try:
-            while not self._stop and self._threads[0].is_alive():
-                self._threads[0].join(0.2)
+            while not self._stop and not self._threads.wait(0.2):
+                pass
         finally:
             self.close()
-        if self._failure is not None:
-            raise OffloadError(f"the edge daemon broke down: {self._failure!r}") from self._failure
+        if (failure := self._threads.failure) is not None:
+            raise OffloadError(f"the edge daemon broke down: {failure!r}") from failure
 
     def stop(self) -> None:
         """Ask :meth:`serve_forever` to return; nothing else, so signal handlers may call it."""
@@ -173,46 +156,23 @@ class EdgeServer:
     def close(self) -> None:
         """Finish the request at work, say Goodbye to the devices and stop; may be called again."""
         self._stop = True
-        self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
+        if self._threads is not None and self._threads.here:
+            self._threads.close()
 
     def stats(self) -> StatsReply:
-        """Return the counts of requests since the start."""
+        """Return the counts of requests since the start.
+
+        Raises
+        ------
+        OffloadError
+            In a forked child, which has no counts.
+        """
+        self._check_process()
         return self._loop.stats()
 
-    def _serve(self, context: zmq.Context[zmq.Socket[bytes]], waker: Waker) -> None:
-        """Do all I/O; the first thread."""
-        try:
-            while not self._stop:
-                self._loop.step()
-        except Exception as error:
-            logger.exception("the edge daemon broke down")
-            self._failure = error
-        self._jobs.put(None)
-        self._threads[1].join()
-        self._loop.say_goodbye()
-        self._loop.close()
-        waker.close()
-        context.term()
-
-    def _work(self, waker: Waker) -> None:
-        """Answer one job after the other; the second thread."""
-        while (job := self._jobs.get()) is not None:
-            self._done.put(self._answer(job))
-            waker.wake()
-        waker.wake()
-
-    def _answer(self, job: Job) -> Done:
-        waited = time.monotonic() - job.arrived
-        watch, outputs, reason = Stopwatch(), None, ""
-        assert self._side is not None  # or there were no job
-        try:
-            outputs = self._side.answer(job.tensors, job.payloads, watch)
-        except Exception as error:  # whatever a runtime may raise: the next request may be fine
-            logger.warning("a request failed: %r", error)
-            reason = f"{type(error).__name__}: {error}"[:1000]
-        seconds = watch.seconds
-        return Done(
-            job, outputs, reason, waited, seconds.get("decode", 0.0), seconds.get("run", 0.0)
-        )
+    def _check_process(self) -> None:
+        if self._threads is not None and not self._threads.here:
+            raise OffloadError(
+                f"the EdgeServer on {self.endpoint} runs in the process that forked this one: "
+                "make another one here"
+            )
