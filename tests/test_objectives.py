@@ -255,3 +255,28 @@ def test_the_weights_kept_are_those_of_the_best_epoch(
     assert record.epochs == len(epochs) == 4
     kept = student.state_dict()
     assert [equal(kept, weights) for weights in epochs] == [False, True, False, False]
+
+
+class _Viewed(nn.Module):
+    """Views its features as vectors, which channels-last features do not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Linear(800, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.stem(x)
+        answer: torch.Tensor = self.head(features.view(features.shape[0], -1))
+        return answer
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_view_behind_the_cut_trains_with_a_teacher(labelled: bool) -> None:
+    torch.manual_seed(0)
+    graph = sl.capture(_Viewed(), torch.zeros(1, 3, 12, 12))
+    student = insert(graph, "stem", MAX, calibration=[(torch.randn(4, 3, 12, 12),)])
+    recipe = sl.Recipe(epochs=1, batch_size=8)
+    teacher = Teacher(graph, "stem")
+    record = trainer.train(student, samples(), recipe, teacher=teacher, labelled=labelled)
+    assert record.epochs == 1
+    assert student(torch.zeros(2, 3, 12, 12)).shape == (2, CLASSES)

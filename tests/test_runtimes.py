@@ -182,8 +182,9 @@ class _BatchSize(nn.Module):
         lambda n, y: y * torch.arange(n)[:, None],
         lambda n, y: y + torch.arange(64.0).view(8, 8)[:n],
         lambda n, y: y.view(n * 2, 4).softmax(1).reshape(n, 8),
+        lambda n, y: y.clone().mul_(2).view(n, 4, 2).transpose(1, 2).reshape(n, 8),
     ],
-    ids=["expand", "full", "arange", "slice", "product"],
+    ids=["expand", "full", "arange", "slice", "product", "functionalized"],
 )
 def test_a_batch_size_that_is_read_is_no_constant_of_the_example(
     use: Callable[[int, torch.Tensor], torch.Tensor], tmp_path: Path

@@ -190,6 +190,8 @@ def _as_called_by_users(node: fx.Node) -> None:
     """
     assert isinstance(node.target, torch._ops.OpOverload)
     operation = node.target._schema.name.removeprefix("aten::").removeprefix("sym_")
+    if operation == "_unsafe_view":  # functionalization's name for it, without one in Python
+        operation = "reshape"
     if node.target is torch.ops.aten.slice.Tensor:
         tensor, dim, *bounds = node.args
         assert isinstance(dim, int)

@@ -197,7 +197,10 @@ def _use_fastest_format(
     network.eval()
     try:
         with torch.no_grad():
-            network(*channels_last.place(part[:2] for part in flat(x)))
+            inputs = channels_last.place(part[:2] for part in flat(x))
+            network(*inputs)
+            if teacher is not None:  # no Transfer Layer restores the usual order in it
+                teacher.answer(teacher.features(*inputs))
     except RuntimeError:  # a view of dimensions that are not neighbours in this order
         return torch.contiguous_format
     for module in filter(None, (network, teacher)):
