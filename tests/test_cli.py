@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,14 +13,24 @@ import msgspec
 import pytest
 import torch
 import typer
+from PIL import Image
 from typer.main import get_command
 
 import scissionlite as sl
 from scissionlite.cli import app
+from scissionlite.cli.model_options import (
+    InputSettings,
+    MeanOption,
+    ModelRequest,
+    ResizeOption,
+    SizeOption,
+    StdOption,
+)
 from scissionlite.cli.output import print_table
 from scissionlite.cli.struct_options import FieldOptions, struct_options
 from scissionlite.demo.textures import write_dataset
 from scissionlite.fields import struct_fields
+from scissionlite.images import Preprocessing
 from scissionlite.models import load_model
 from scissionlite.runtimes import PACKAGES, RUNTIMES, RuntimeName
 
@@ -57,6 +68,83 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--out", folder / "profile.json"),
     )
     return folder
+
+
+def test_images_are_read_as_the_network_was_trained(folder: Path, tmp_path: Path) -> None:
+    name, image = "timm:test_vit", next((folder / "test").rglob("*.jpg"))
+    torch.manual_seed(0)
+    network = load_model(name)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    prepare = ("prepare", name, "--weights", tmp_path / "weights.pt", "--codec", "local")
+    manifest = told(*prepare, "--out", tmp_path / "bundle")["manifest"]
+    assert manifest["preprocessing"] == {
+        "size": [160, 160],
+        "resize": 168,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bicubic",
+    }
+    # timm's own transforms, and no code of this project.
+    data = importlib.import_module("timm.data")
+    transform = data.create_transform(**data.resolve_data_config({}, model=network))
+    with torch.inference_mode(), Image.open(image) as opened:
+        expected = network(transform(opened.convert("RGB"))[None]).softmax(1)
+    answer = told("run", tmp_path / "bundle", image, "--fallback", "local")["answers"][0]
+    assert answer["class_index"] == expected.argmax()
+    assert answer["confidence"] == pytest.approx(expected.max().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "preprocessing"),
+    [
+        (("--size", "64"), Preprocessing(size=(64, 64))),
+        (
+            ("--mean", "0", "--std", "1", "--resize", "256"),
+            Preprocessing(size=(224, 224), resize=256, mean=(0,), std=(1,)),
+        ),
+        (
+            ("--mean", "0.1,0.2,0.3"),
+            Preprocessing(size=(224, 224), resize=256, mean=(0.1, 0.2, 0.3)),
+        ),
+    ],
+)
+def test_options_say_how_images_are_read(
+    options: tuple[str, ...], preprocessing: Preprocessing
+) -> None:
+    assert _input_settings(*options) == InputSettings(preprocessing, known=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--mean", "0.5"), "one value per channel"),
+        (("--std", "0,1,1"), "std > 0"),
+        (("--mean", "1,2"), "--mean takes one or three numbers"),
+        (("--std", "nan"), "--std takes one or three numbers"),
+        (("--resize", "100"), "no larger than resize"),
+    ],
+)
+def test_options_for_images_that_do_not_go_together(options: tuple[str, ...], said: str) -> None:
+    with pytest.raises(typer.BadParameter, match=said):
+        _input_settings(*options)
+
+
+def _input_settings(*options: str) -> InputSettings:
+    seen: list[InputSettings] = []
+
+    def command(
+        size: SizeOption = None,
+        resize: ResizeOption = None,
+        mean: MeanOption = None,
+        std: StdOption = None,
+    ) -> None:
+        request = ModelRequest(model=MODEL, size=size, resize=resize, mean=mean, std=std)
+        seen.append(request.load()[1])
+
+    own = typer.Typer()
+    own.command()(command)
+    get_command(own).main(list(options), standalone_mode=False)
+    return seen[0]
 
 
 def test_profile_writes_what_plan_reads(folder: Path) -> None:

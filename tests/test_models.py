@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from torch import nn
 
 import scissionlite as sl
 from scissionlite.errors import ModelError
-from scissionlite.models import load_model
+from scissionlite.images import Preprocessing
+from scissionlite.models import load_model, preprocessing_of
 
 
 def small_network(num_classes: int = 2) -> nn.Module:
@@ -76,6 +79,55 @@ def test_a_pickled_model_is_not_unpickled(tmp_path: Path) -> None:
 def test_wrong_names_are_told(name: str, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         load_model(name)
+
+
+def gray_network() -> nn.Module:
+    network: nn.Module = importlib.import_module("timm").create_model("test_resnet", in_chans=1)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "timm:mobilevit_xxs",
+            Preprocessing(
+                size=(256, 256), resize=284, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"
+            ),
+        ),
+        (
+            "timm:test_vit",
+            Preprocessing(
+                size=(160, 160),
+                resize=168,
+                mean=(0.5, 0.5, 0.5),
+                std=(0.5, 0.5, 0.5),
+                interpolation="bicubic",
+            ),
+        ),
+        (
+            f"{__name__}:gray_network",
+            Preprocessing(size=(160, 160), resize=168, mean=(0.5,), std=(0.5,)),
+        ),
+        (
+            "scissionlite.models:efficientnet_lite0_imagenet",
+            Preprocessing(size=(224, 224), resize=256, interpolation="bicubic"),
+        ),
+        ("torchvision:squeezenet1_1", Preprocessing(size=(224, 224), resize=256)),
+        ("torchvision:lraspp_mobilenet_v3_large", Preprocessing(size=(520, 520))),
+        # Inception's own normalization, which torchvision's network expects without its weights.
+        (
+            "torchvision:googlenet",
+            Preprocessing(size=(224, 224), resize=256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        ),
+        ("torchvision:ssdlite320_mobilenet_v3_large", None),
+        (f"{__name__}:small_network", None),
+    ],
+)
+def test_how_images_become_a_networks_input(name: str, expected: Preprocessing | None) -> None:
+    # Initial weights play no part here, and googlenet's take seconds.
+    with torch.device("meta") if "googlenet" in name else contextlib.nullcontext():
+        assert preprocessing_of(load_model(name), name) == expected
 
 
 def test_the_packaged_imagenet_weights_recognise_photographs(shared_data: Path) -> None:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ from torch import nn
 
 from scissionlite.errors import ModelError
 from scissionlite.graph.tracing import program_module
+from scissionlite.images import Preprocessing
 from scissionlite.weights import load_weights
 
 
@@ -55,6 +58,86 @@ def load_model(
     if weights is not None:
         load_weights(model, weights, name)
     return model.eval()
+
+
+def preprocessing_of(network: nn.Module, name: str) -> Preprocessing | None:
+    """Find how a network's makers turn an image into its input: size, crop, filter, normalization.
+
+    timm's networks carry it (``pretrained_cfg``), also those of a factory of your own. Of
+    torchvision's networks it is that of the default weights. A network with one input channel gets
+    the mean of the three channels' figures. timm's "border" crop, which few networks have, becomes
+    the central one.
+
+    Parameters
+    ----------
+    network
+        The network that :func:`load_model` made.
+    name
+        The name that it was made from.
+
+    Returns
+    -------
+    Preprocessing or None
+        None where nothing is known: another network, or one whose input is no image.
+    """
+    if getattr(network, "pretrained_cfg", None):
+        return _timm_preprocessing(network)
+    scheme, _, rest = name.partition(":")
+    return _torchvision_preprocessing(network, rest) if scheme == "torchvision" else None
+
+
+def _timm_preprocessing(network: Any) -> Preprocessing | None:
+    settings = _import("timm.data", "a network of timm").resolve_data_config({}, model=network)
+    size, whole = settings["input_size"][1:], settings["crop_pct"] == 1.0
+    first = network.pretrained_cfg.get("first_conv")
+    channels = 3
+    if isinstance(first, str):
+        channels = getattr(network.get_submodule(first), "in_channels", channels)
+    if channels not in (1, 3):
+        return None
+    resize = None
+    if settings["crop_mode"] != "squash" or not whole:
+        # Where it is larger than 1, timm pads the image instead.
+        resize = max(*size, math.floor(max(size) / settings["crop_pct"]))
+    return Preprocessing(
+        size=size,
+        resize=resize,
+        mean=_per_channel(settings["mean"], channels),
+        std=_per_channel(settings["std"], channels),
+        interpolation=settings["interpolation"],
+    )
+
+
+def _per_channel(figures: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(figures) == channels:
+        return tuple(figures)
+    return (round(sum(figures) / len(figures), 6),) * channels
+
+
+def _torchvision_preprocessing(network: nn.Module, architecture: str) -> Preprocessing | None:
+    weights = _import_torchvision().models.get_model_weights(architecture)
+    transforms = weights.DEFAULT.transforms()
+    if not hasattr(transforms, "mean"):  # detection and optical flow take pixels of 0 to 1
+        return None
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    if getattr(network, "transform_input", None) is False:
+        # Made with weights, Inception and GoogLeNet turn ImageNet's normalization into this one
+        # themselves. Made without, as here, they expect it.
+        mean = std = (0.5, 0.5, 0.5)
+    (resize,) = transforms.resize_size[-1:]
+    # Segmentation has no crop: pixels at the border count too.
+    crop = getattr(transforms, "crop_size", None)
+    size = crop[-1] if crop else resize
+    # vit_h_14's weights are for larger images than the network is built for without them.
+    own_size = getattr(network, "image_size", size)
+    resize, size = resize * own_size // size, own_size
+    return Preprocessing(
+        size=(size, size),
+        resize=resize if crop else None,
+        mean=mean,
+        std=std,
+        interpolation=transforms.interpolation.value,
+    )
 
 
 def efficientnet_lite0_imagenet(num_classes: int = 1000) -> nn.Module:

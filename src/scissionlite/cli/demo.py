@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from scissionlite.cli.link_options import PAPER_LINK, parse_link
-from scissionlite.cli.model_options import SizeOption, WeightsOption, preprocessing_for
+from scissionlite.cli.model_options import ModelRequest, WeightsOption
 from scissionlite.cli.output import (
     JsonOption,
     error_console,
@@ -54,7 +54,9 @@ def demo(
     data: DataOption = None,
     model: Annotated[str, typer.Option(help="Any model name, as for `profile`.")] = DEFAULT_MODEL,
     weights: WeightsOption = None,
-    size: SizeOption = 128,
+    size: Annotated[
+        int, typer.Option(help="Height and width of the input, in pixels.", min=8)
+    ] = 128,
     link: LinksOption = [PAPER_LINK],  # noqa: B006 - typer reads it and never changes it
     slowdown: Annotated[
         float, typer.Option(help="Emulate a device this many times slower; 1 for none.", min=1.0)
@@ -87,7 +89,8 @@ def demo(
     for part in ("train", "test"):
         if not (folder / part).is_dir():
             raise PrepareError(f"{folder} has no folder {part!r}: expected {folder}/{part}/CLASS/*")
-    flow.open_data(folder, preprocessing_for(size))
+    _, settings = ModelRequest(model=model, size=size).load()
+    flow.open_data(folder, settings.preprocessing)
     flow.load_network(model, weights, network_epochs)
     flow.profile()
     rows = flow.compare(links, at=at, epochs=epochs, images=images)

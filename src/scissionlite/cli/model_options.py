@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
+import msgspec
 import typer
 
+from scissionlite.cli.output import error_console
+from scissionlite.cli.usage import usage_errors
 from scissionlite.graph.tensors import MAX_TENSORS
 from scissionlite.images import Preprocessing
 from scissionlite.runtimes import RuntimeName
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from scissionlite.graph.graph import Graph
+
+DEFAULT_SIZE = 224
+"""Height and width of the input of a network that does not state them."""
 
 ModelArgument = Annotated[
     str,
@@ -21,7 +31,32 @@ ModelArgument = Annotated[
         show_default=False,
     ),
 ]
-SizeOption = Annotated[int, typer.Option(help="Height and width of the input, in pixels.", min=8)]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Height and width of the input, in pixels; whole images are resized to it.",
+        min=8,
+        show_default="size and crop that timm or torchvision state for the network, else 224",
+    ),
+]
+ResizeOption = Annotated[
+    int | None,
+    typer.Option(help="Shorter side of an image before a central crop to the size.", min=8),
+]
+_NUMBERS = "X[,Y,Z]"
+MeanOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar=_NUMBERS,
+        help="Mean of pixels (0 to 1) by which images are normalized, for red, green and blue; "
+        "one number makes images grayscale.",
+        show_default="the one of timm or torchvision for the network, else ImageNet's",
+    ),
+]
+StdOption = Annotated[
+    str | None,
+    typer.Option(metavar=_NUMBERS, help="Standard deviation, as --mean.", show_default="as --mean"),
+]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="File with the network's state dict.", exists=True)
 ]
@@ -45,24 +80,104 @@ SliceRuntimeOption = Annotated[
 ]
 
 
-def capture_model(
-    model: str,
-    *,
-    size: int,
-    num_classes: int | None,
-    weights: Path | None,
-    max_tensors: int = 1,
-) -> Graph:
-    """Load and capture a model for RGB images of ``size`` x ``size`` pixels."""
-    import torch
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that name a network, its weights and how images become its input."""
 
-    from scissionlite.graph.capture import capture
-    from scissionlite.models import load_model
+    model: str
+    num_classes: int | None = None
+    weights: Path | None = None
+    size: int | None = None
+    resize: int | None = None
+    mean: str | None = None
+    std: str | None = None
 
-    module = load_model(model, num_classes=num_classes, weights=weights)
-    return capture(module, torch.zeros(1, 3, size, size), name=model, max_tensors=max_tensors)
+    def load(self) -> tuple[nn.Module, InputSettings]:
+        """Load the network, and find how images become its input.
+
+        Raises
+        ------
+        typer.BadParameter
+            If the options do not go together.
+        ModelError
+            As :func:`.load_model`.
+        """
+        from scissionlite.models import load_model, preprocessing_of
+
+        given = {
+            "mean": _numbers("--mean", self.mean),
+            "std": _numbers("--std", self.std),
+            "resize": self.resize,
+        }
+        network = load_model(self.model, num_classes=self.num_classes, weights=self.weights)
+        known = preprocessing_of(network, self.model)
+        own = known or Preprocessing(size=(DEFAULT_SIZE, DEFAULT_SIZE))
+        if self.size is not None:
+            # How the makers crop is of their size.
+            own = Preprocessing(size=(self.size, self.size), mean=own.mean, std=own.std)
+        changes = {name: value for name, value in given.items() if value is not None}
+        with usage_errors():
+            preprocessing = msgspec.structs.replace(own, **changes)
+        normalized = self.mean is not None and self.std is not None
+        return network, InputSettings(preprocessing, known is not None or normalized)
+
+    def capture(self, max_tensors: int = 1) -> tuple[Graph, InputSettings]:
+        """Load and capture the network, for one image.
+
+        Raises
+        ------
+        typer.BadParameter, ModelError
+            As :meth:`load`.
+        CaptureError
+            As :func:`.capture`.
+        """
+        import torch
+
+        from scissionlite.graph.capture import capture
+
+        network, settings = self.load()
+        height, width, channels = settings.preprocessing.frame_shape
+        example = torch.zeros(1, channels, height, width)
+        return capture(network, example, name=self.model, max_tensors=max_tensors), settings
 
 
-def preprocessing_for(size: int) -> Preprocessing:
-    """ImageNet's normalization at a size: the command line's preprocessing."""
-    return Preprocessing(size=(size, size))
+class InputSettings(NamedTuple):
+    """How images become a network's input.
+
+    ``known`` is False where nobody has said how the network's images are normalized.
+    """
+
+    preprocessing: Preprocessing
+    known: bool
+
+    def print(self) -> None:
+        """Say on the error stream how images are read."""
+        used = self.preprocessing
+        height, width = used.size
+        text = f"Images: {used.interpolation} to "
+        text += "" if used.resize is None else f"a shorter side of {used.resize}, then a crop of "
+        text += f"{height}x{width}, mean {_joined(used.mean)}, std {_joined(used.std)}"
+        if not self.known:
+            text += (
+                ". The network does not say how it was trained, so mean and std are ImageNet's: "
+                "others are given by --mean and --std"
+            )
+        error_console.print(text + ".", markup=False, highlight=False)
+
+
+def _joined(figures: Sequence[float]) -> str:
+    return ",".join(f"{each:.4g}" for each in figures)
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """Read numbers with commas between them."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(each) for each in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise typer.BadParameter(
+            f"{option} takes one or three numbers such as 0.5,0.5,0.5, got {text!r}"
+        )
+    return numbers

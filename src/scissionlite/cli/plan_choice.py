@@ -11,7 +11,7 @@ import typer
 from scissionlite.cli.link_options import parse_link
 from scissionlite.cli.output import error_console
 from scissionlite.cli.struct_options import Changes
-from scissionlite.images import JPEG_QUALITY
+from scissionlite.images import JPEG_QUALITY, Preprocessing
 from scissionlite.scissiontl.planner import plan as rank
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.scissiontl.profile import Profile
@@ -79,7 +79,7 @@ class PlanRequest(msgspec.Struct, frozen=True):
             )
         return self._written_out()
 
-    def ranked_plans(self, graph: Graph, runtime: str) -> list[Plan]:
+    def ranked_plans(self, graph: Graph, runtime: str, preprocessing: Preprocessing) -> list[Plan]:
         """All plans, best first; with untrained learned Transfer Layers among them.
 
         Without profiles this machine is profiled, with a runtime, and stands for both.
@@ -97,7 +97,7 @@ class PlanRequest(msgspec.Struct, frozen=True):
         from scissionlite.scissiontl.profiler import profile
 
         error_console.print("Profiling the network on this machine, which stands for both ...")
-        measured = profile(graph, runtime=runtime)
+        measured = profile(graph, runtime=runtime, preprocessing=preprocessing)
         return self._ranked(measured, measured, learned=True)
 
     def _ranked(self, device: Profile, edge: Profile, *, learned: bool) -> list[Plan]:

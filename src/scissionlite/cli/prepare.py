@@ -15,11 +15,13 @@ from scissionlite.cli.link_options import PAPER_LINK, LinkOption, parse_link
 from scissionlite.cli.model_options import (
     ClassesOption,
     MaxTensorsOption,
+    MeanOption,
     ModelArgument,
+    ModelRequest,
+    ResizeOption,
     SizeOption,
+    StdOption,
     WeightsOption,
-    capture_model,
-    preprocessing_for,
 )
 from scissionlite.cli.output import JsonOption, error_console, milliseconds, print_table
 from scissionlite.cli.plan import SlowdownOption
@@ -121,7 +123,10 @@ LocalFallbackOption = Annotated[bool, typer.Option(help="Put the uncut network i
 def prepare(
     model: ModelArgument,
     out: OutOption,
-    size: SizeOption = 224,
+    size: SizeOption = None,
+    resize: ResizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     num_classes: ClassesOption = None,
     weights: WeightsOption = None,
     train: TrainOption = None,
@@ -148,19 +153,22 @@ def prepare(
     request = PlanRequest(at, codec, transfer, device_profile, edge_profile, link, slowdown)
     _check_accuracy_drop(accuracy_drop, request, validate, checkpoint)
     plan = request.plan() if accuracy_drop is None else None
-    graph = capture_model(
-        model,
-        size=size,
+    graph, settings = ModelRequest(
+        model=model,
         num_classes=num_classes or _class_count(train),
         weights=weights,
-        max_tensors=max_tensors,
-    )
+        size=size,
+        resize=resize,
+        mean=mean,
+        std=std,
+    ).capture(max_tensors)
+    settings.print()
     job = _Job(
         out=out,
         train=train,
         unlabelled=unlabelled,
         validate=validate,
-        preprocessing=preprocessing_for(size),
+        preprocessing=settings.preprocessing,
         recipe=recipe,
         runtimes=tuple(runtime),
         local_fallback=local_fallback,
@@ -222,7 +230,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
         assert self.validate is not None  # _check_accuracy_drop has seen to it
         choice = choosing.choose(
             graph,
-            request.ranked_plans(graph, self.runtimes[0]),
+            request.ranked_plans(graph, self.runtimes[0], self.preprocessing),
             accuracy_drop=accuracy_drop / 100,
             validate=self.validate,
             out=self.out,

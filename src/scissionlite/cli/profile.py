@@ -9,17 +9,28 @@ import msgspec
 import typer
 
 from scissionlite.cli.model_options import (
+    DEFAULT_SIZE,
     ClassesOption,
     MaxTensorsOption,
+    MeanOption,
     ModelArgument,
+    ModelRequest,
+    ResizeOption,
     SizeOption,
+    StdOption,
     ThreadsOption,
     WeightsOption,
-    capture_model,
-    preprocessing_for,
 )
-from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
+from scissionlite.cli.output import (
+    JsonOption,
+    error_console,
+    kilobytes,
+    milliseconds,
+    print_json,
+    print_table,
+)
 from scissionlite.cli.usage import usage_errors
+from scissionlite.errors import ModelError
 from scissionlite.images import JPEG_QUALITY
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.cost import Machine
@@ -68,7 +79,10 @@ OutOption = Annotated[Path | None, typer.Option(help="Write the profile to this 
 
 def profile(
     model: ModelArgument,
-    size: SizeOption = 224,
+    size: SizeOption = None,
+    resize: ResizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     num_classes: ClassesOption = None,
     weights: WeightsOption = None,
     threads: ThreadsOption = None,
@@ -85,21 +99,33 @@ def profile(
     json: JsonOption = False,
 ) -> None:
     """Measure every block, slice, codec and image format of a network on this machine."""
-    request = _Request(
+    network = ModelRequest(
         model=model,
-        size=size,
         num_classes=num_classes,
+        weights=weights,
+        size=size,
+        resize=resize,
+        mean=mean,
+        std=std,
+    )
+    request = _Request(
+        network=network,
         runtime=runtime,
         threads=threads,
         repetitions=repetitions,
         max_tensors=max_tensors,
     )
     if remote is None:
-        measured = request.profile_here(
-            name, weights, images, jpeg_quality, slices, progress=not json
-        )
+        measured = request.profile_here(name, images, jpeg_quality, slices, progress=not json)
     else:
-        local_options = {"--weights": weights, "--images": images, "--name": name}
+        local_options = {
+            "--weights": weights,
+            "--images": images,
+            "--name": name,
+            "--resize": resize,
+            "--mean": mean,
+            "--std": std,
+        }
         for option, value in local_options.items():
             if value is not None:
                 raise typer.BadParameter(
@@ -117,9 +143,7 @@ def profile(
 class _Request(msgspec.Struct, frozen=True, kw_only=True):
     """The options that hold here and on an edge daemon's machine."""
 
-    model: str
-    size: int
-    num_classes: int | None
+    network: ModelRequest
     runtime: RuntimeName
     threads: int | None
     repetitions: int
@@ -128,7 +152,6 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
     def profile_here(
         self,
         name: str | None,
-        weights: Path | None,
         images: Path | None,
         jpeg_qualities: list[int],
         slices: int,
@@ -140,15 +163,12 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
         from scissionlite.progress import progress_bar
         from scissionlite.scissiontl.profiler import profile as measure
 
-        graph = capture_model(
-            self.model,
-            size=self.size,
-            num_classes=self.num_classes,
-            weights=weights,
-            max_tensors=self.max_tensors,
-        )
-        preprocessing = preprocessing_for(self.size)
-        frames = sample_frames(images, preprocessing, count=48) if images else []
+        graph, settings = self.network.capture(self.max_tensors)
+        preprocessing = settings.preprocessing
+        frames = []
+        if images is not None:
+            settings.print()
+            frames = sample_frames(images, preprocessing, count=48)
         with progress_bar(progress) as bar:
             return measure(
                 graph,
@@ -168,15 +188,31 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
         with usage_errors():
             return remote_profile(
                 remote,
-                self.model,
+                self.network.model,
                 control=control,
-                size=self.size,
-                num_classes=self.num_classes,
+                size=self._size_there(),
+                num_classes=self.network.num_classes,
                 runtime=self.runtime,
                 threads=self.threads,
                 repetitions=self.repetitions,
                 max_tensors=self.max_tensors,
             )
+
+    def _size_there(self) -> int:
+        """The size that the network has here, if none is given."""
+        if self.network.size is not None:
+            return self.network.size
+        try:
+            _, settings = self.network.load()
+        except (ImportError, ModelError) as error:
+            error_console.print(
+                f"{self.network.model} cannot be loaded here, so its size is not known, and "
+                f"{DEFAULT_SIZE} pixels are asked for (--size gives another): {error}",
+                markup=False,
+                highlight=False,
+            )
+            return DEFAULT_SIZE
+        return settings.preprocessing.size[0]
 
 
 def _print(measured: Profile, written: str) -> None:

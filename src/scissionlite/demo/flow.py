@@ -88,7 +88,8 @@ class Demo:
                 description="training the network",
             )
             torch.save(network.state_dict(), self.out / "network.pt")
-        self.graph = capture(network, torch.zeros(1, 3, self.size, self.size), name=model)
+        height, width, channels = self.train_data.preprocessing.frame_shape
+        self.graph = capture(network, torch.zeros(1, channels, height, width), name=model)
         self._print(f"Captured: {self.graph}")
 
     def profile(self) -> None:
@@ -97,7 +98,13 @@ class Demo:
         frames = [self.test_data.frame(i) for i in range(0, len(self.test_data), 7)]
         with progress_bar(self.progress) as bar:
             # One thread, since device and edge share this host's cores.
-            self.measured = profile(self.graph, threads=1, images=frames, progress=bar)
+            self.measured = profile(
+                self.graph,
+                threads=1,
+                images=frames,
+                preprocessing=self.test_data.preprocessing,
+                progress=bar,
+            )
         torch.set_num_threads(default_threads)
         self.measured.save(self.out / "profile.json")
         self._print(
