@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TEXTURES
 from networks import small_network
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import scissionlite as sl
@@ -209,6 +210,95 @@ def test_what_answers_something_else_is_not_deployed(small_graph: sl.Graph, tmp_
     splitter.verify(other.module, wrong, x, "onnx")
     with pytest.raises(PrepareError, match=r"the onnx slices do not answer .* prepare it without"):
         splitter.verify(small_graph.module, wrong, x, "onnx")
+
+
+class _BatchSize(nn.Module):
+    """Uses the batch size in every way that models do."""
+
+    def __init__(self, *, branch: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.gru = nn.Linear(8, 8), nn.Linear(8, 8), nn.GRU(8, 8)
+        self.token, self.branch = nn.Parameter(torch.randn(1, 1, 8)), branch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        if self.branch and y.shape[1] < 8:  # only torch.export follows it
+            raise ValueError("too few features")
+        n = x.shape[0]
+        parts = [
+            torch.zeros(n, 8),
+            torch.ones((n, 8)),
+            torch.full((n, 8), 0.5),
+            y.new_zeros(n, 8),
+            y.view(x.shape[0], -1),
+            y * torch.arange(x.size(0))[:, None],
+            self.token.expand(n, -1, -1)[:, 0],
+            self.token.repeat(n, 1, 1)[:, 0],
+            self.first(y.reshape(n * 2, 4).repeat(1, 2)).reshape(n, 16)[:, :8],
+            torch.ones(n, n).tril() @ y,
+        ]
+        steps = torch.stack([*parts, y])
+        state = torch.zeros(1, x.shape[0], 8)
+        answer: torch.Tensor = self.last(self.gru(steps, state)[0].sum(0))
+        return answer
+
+
+FLOAT32_AFTER_FIRST = sl.Plan(
+    kind="split", slicing_point="first", spec=sl.TransferSpec(pool=1, dtype="float32")
+)
+
+
+@pytest.mark.parametrize("branch", [False, True], ids=["torch.fx", "torch.export"])
+def test_every_runtime_answers_every_batch_that_the_manifest_promises(
+    branch: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = _BatchSize(branch=branch).eval()
+    graph = sl.capture(model, torch.zeros(1, 8))
+    runtimes = ("torchscript",) if branch else ("torchscript", "onnx")
+    made = sl.prepare(
+        graph, FLOAT32_AFTER_FIRST, out=tmp_path / "b", runtimes=runtimes, max_batch=4
+    )
+    for runtime in runtimes:
+        device, edge, network = (
+            load_exported(made.manifest.slices, role, runtime, made.path)
+            for role in ("device", "edge", "network")
+        )
+        for batch in (1, 2, 3, 4):
+            x = torch.randn(batch, 8)
+            with torch.no_grad():
+                expected = model(x).numpy()
+            for answers in (edge(*device(x.numpy())), network(x.numpy())):
+                np.testing.assert_allclose(answers[0], expected, atol=1e-4)
+
+
+class _SplitsItsBatch(nn.Module):
+    """Runs on every batch size, but in TorchScript only on the example's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        answer: torch.Tensor = self.last(torch.cat(y.split(1, 0)) / y.shape[0])
+        return answer
+
+
+@pytest.mark.parametrize("runtime", ["torchscript", "onnx"])
+@pytest.mark.parametrize("plan", [FLOAT32_AFTER_FIRST, sl.Plan(kind="local")])
+def test_a_batch_that_a_runtime_cannot_take_is_not_promised(
+    plan: sl.Plan, runtime: str, tmp_path: Path
+) -> None:
+    graph = sl.capture(_SplitsItsBatch().eval(), torch.zeros(1, 8))
+    assert graph.dynamic_batch
+    with pytest.raises(PrepareError, match=r"batch") as refused:
+        sl.prepare(graph, plan, out=tmp_path / "b", runtimes=(runtime,), max_batch=4)
+    if runtime == "torchscript":
+        assert "do not run on a batch of 2" in str(refused.value)
+        assert "answer: torch.Tensor = self.last(torch.cat" in str(refused.value)
+        assert "max_batch=1" in str(refused.value)
+    sl.prepare(graph, plan, out=tmp_path / "b", runtimes=(runtime,))
 
 
 class _Pairs(Dataset[tuple[torch.Tensor, int]]):

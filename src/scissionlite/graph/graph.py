@@ -29,6 +29,7 @@ from scissionlite.graph.analysis import (
     weights_of,
 )
 from scissionlite.graph.tensors import MAX_TENSORS, OutputKind, TensorInfo
+from scissionlite.graph.user_code import line_of_node
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,17 @@ class Graph:
     def dynamic_batch(self) -> bool:
         """Whether the network runs on other batch sizes than the example's."""
         return self._batching.dynamic
+
+    @property
+    def batch_size_lines(self) -> list[str]:
+        """The lines of the model's code that use the batch size."""
+        users = (
+            user
+            for node in self.module.graph.nodes
+            for user in node.users
+            if node in self._batching.sizes and user not in self._batching.sizes
+        )
+        return list(dict.fromkeys(map(line_of_node, users)))
 
     def point(self, which: SlicingPoint | str | int) -> SlicingPoint:
         """Find a slicing point by name or index.

@@ -48,6 +48,10 @@ def _trace_symbolically(
             # The same tensor under a second name is no second slicing point.
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        if node.target in (torch.zeros, torch.ones, torch.empty) and len(node.args) > 1:
+            # torch.jit.trace follows a batch size in a tuple; as an argument of its own, it becomes
+            # a constant.
+            node.args = (node.args,)
         if node.op == "output":
             answers = [leaf for _, leaf in named_leaves(node.args[0])]
             node.args = (answers[0] if len(answers) == 1 else tuple(answers),)

@@ -138,7 +138,8 @@ def prepare(
         folder = Path(scratch)
         modules = _modules(graph, split, uncut=split is None or local_fallback)
         slices = export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
-        inference = _verified(graph, split, slices, runtimes, folder, example)
+        inputs = list(splitter.promised_inputs(graph, example, max_batch))
+        inference = _verified(graph, split, slices, runtimes, folder, inputs)
         accuracy = None
         if data.validate is not None and uncut_score is not None:
             accuracy = _accuracy(inference, plan, data.validate, task, uncut_score)
@@ -309,21 +310,36 @@ def _verified(
     slices: dict[Role, tuple[SliceFile, ...]],
     runtimes: Sequence[str],
     folder: Path,
-    example: tuple[torch.Tensor, ...],
+    inputs: Sequence[tuple[torch.Tensor, ...]],
 ) -> splitter.Inference:
-    """Verify every runtime's slices on an example; the inference of the first runtime."""
-    inferences: list[splitter.Inference] = []
-    if split is not None:
-        for runtime in runtimes:
-            joined = splitter.SplitInference(split.network, slices, runtime, folder)
-            splitter.verify(split.network, joined, example, runtime)
-            inferences.append(joined)
-    if "network" in slices:
-        for runtime in runtimes:
-            local = splitter.LocalInference(load_exported(slices, "network", runtime, folder))
-            splitter.verify(graph.module, local, example, runtime)
-            inferences.append(local)
-    return inferences[0]
+    """Verify every runtime's slices on all the inputs; the inference of the first runtime."""
+    pairs: list[tuple[str, nn.Module, splitter.Inference]] = []
+    for runtime in runtimes if split is not None else ():
+        assert split is not None
+        joined = splitter.SplitInference(split.crossing, slices, runtime, folder)
+        pairs.append((runtime, split.network, joined))
+    for runtime in runtimes if "network" in slices else ():
+        network = load_exported(slices, "network", runtime, folder)
+        pairs.append((runtime, graph.module, splitter.LocalInference(network)))
+    for runtime, network, inference in pairs:
+        for example in inputs:
+            try:
+                splitter.verify(network, inference, example, runtime, graph.outputs)
+            except PrepareError as error:
+                if len(example[0]) == len(graph.example[0]):
+                    raise
+                raise PrepareError(f"{error}. {_batch_remedy(graph)}") from error
+    return pairs[0][2]
+
+
+def _batch_remedy(graph: Graph) -> str:
+    """Say what to do where slices fail on another batch size than the example's."""
+    lines = "".join(f"\n  {line}" for line in graph.batch_size_lines)
+    place = f"The model uses the batch size here:{lines}\n" if lines else ""
+    return (
+        f"{place}Prepare with max_batch=1, or without this runtime, or change the model so that "
+        "each input of a batch is computed alike, whatever the batch size"
+    )
 
 
 def _accuracy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,12 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from scissionlite.bundle import Accuracy, Role, SliceFile
+from scissionlite.bundle import Accuracy, CrossingTensor, Role, SliceFile
 from scissionlite.errors import PrepareError
-from scissionlite.graph.analysis import flat
+from scissionlite.graph.analysis import flat, varied_inputs
+from scissionlite.graph.graph import Graph
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import ImageFormat, image_decode, image_encode
 from scissionlite.preprocessor.data import Data, Photographs, samples_of
-from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.tasks import Task
 from scissionlite.runtimes import Slice
 from scissionlite.runtimes.export import load_exported
@@ -55,28 +57,37 @@ class SplitInference:
 
     Parameters
     ----------
-    network
-        The network that the slices were exported from: its specs and scales.
+    crossing
+        The manifest's description of what crosses.
     slices, runtime, folder
         As :func:`.load_exported` takes them.
     """
 
     def __init__(
         self,
-        network: SlicedNetwork,
+        crossing: tuple[CrossingTensor, ...],
         slices: dict[Role, tuple[SliceFile, ...]],
         runtime: str,
         folder: Path,
     ) -> None:
         self._device = load_exported(slices, "device", runtime, folder)
         self._edge = load_exported(slices, "edge", runtime, folder)
-        self._codecs = [(layer.spec.packing, layer.quantization) for layer in network.layers]
+        self._crossing = crossing
         self.sent_bytes = 0
 
     def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
-        """Answer as device and edge will."""
-        crossing = zip(self._device(*inputs), self._codecs, strict=True)
-        packed = [encode(x, spec, quantization) for x, (spec, quantization) in crossing]
+        """Answer as device and edge will.
+
+        Raises
+        ------
+        PrepareError
+            If what crosses is not what the manifest describes: the daemon would refuse it.
+        """
+        packed = []
+        for x, tensor in zip(self._device(*inputs), self._crossing, strict=True):
+            _check_tensor("crosses", x, tensor, len(inputs[0]))
+            packed.append(encode(x, tensor.transfer, tensor.quantization))
+            assert packed[-1].nbytes <= tensor.transfer.packed_nbytes(x.shape)
         self.sent_bytes += sum(each.nbytes for each in packed)
         return self._edge(*(decode(each, layout="nchw") for each in packed))
 
@@ -116,8 +127,36 @@ class ImageInference:
         return self._network(preprocessing.tensor(frame))
 
 
+def promised_inputs(
+    graph: Graph, example: tuple[torch.Tensor, ...], max_batch: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Inputs of batch sizes that a bundle promises to take: the least, the most, one between.
+
+    Parameters
+    ----------
+    graph
+        The captured network; a bundle takes the batch of its example, too.
+    example
+        A real input if there are data; it is used for its own batch size.
+    max_batch
+        The manifest's.
+    """
+    batches = {len(graph.example[0])}
+    if max_batch > 1:
+        batches |= {1, (1 + max_batch) // 2, max_batch}
+    for batch in sorted(batches):
+        if batch == len(example[0]):
+            yield example
+        else:
+            yield tuple(varied_inputs(graph.example, (1.0,), batch))
+
+
 def verify(
-    network: nn.Module, exported: Slice, example: tuple[torch.Tensor, ...], runtime: str
+    network: nn.Module,
+    exported: Slice,
+    example: tuple[torch.Tensor, ...],
+    runtime: str,
+    outputs: Sequence[TensorInfo] | None = None,
 ) -> None:
     """Check that slices exported for a runtime answer the same as the trained network.
 
@@ -131,26 +170,65 @@ def verify(
         Inputs to compare on.
     runtime
         The runtime's name, for the message.
+    outputs
+        The manifest's description of the outputs, to be checked as well.
 
     Raises
     ------
     PrepareError
         If they do not: a runtime that computes something else must not be deployed.
     """
+    batch = len(example[0])
     with torch.inference_mode():
         expected = flat(network(*example))
-    answers = exported(*(x.numpy() for x in example))
+    try:
+        answers = exported(*(x.numpy() for x in example))
+    except PrepareError:
+        raise
+    except Exception as error:  # each runtime has errors of its own
+        raise PrepareError(
+            f"the {runtime} slices do not run on a batch of {batch}: {_reason(error)}"
+        ) from error
+    for answer, tensor in zip(answers, outputs or (), strict=outputs is not None):
+        _check_tensor("is answered", answer, tensor, batch)
     # Convolutions sum in another order once batch norms are folded into them; where that moves a
     # value over a rounding border of int8, a code differs by one, hence the tolerance.
     for answer, correct in zip(answers, expected, strict=True):
-        tolerance = 0.05 * float(correct.abs().max()) + 1e-3
-        worst = float(np.abs(answer - correct.numpy()).max())
+        finite = correct[correct.isfinite()].abs()
+        tolerance = 0.05 * (float(finite.max()) if finite.numel() else 0.0) + 1e-3
+        worst = _worst(answer, correct.numpy())
         if not worst <= tolerance:
             raise PrepareError(
                 f"the {runtime} slices do not answer what the network answers (off by {worst:.3g} "
                 f"where {tolerance:.3g} is tolerated): this runtime cannot run this network "
                 "faithfully, prepare it without"
             )
+
+
+def _worst(answer: npt.NDArray[np.float32], correct: npt.NDArray[np.float32]) -> float:
+    """The largest difference; infinities and NaN, which random inputs may give, must be equal."""
+    with np.errstate(invalid="ignore"):
+        off = np.abs(answer - correct)
+    off[(answer == correct) | (np.isnan(answer) & np.isnan(correct))] = 0
+    return float(off.max(initial=0))
+
+
+def _check_tensor(verb: str, array: npt.NDArray[Any], tensor: TensorInfo, batch: int) -> None:
+    """Raise PrepareError unless an array is what the manifest says of a batch of this size."""
+    # An output without a batch dimension keeps its shape.
+    shape = tensor.shape if array.shape == tensor.shape else tensor.of_batch(batch)
+    if array.shape != shape or array.dtype.name != tensor.dtype:
+        raise PrepareError(
+            f"{array.dtype.name} of shape {array.shape} {verb} for a batch of {batch}, and the "
+            f"manifest says {tensor.dtype} of shape {shape} for {tensor.name}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The line of a runtime's error that says what is wrong."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # TorchScript's first line says nothing, and its traceback is of generated code.
+    return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]
 
 
 def measure(inference: Inference, data: Data, task: Task, *, before: float) -> Accuracy:

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from scissionlite.errors import RuntimeUnavailableError
+from scissionlite.errors import PrepareError, RuntimeUnavailableError
+from scissionlite.runtimes import unshared
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ class OnnxSlice:
     def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
         """Run the slice on arrays."""
         feed = {name: inputs[position] for name, position in self._inputs}
-        return tuple(self._session.run(None, feed))
+        return unshared(self._session.run(None, feed), inputs)
 
 
 def load(path: Path, threads: int | None = None) -> OnnxSlice:
@@ -102,6 +103,8 @@ def export(
     ------
     RuntimeUnavailableError
         If the packages that write ONNX files are not installed.
+    PrepareError
+        If ONNX cannot take the module.
     """
     check_export()
     import torch
@@ -109,15 +112,21 @@ def export(
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's notes on its own internals
-        program = torch.onnx.export(
-            module.eval(),
-            # Export takes a batch of one as a constant.
-            tuple(torch.cat([x, x]) for x in example) if dynamic_batch else example,
-            dynamo=True,
-            verbose=False,
-            input_names=[f"x{i}" for i in range(len(example))],
-            dynamic_shapes=tuple({0: "batch"} for _ in example) if dynamic_batch else None,
-        )
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                # Export takes a batch of one as a constant.
+                tuple(torch.cat([x, x]) for x in example) if dynamic_batch else example,
+                dynamo=True,
+                verbose=False,
+                input_names=[f"x{i}" for i in range(len(example))],
+                dynamic_shapes=tuple({0: "batch"} for _ in example) if dynamic_batch else None,
+            )
+        except Exception as error:  # the exporter raises errors of many kinds
+            reason = str(error.__cause__ or error).strip().splitlines() or [""]
+            raise PrepareError(
+                f"ONNX cannot take this network{' for any batch size' * dynamic_batch}: {reason[0]}"
+            ) from error
     assert program is not None
     program.optimize()
     program.save(str(path), external_data=False)
