@@ -18,6 +18,7 @@ from torch import nn
 import scissionlite as sl
 from scissionlite.errors import PrepareError, RuntimeUnavailableError
 from scissionlite.runtimes import RUNTIMES, load_slice, runtime_module
+from scissionlite.runtimes.export import export_slices, load_exported
 
 INPUT = (1, 3, 64, 64)
 
@@ -157,6 +158,61 @@ def test_a_slice_of_several_tensors_and_any_batch_answers_as_its_module(
         assert len(answers) == len(expected)
         for answer, wanted in zip(answers, expected, strict=True):
             np.testing.assert_allclose(answer, wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+class _AnswersWhatItHolds(nn.Module):
+    """Writes to its input, and answers it, a view of it, another view, a constant and a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1, 6), 0.25))
+        self.register_buffer("anchors", torch.arange(6.0)[None])
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = x.clamp_(0, 1)
+        return (
+            x + y,
+            y,
+            y.view(1, 3, 2),
+            y.flatten(1),
+            self.anchors + 1.0,
+            self.anchors,
+            self.weight,
+        )
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_slice_shares_no_memory_with_its_caller(runtime: str, tmp_path: Path) -> None:
+    example = (torch.randn(1, 6), torch.randn(1, 6))
+    module = sl.capture(_AnswersWhatItHolds(), example).module
+    slices = export_slices({"network": (module, example)}, (runtime,), tmp_path)
+    loaded = load_exported(slices, "network", runtime, tmp_path)
+    source = np.random.default_rng(0).normal(size=(2, 12)).astype(np.float32)
+    frozen = source[:1, :6].copy()
+    frozen.flags.writeable = False
+    for inputs in (
+        (source[:1, :6], source[1:, :6]),
+        (source[:1, ::-2], source[1:, ::2]),
+        (frozen, frozen),
+    ):
+        kept = [x.copy() for x in inputs]
+        with torch.no_grad():
+            expected = [
+                t.numpy().copy()
+                for t in _AnswersWhatItHolds()(*map(torch.from_numpy, [x.copy() for x in kept]))
+            ]
+        for _ in range(2):  # the second time after the caller has written to what it was given
+            answers = loaded(*inputs)
+            for x, before in zip(inputs, kept, strict=True):
+                np.testing.assert_array_equal(x, before)
+            for i, (answer, correct) in enumerate(zip(answers, expected, strict=True)):
+                np.testing.assert_allclose(answer, correct, rtol=1e-6)
+                assert answer.flags.c_contiguous
+                assert answer.flags.writeable
+                assert not any(np.may_share_memory(answer, x) for x in inputs)
+                assert not any(np.may_share_memory(answer, other) for other in answers[:i])
+            for answer in answers:
+                answer[...] = 7
 
 
 class _BatchSize(nn.Module):

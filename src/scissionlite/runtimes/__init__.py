@@ -40,7 +40,11 @@ class Slice(Protocol):
     """A loaded slice: one or more tensors in, one or more float32 tensors out."""
 
     def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
-        """Run the slice; the inputs are not modified, the outputs are C-contiguous."""
+        """Run the slice.
+
+        The inputs may be read-only, and need not be contiguous. They are not modified. The outputs
+        are C-contiguous, and share no memory with the inputs, with each other or with the slice.
+        """
         ...
 
 
@@ -103,6 +107,20 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc allows
         mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+def unshared(
+    outputs: Sequence[npt.NDArray[np.float32]], inputs: Sequence[npt.NDArray[Any]]
+) -> tuple[npt.NDArray[np.float32], ...]:
+    """Copy the outputs that share memory with an input or with an earlier output.
+
+    A network may answer its input, or a view of it, which its caller may write to later.
+    """
+    taken = list(inputs)
+    for output in outputs:
+        shared = any(np.may_share_memory(output, other) for other in taken)
+        taken.append(output.copy() if shared else output)
+    return tuple(taken[len(inputs) :])
 
 
 def warm_up(loaded: Slice, inputs: Sequence[tuple[tuple[int, ...], str]], runs: int = 3) -> None:

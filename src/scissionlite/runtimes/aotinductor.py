@@ -32,6 +32,7 @@ from torch._C._aoti import AOTIModelContainerRunnerCpu
 from torch.cpu import get_capabilities
 
 from scissionlite.errors import PrepareError, RuntimeUnavailableError
+from scissionlite.runtimes import unshared
 from scissionlite.runtimes.torch_threads import set_threads
 
 SUFFIX = ".pt2"
@@ -89,9 +90,10 @@ class AOTInductorSlice:
         # OpenMP has a number of threads per calling thread. torch sets it when this function is
         # called in that thread; compiled code does not call it.
         torch.get_num_threads()
+        arrays = [np.require(x, requirements=["C", "W"]) for x in inputs]
         with torch.inference_mode():
-            tensors = [torch.from_numpy(np.ascontiguousarray(x)) for x in inputs]
-            return tuple(tensor.contiguous().numpy() for tensor in self._runner.run(tensors))
+            answers = self._runner.run([torch.from_numpy(x) for x in arrays])
+        return unshared([tensor.contiguous().numpy() for tensor in answers], arrays)
 
     def _check(self, inputs: tuple[npt.NDArray[Any], ...]) -> None:
         """Check dtypes and shapes: compiled code does not, and would read out of bounds."""

@@ -14,6 +14,7 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from scissionlite.graph.analysis import flat
+from scissionlite.runtimes import unshared
 from scissionlite.runtimes.torch_threads import set_threads
 
 SUFFIX = ".pt"
@@ -22,16 +23,34 @@ SURVIVES_FORK = True
 
 
 class TorchScriptSlice:
-    """A frozen TorchScript module, called with and answering NumPy arrays without copies."""
+    """A frozen TorchScript module, called with and answering NumPy arrays.
+
+    They are copied only where memory would be shared for longer than the call.
+    """
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         self._module = module
+        self._constant = _constant_outputs(module.graph)
 
     def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
         """Run the slice on arrays."""
+        # torch takes no array that it could not write to, or that runs backwards.
+        arrays = [np.require(x, requirements=["C", "W"]) for x in inputs]
         with torch.inference_mode():
-            answer = self._module(*map(torch.from_numpy, inputs))
-            return tuple(tensor.contiguous().numpy() for tensor in flat(answer))
+            answers = flat(self._module(*map(torch.from_numpy, arrays)))
+        outputs = [tensor.contiguous().numpy() for tensor in answers]
+        for i in self._constant:
+            outputs[i] = outputs[i].copy()
+        return unshared(outputs, arrays)
+
+
+def _constant_outputs(graph: torch.Graph) -> list[int]:
+    """The positions of the outputs that are the module's own constants."""
+    outputs = list(graph.outputs())
+    if outputs[0].node().kind() == "prim::TupleConstruct":
+        outputs = list(outputs[0].node().inputs())
+    kinds = ("prim::Constant", "prim::GetAttr")
+    return [i for i, value in enumerate(outputs) if value.node().kind() in kinds]
 
 
 def load(path: Path, threads: int | None = None) -> TorchScriptSlice:
