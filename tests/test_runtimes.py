@@ -163,6 +163,8 @@ def test_a_slice_of_several_tensors_and_any_batch_answers_as_its_module(
 class _AnswersWhatItHolds(nn.Module):
     """Writes to its input, and answers it, a view of it, another view, a constant and a weight."""
 
+    anchors: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((1, 6), 0.25))
