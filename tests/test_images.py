@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from scissionlite.images import ImageFormat, Preprocessing, image_decode, image_encode, image_files
+from scissionlite.image_files import find_images
+from scissionlite.images import ImageFormat, Preprocessing, image_decode, image_encode
 
 
 @given(
@@ -71,5 +72,5 @@ def test_image_files_are_found_at_any_depth_and_sorted(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name in ("z.JPG", "b/a.png", "a.jpeg", "notes.txt"):
         (tmp_path / name).touch()
-    found = [str(file.relative_to(tmp_path)) for file in image_files(tmp_path)]
+    found = [str(file.relative_to(tmp_path)) for file in find_images(tmp_path).files]
     assert found == ["a.jpeg", "b/a.png", "z.JPG"]

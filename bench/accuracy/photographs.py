@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 import scissionlite as sl
-from scissionlite.images import image_files
+from scissionlite.image_files import find_images
 from scissionlite.preprocessor.data import ImageFolder, Sample
 
 DATA = Path(__file__).resolve().parents[3] / "shared/data"
@@ -221,7 +221,7 @@ class ImageNetPhotographs(Dataset[Sample]):
     def __init__(
         self, folder: Path, indices: Sequence[int] | None = None, *, augment: bool = False
     ) -> None:
-        files = image_files(folder)
+        files = find_images(folder).files
         self.files = files if indices is None else [files[i] for i in indices]
         self.preprocessing = IMAGENET
         self._augment = augment

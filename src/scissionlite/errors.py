@@ -6,6 +6,7 @@ for a missed deadline. ``tests/test_errors.py`` compares this tree with the clas
 
 * ScissionLiteError
   * CodecError (ValueError)
+  * ImageError (ValueError)
   * IsaError (RuntimeError)
   * ModelError (ValueError)
   * CaptureError (RuntimeError)
@@ -57,6 +58,10 @@ class ScissionLiteError(Exception):
 
 class CodecError(ScissionLiteError, ValueError):
     """The codec does not accept a tensor, a spec or a packed payload."""
+
+
+class ImageError(ScissionLiteError, ValueError):
+    """An image file cannot be read, or its values have no plain meaning; the message names it."""
 
 
 class IsaError(ScissionLiteError, RuntimeError):

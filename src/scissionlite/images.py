@@ -1,8 +1,8 @@
 """Images: from an image file to the network's input, equal in training, on device and edge.
 
-An image file is read into a frame: uint8, at the size that a camera would deliver to the network.
-A frame is normalized into a tensor. Bundles of kind "image" send frames, compressed or not. No
-torch here.
+An image file is read (:mod:`.image_files`) into a frame: uint8, at the size that a camera would
+deliver to the network. A frame is normalized into a tensor. Bundles of kind "image" send frames,
+compressed or not. No torch here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from scissionlite.image_files import read_image, upright_8bit
+
 if TYPE_CHECKING:
     # Imported by the functions that need it: a device that sends feature maps does not.
     from PIL import Image
@@ -28,14 +30,6 @@ Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 JPEG_QUALITY = 75
 """Default quality of JPEG to the edge; Pillow and libjpeg have the same default."""
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Suffixes of image files, in lower case."""
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """All image files below a folder, sorted."""
-    return sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
 
 
 class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +47,9 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
         read as RGB, one as grayscale. The default is ImageNet's.
     interpolation
         How images are resized.
+    bits
+        How many bits of a 16-bit gray image the camera uses, 8 to 16, from the lowest on. Cameras
+        with 10 or 12 bits often write files of 16.
     """
 
     size: tuple[int, int]
@@ -60,6 +57,7 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bilinear"
+    bits: int = 16
 
     def __post_init__(self) -> None:
         if min(self.size) < 1 or (self.resize is not None and self.resize < max(self.size)):
@@ -72,6 +70,8 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
                 "mean and std need one value per channel (1 or 3 channels) and std > 0, "
                 f"got mean={self.mean}, std={self.std}"
             )
+        if not 8 <= self.bits <= 16:
+            raise ValueError(f"bits must be 8 to 16, got {self.bits}")
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -81,16 +81,27 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
     def frame(self, image: Image.Image | str | Path) -> npt.NDArray[np.uint8]:
         """Read, convert and resize an image.
 
+        It is turned upright as its EXIF orientation says, and made 8-bit as
+        :mod:`.image_files` describes for every mode that Pillow has.
+
+        Parameters
+        ----------
+        image
+            A file, or an image opened with Pillow, which stays as it is.
+
         Returns
         -------
         numpy.ndarray
             uint8, shape ``(height, width, channels)``. JPEG to the edge compresses this array.
+
+        Raises
+        ------
+        ImageError
+            If it cannot be read, or its values have no plain meaning.
         """
         from PIL import Image
 
-        if not isinstance(image, Image.Image):
-            with Image.open(image) as opened:
-                return self.frame(opened)
+        image = read_image(image, bits=self.bits)
         image = image.convert("RGB" if len(self.mean) == 3 else "L")
         height, width = self.size
         resampling = Image.Resampling[self.interpolation.upper()]
@@ -164,6 +175,9 @@ def image_decode(
 ) -> npt.NDArray[np.uint8]:
     """Turn bytes that were sent into a frame of exactly ``frame_shape``.
 
+    An image with an EXIF orientation is turned, as wherever images are read. Those of
+    :func:`image_encode` have none.
+
     Raises
     ------
     ValueError
@@ -177,14 +191,17 @@ def image_decode(
     from PIL import Image
 
     name = image_format.upper()
+    height, width, channels = frame_shape
     try:
-        image = Image.open(io.BytesIO(data), formats=(name,))
-        if image.size != (frame_shape[1], frame_shape[0]):
+        image: Image.Image = Image.open(io.BytesIO(data), formats=(name,))
+        # Before decoding; one that is to be turned is stored with its sides exchanged.
+        if image.size in ((width, height), (height, width)):
+            image = upright_8bit(image)
+        if image.size != (width, height):
             raise ValueError(
-                f"image of {image.size[0]}x{image.size[1]} pixels, "
-                f"expected {frame_shape[1]}x{frame_shape[0]}"
+                f"image of {image.size[0]}x{image.size[1]} pixels, expected {width}x{height}"
             )
-        pixels = image.convert("RGB" if frame_shape[2] == 3 else "L")
+        pixels = image.convert("RGB" if channels == 3 else "L")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"not a {name} image that can be decoded: {error}") from error
     return np.asarray(pixels, dtype=np.uint8).reshape(frame_shape)

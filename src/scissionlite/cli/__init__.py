@@ -18,7 +18,7 @@ import typer
 from scissionlite.cli.demo import demo
 from scissionlite.cli.doctor import doctor
 from scissionlite.cli.inspect import inspect
-from scissionlite.cli.output import error_console
+from scissionlite.cli.output import print_error
 from scissionlite.cli.plan import plan
 from scissionlite.cli.prepare import prepare
 from scissionlite.cli.probe import probe
@@ -42,6 +42,5 @@ def main() -> None:
     try:
         app()
     except ScissionLiteError as error:
-        error_console.print(f"[bold red]error:[/] {type(error).__name__}:", end=" ")
-        error_console.print(str(error), markup=False, highlight=False)
+        print_error(error)
         sys.exit(1)

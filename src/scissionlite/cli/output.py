@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,20 @@ error_console = Console(stderr=True, soft_wrap=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
+def print_error(error: Exception) -> None:
+    """Print an error as one line on the error stream."""
+    error_console.print(f"[bold red]error:[/] {type(error).__name__}:", end=" ")
+    error_console.print(printable(str(error)), markup=False, highlight=False)
+
+
+def printable(text: str) -> str:
+    r"""Text with the bytes of file names that are not UTF-8 written as ``\xe9``.
+
+    Python holds such bytes in a form that neither a terminal nor JSON can take.
+    """
+    return os.fsencode(text).decode(errors="backslashreplace")
+
+
 def print_json(value: Any) -> None:
     """Print a value (structs included) as one JSON document."""
     typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
@@ -28,8 +43,8 @@ def print_table(
     """Print a table; columns whose name ends in "(…)" hold figures and are set to the right."""
     # Text, not str: rich would take "[torch]" in a str for markup.
     table = Table(
-        title=Text(title, "table.title"),
-        caption=Text(caption, "table.caption") if caption else None,
+        title=Text(printable(title), "table.title"),
+        caption=Text(printable(caption), "table.caption") if caption else None,
         title_justify="left",
         caption_justify="left",
     )
@@ -38,7 +53,7 @@ def print_table(
         justify: Literal["left", "right"] = "right" if column.endswith(")") else "left"
         table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     # Into a pipe or a file there is no width to keep to.
     console = Console()
     (console if console.is_terminal else Console(width=150)).print(table)

@@ -28,6 +28,7 @@ from scissionlite.cli.plan import SlowdownOption
 from scissionlite.cli.plan_choice import Codec, PlanRequest
 from scissionlite.cli.struct_options import Changes, FieldOptions, struct_options
 from scissionlite.images import Preprocessing
+from scissionlite.preprocessor.classes import class_folders, read_class_names
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.link import Link
@@ -63,6 +64,16 @@ UnlabelledOption = Annotated[
     ),
 ]
 ValidateOption = Annotated[Path | None, _photographs("Photographs to measure accuracy on.")]
+ClassesFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--classes",
+        help="File with the names of the classes, one in each line, in the order of the network's "
+        "outputs. By default they are the names of the class folders, sorted as text.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
 AtOption = Annotated[
     str | None, typer.Option(help="Slicing point, by the name that `plan` prints.")
 ]
@@ -132,6 +143,7 @@ def prepare(
     train: TrainOption = None,
     unlabelled: UnlabelledOption = None,
     validate: ValidateOption = None,
+    classes: ClassesFileOption = None,
     at: AtOption = None,
     codec: CodecOption = "int8",
     transfer: TransferOptions = _NO_CHANGES,
@@ -153,9 +165,10 @@ def prepare(
     request = PlanRequest(at, codec, transfer, device_profile, edge_profile, link, slowdown)
     _check_accuracy_drop(accuracy_drop, request, validate, checkpoint)
     plan = request.plan() if accuracy_drop is None else None
+    names = None if classes is None else read_class_names(classes)
     graph, settings = ModelRequest(
         model=model,
-        num_classes=num_classes or _class_count(train),
+        num_classes=num_classes or _class_count(model, names, train),
         weights=weights,
         size=size,
         resize=resize,
@@ -168,6 +181,7 @@ def prepare(
         train=train,
         unlabelled=unlabelled,
         validate=validate,
+        classes=names,
         preprocessing=settings.preprocessing,
         recipe=recipe,
         runtimes=tuple(runtime),
@@ -194,6 +208,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
     train: Path | None
     unlabelled: Path | None
     validate: Path | None
+    classes: tuple[str, ...] | None
     preprocessing: Preprocessing
     recipe: Recipe
     runtimes: tuple[str, ...]
@@ -211,6 +226,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
             train=self.train,
             unlabelled=self.unlabelled,
             validate=self.validate,
+            classes=self.classes,
             out=self.out,
             preprocessing=self.preprocessing,
             recipe=self.recipe,
@@ -239,6 +255,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
             on_try=_print_plan,
             train=self.train,
             unlabelled=self.unlabelled,
+            classes=self.classes,
             recipe=self.recipe,
             runtimes=self.runtimes,
             local_fallback=self.local_fallback,
@@ -250,9 +267,13 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
         return choice.bundle
 
 
-def _class_count(train: Path | None) -> int | None:
-    """The number of classes of training photographs in folders, one per class."""
-    return None if train is None else sum(1 for entry in train.iterdir() if entry.is_dir())
+def _class_count(model: str, names: tuple[str, ...] | None, train: Path | None) -> int | None:
+    """The number of classes to make a network for; None where nothing says it."""
+    if model.endswith(".pt2"):  # a file has the classes that it has
+        return None
+    if names is not None:
+        return len(names)
+    return None if train is None else len(class_folders(train).places)
 
 
 def _check_accuracy_drop(

@@ -8,16 +8,23 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import typer
-from PIL import UnidentifiedImageError
 
 from scissionlite.bundle import Bundle, Manifest
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
-from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
+from scissionlite.cli.output import (
+    JsonOption,
+    kilobytes,
+    milliseconds,
+    print_error,
+    print_json,
+    print_table,
+    printable,
+)
 from scissionlite.cli.usage import usage_errors
-from scissionlite.errors import ScissionLiteError
-from scissionlite.images import Preprocessing, image_files
+from scissionlite.errors import ImageError, ScissionLiteError
+from scissionlite.image_files import find_images
+from scissionlite.images import Preprocessing
 from scissionlite.offloader import Answer, Device
 
 
@@ -39,14 +46,21 @@ class ImageAnswer(msgspec.Struct):
     timings: dict[str, float]
 
 
+class UnreadImage(msgspec.Struct):
+    """An image file that could not be read, and why."""
+
+    image: str
+    error: str
+
+
 class Summary(msgspec.Struct):
-    """All answers together; latencies in seconds."""
+    """All answers together; latencies in seconds, null if there are no answers."""
 
     answers: int
     edge: int
     local: int
-    latency_median: float
-    latency_p95: float
+    latency_median: float | None
+    latency_p95: float | None
     bytes_sent: int
 
 
@@ -73,7 +87,11 @@ def run(
     warm_up: Annotated[int, typer.Option(help="Answers before the counted ones.", min=0)] = 1,
     json: JsonOption = False,
 ) -> None:
-    """Answer images one after the other, and say how long each took and who answered it."""
+    """Answer images one after the other, and say how long each took and who answered it.
+
+    An image that cannot be read gets an error line; the others are answered, and the exit code is
+    1. Hidden files and folders in a folder are left out.
+    """
     opened = Bundle.load(bundle)
     preprocessing = opened.manifest.preprocessing
     if preprocessing is None:
@@ -91,27 +109,34 @@ def run(
             slowdown=slowdown,
         )
     with device:
-        answers = _answers(device, files, preprocessing, warm_up=warm_up, repeat=repeat)
+        answers, unread = _answers(device, files, preprocessing, warm_up=warm_up, repeat=repeat)
     summary = _summary(answers)
     if json:
-        print_json({"answers": answers, "summary": summary})
+        print_json({"answers": answers, "unread": unread, "summary": summary})
     else:
         _print(answers, summary)
+    if unread:
+        raise typer.Exit(1)
 
 
 def _answers(
     device: Device, files: list[Path], preprocessing: Preprocessing, *, warm_up: int, repeat: int
-) -> list[ImageAnswer]:
-    first = _frame(files[0], preprocessing)
-    for _ in range(warm_up):
-        device.infer(first)
-    answers = []
+) -> tuple[list[ImageAnswer], list[UnreadImage]]:
+    answers: list[ImageAnswer] = []
+    unread: list[UnreadImage] = []
     for file in files:
-        frame = _frame(file, preprocessing)
+        try:
+            frame = preprocessing.frame(file)
+        except ImageError as error:
+            print_error(error)
+            unread.append(UnreadImage(printable(str(file)), printable(str(error))))
+            continue
+        for _ in range(0 if answers else warm_up):
+            device.infer(frame)
         for _ in range(repeat):
             answer = device.submit(frame).result()
             answers.append(_row(file, answer, device.bundle.manifest))
-    return answers
+    return answers, unread
 
 
 def _summary(answers: list[ImageAnswer]) -> Summary:
@@ -120,8 +145,8 @@ def _summary(answers: list[ImageAnswer]) -> Summary:
         answers=len(answers),
         edge=sum(answer.where == "edge" for answer in answers),
         local=sum(answer.where == "local" for answer in answers),
-        latency_median=statistics.median(latencies),
-        latency_p95=float(np.percentile(latencies, 95)),
+        latency_median=statistics.median(latencies) if latencies else None,
+        latency_p95=float(np.percentile(latencies, 95)) if latencies else None,
         bytes_sent=sum(answer.bytes_sent for answer in answers),
     )
 
@@ -130,21 +155,14 @@ def _image_files(paths: list[Path]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += image_files(path)
-        elif path.is_file():
+            files += find_images(path).files
+        elif path.exists() or path.is_symlink():
             files.append(path)
         else:
             raise typer.BadParameter(f"{path} does not exist")
     if not files:
         raise typer.BadParameter(f"no image files in {', '.join(map(str, paths))}")
     return files
-
-
-def _frame(file: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    try:
-        return preprocessing.frame(file)
-    except (OSError, UnidentifiedImageError) as error:
-        raise ScissionLiteError(f"{file} cannot be read as an image: {error}") from error
 
 
 def _row(file: Path, answer: Answer, manifest: Manifest) -> ImageAnswer:
@@ -156,7 +174,7 @@ def _row(file: Path, answer: Answer, manifest: Manifest) -> ImageAnswer:
         name = manifest.classes[index] if index < len(manifest.classes) else None
         confidence = float(1 / np.exp(logits - logits[index]).sum())  # softmax of the largest
     return ImageAnswer(
-        image=str(file),
+        image=printable(str(file)),
         class_index=index,
         class_name=name,
         confidence=confidence,
@@ -181,14 +199,11 @@ def _print(answers: list[ImageAnswer], summary: Summary) -> None:
         for answer in answers
     ]
     columns = ["image", "answer", "confidence (%)", "latency (ms)", "sent (kB)", "answered by"]
-    print_table(
-        f"{summary.answers} answers",
-        columns,
-        rows,
-        caption=f"median {milliseconds(summary.latency_median)} ms, "
-        f"p95 {milliseconds(summary.latency_p95)} ms; "
-        f"{summary.edge} by the edge, {summary.local} locally",
-    )
+    caption = f"{summary.edge} by the edge, {summary.local} locally"
+    if summary.latency_median is not None and summary.latency_p95 is not None:
+        median, p95 = milliseconds(summary.latency_median), milliseconds(summary.latency_p95)
+        caption = f"median {median} ms, p95 {p95} ms; {caption}"
+    print_table(f"{summary.answers} answers", columns, rows, caption=caption)
 
 
 def _label(answer: ImageAnswer) -> str:

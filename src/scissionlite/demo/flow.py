@@ -18,6 +18,7 @@ from scissionlite.images import Preprocessing
 from scissionlite.models import load_model
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.preprocessor.opened_data import check_images
 from scissionlite.preprocessor.pipeline import prepare
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.progress import progress_bar
@@ -68,7 +69,10 @@ class Demo:
     def open_data(self, folder: Path, preprocessing: Preprocessing) -> None:
         """Open ``folder/train`` and ``folder/test``."""
         self.train_data = ImageFolder(folder / "train", preprocessing)
-        self.test_data = ImageFolder(folder / "test", preprocessing)
+        classes = self.train_data.classes
+        self.test_data = ImageFolder(folder / "test", preprocessing, classes=classes)
+        for data in (self.train_data, self.test_data):
+            check_images(data, progress=self.progress)
         self._print(
             f"{len(self.train_data)} training and {len(self.test_data)} test images, "
             f"{len(self.train_data.classes)} classes, at {self.size}x{self.size}"

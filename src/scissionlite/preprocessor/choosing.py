@@ -15,7 +15,8 @@ from scissionlite.errors import PrepareError
 from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
 from scissionlite.preprocessor import trainer
-from scissionlite.preprocessor.data import Data, ImageFolder, open_data
+from scissionlite.preprocessor.data import Data
+from scissionlite.preprocessor.opened_data import open_data
 from scissionlite.preprocessor.pipeline import prepare
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
@@ -60,6 +61,7 @@ def choose(
     out: str | Path,
     train: str | Path | Data | None = None,
     unlabelled: str | Path | Data | None = None,
+    classes: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     task: Task = CLASSIFICATION,
     recipe: Recipe | None = None,
@@ -91,7 +93,9 @@ def choose(
         is a little lower: keep some back to report.
     out
         Folder of the bundle that is kept.
-    train, unlabelled, preprocessing, task, recipe, runtimes, local_fallback, max_batch, progress
+    train, unlabelled, classes, preprocessing, task, recipe
+        As :func:`scissionlite.prepare`.
+    runtimes, local_fallback, max_batch, progress
         As :func:`scissionlite.prepare`.
     tries
         Most plans to train.
@@ -109,14 +113,25 @@ def choose(
     """
     if not 0 <= accuracy_drop <= 1:
         raise PrepareError(f"accuracy_drop={accuracy_drop!r} must be 0 to 1")
-    data = open_data(validate, preprocessing, kind=ImageFolder)
-    uncut_score = trainer.evaluate(graph.module, data, task=task)
-    prepare_plan = partial(
-        prepare,
+    data = open_data(
         graph,
         train=train,
         unlabelled=unlabelled,
-        validate=data,
+        validate=validate,
+        classes=classes,
+        preprocessing=preprocessing,
+        task=task,
+        progress=progress,
+    )
+    assert data.validate is not None  # as it was given
+    uncut_score = trainer.evaluate(graph.module, data.validate, task=task)
+    prepare_plan = partial(
+        prepare,
+        graph,
+        train=data.train if data.labelled else None,
+        unlabelled=None if data.labelled else data.train,
+        validate=data.validate,
+        classes=data.classes or None,
         preprocessing=preprocessing,
         task=task,
         recipe=recipe,

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
-from scissionlite.images import IMAGE_SUFFIXES, Preprocessing, image_files
+from scissionlite.image_files import IMAGE_SUFFIXES, find_images
+from scissionlite.images import Preprocessing
+from scissionlite.preprocessor.classes import class_folders, same_form, shown, unknown_names
 
 Sample: TypeAlias = tuple[torch.Tensor | tuple[torch.Tensor, ...], Any]
 """The network's input, or a tuple of several, without batch dimension; and the label or target."""
@@ -69,11 +71,16 @@ class Photographs(Dataset[Sample]):
     ----------
     files : list of (pathlib.Path, int)
         Every image with its label, sorted; here the label is ``UNLABELLED``.
+    hidden : int
+        How many images and folders were left out, because they are hidden
+        (:func:`.image_files.is_hidden`).
 
     Raises
     ------
     PrepareError
         If there is no such folder, or there are no images in it.
+    ImageError
+        If a folder in it cannot be read. Samples raise it for an image that cannot be read.
     """
 
     expected = "expected images in it, or in folders below it"
@@ -81,24 +88,30 @@ class Photographs(Dataset[Sample]):
     def __init__(
         self, folder: str | Path, preprocessing: Preprocessing, *, augment: bool = False
     ) -> None:
-        root = Path(folder)
-        if not root.is_dir():
-            raise PrepareError(f"{root} is not a folder")
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise PrepareError(f"{self.folder} is not a folder")
         self.preprocessing = preprocessing
         self.mirrored: bool | None = None if augment else False
-        self.files = self._find(root)
+        self.hidden = 0
+        self.files = self._find()
         if not self.files:
             raise PrepareError(
-                f"{root} holds no images: {self.expected.format(root=root)}, with one of "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"{self.folder} holds no images: {self.expected.format(root=self.folder)}, with "
+                f"one of {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         frame_bytes = int(np.prod(preprocessing.frame_shape))
         self._cache: dict[int, npt.NDArray[np.uint8]] | None = (
             {} if frame_bytes * len(self.files) <= _CACHE_BYTES else None
         )
 
-    def _find(self, root: Path) -> list[tuple[Path, int]]:
-        return [(file, UNLABELLED) for file in image_files(root)]
+    def _find(self) -> list[tuple[Path, int]]:
+        return self._labelled(self.folder, UNLABELLED)
+
+    def _labelled(self, folder: Path, label: int) -> list[tuple[Path, int]]:
+        found = find_images(folder)
+        self.hidden += found.hidden
+        return [(file, label) for file in found.files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -133,8 +146,15 @@ class Photographs(Dataset[Sample]):
 class ImageFolder(Photographs):
     """Photographs with labels, in ImageFolder layout: ``FOLDER/CLASS/anything.jpg``.
 
-    Parameters and errors are those of :class:`Photographs`. The classes are the folder's
-    subfolders, in sorted order.
+    Parameters and errors are those of :class:`Photographs`, and:
+
+    Parameters
+    ----------
+    classes
+        Names of the classes, in the order of the network's outputs. The folder may lack some of
+        them, and has no others. By default they are the names of its subfolders, sorted as
+        torchvision's ImageFolder sorts them: as text, so that "10" stands before "2". Hidden
+        folders are no classes. Names that differ only in their Unicode form are the same.
 
     Attributes
     ----------
@@ -144,13 +164,39 @@ class ImageFolder(Photographs):
 
     expected = "expected {root}/CLASS/image.jpg (ImageFolder layout)"
 
-    def _find(self, root: Path) -> list[tuple[Path, int]]:
-        self.classes = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+    def __init__(
+        self,
+        folder: str | Path,
+        preprocessing: Preprocessing,
+        *,
+        augment: bool = False,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.classes = tuple(map(same_form, classes or ()))
+        super().__init__(folder, preprocessing, augment=augment)
+
+    def _find(self) -> list[tuple[Path, int]]:
+        folders = class_folders(self.folder)
+        self.hidden += folders.hidden
+        if not self.classes:
+            self.classes = tuple(folders.places)
+        elif unknown := unknown_names(folders.places, self.classes):
+            raise PrepareError(
+                f"{self.folder} has different classes: {shown(self.classes)} expected, against "
+                f"{shown(folders.places)} found; unknown: {unknown}"
+            )
         return [
-            (file, label)
+            labelled
             for label, name in enumerate(self.classes)
-            for file in image_files(root / name)
+            for place in folders.places.get(name, ())
+            for labelled in self._labelled(place, label)
         ]
+
+    @property
+    def empty_classes(self) -> tuple[str, ...]:
+        """The classes of which there is no image."""
+        present = {label for _, label in self.files}
+        return tuple(name for label, name in enumerate(self.classes) if label not in present)
 
 
 def sample_frames(
@@ -167,31 +213,14 @@ def sample_frames(
     ------
     PrepareError
         If there are no images.
+    ImageError
+        If one of them cannot be read.
     """
-    files = image_files(folder)
+    files = find_images(folder).files
     if not files:
         raise PrepareError(f"{folder} holds no images")
     step = max(1, len(files) // count)
     return [preprocessing.frame(file) for file in files[::step][:count]]
-
-
-def open_data(
-    data: str | Path | Data, preprocessing: Preprocessing | None, *, kind: type[Photographs]
-) -> Data:
-    """Open a folder of images as ``kind``; return a dataset or loader as it is.
-
-    Raises
-    ------
-    PrepareError
-        If it is a folder, and there is no preprocessing to read its images.
-    """
-    if not isinstance(data, (str, Path)):
-        return data
-    if preprocessing is None:
-        raise PrepareError(
-            f"to read the images in {data}, give preprocessing=Preprocessing(size=(height, width))"
-        )
-    return kind(data, preprocessing)
 
 
 def augmented(data: Data) -> Data:
@@ -248,29 +277,6 @@ def samples_of(data: Data) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
         inputs = flat(x)
         for i in range(len(inputs[0])):
             yield tuple(part[i : i + 1] for part in inputs), target[i : i + 1]
-
-
-def class_names(*datasets: Data | None) -> tuple[str, ...]:
-    """Find the class names of the datasets, which must be the same.
-
-    Raises
-    ------
-    PrepareError
-        If two datasets have different class names: their labels would not mean the same.
-    """
-    named: list[Sequence[str]] = []
-    for data in datasets:
-        whole: object = data
-        while isinstance(whole, (Subset, DataLoader)):
-            whole = whole.dataset
-        if classes := getattr(whole, "classes", None):
-            named.append(classes)
-    if any(tuple(classes) != tuple(named[0]) for classes in named):
-        raise PrepareError(
-            "training and validation data have different classes: "
-            + " against ".join(", ".join(classes) for classes in named)
-        )
-    return tuple(named[0]) if named else ()
 
 
 def input_batches(loader: DataLoader[Sample]) -> Iterable[tuple[torch.Tensor, ...]]:

@@ -31,15 +31,13 @@ from scissionlite.images import Preprocessing
 from scissionlite.preprocessor import splitter, trainer
 from scissionlite.preprocessor.data import (
     Data,
-    ImageFolder,
     Photographs,
-    class_names,
     input_batches,
     loader_of,
-    open_data,
     samples_of,
 )
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert
+from scissionlite.preprocessor.opened_data import OpenedData, open_data
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.preprocessor.teacher import Teacher
@@ -55,6 +53,7 @@ def prepare(
     train: str | Path | Data | None = None,
     unlabelled: str | Path | Data | None = None,
     validate: str | Path | Data | None = None,
+    classes: Sequence[str] | None = None,
     out: str | Path,
     preprocessing: Preprocessing | None = None,
     task: Task = CLASSIFICATION,
@@ -83,6 +82,11 @@ def prepare(
         a Dataset or DataLoader whose targets are ignored. The network learns from the uncut one.
     validate
         Data on which the score is measured before and after; not used in training.
+    classes
+        Names of the classes, in the order of the network's outputs. By default they are the names
+        of the folders in `train`, or else in `validate`, sorted as torchvision's ImageFolder sorts
+        them, and then there has to be a folder for each output. With `classes`, a folder may lack
+        some of them.
     out
         Folder of the bundle. A bundle that is there already is replaced.
     preprocessing
@@ -115,9 +119,12 @@ def prepare(
     Raises
     ------
     PrepareError
-        If the plan has three tiers, data is missing or empty, classes differ, the Transfer Layer
-        is not valid at the slicing point, training diverges, the checkpoint is of another training,
-        or a runtime's slices do not answer the same as the trained network.
+        If the plan has three tiers, data is missing or empty, an image's header cannot be read,
+        the classes of the data or the network's outputs differ, the Transfer Layer is not valid at
+        the slicing point, training diverges, the checkpoint is of another training, or a runtime's
+        slices do not answer the same as the trained network.
+    ImageError
+        If an image is damaged, or its values have no plain meaning.
     RuntimeUnavailableError
         If a package that a runtime needs is not installed.
     BundleError
@@ -126,7 +133,16 @@ def prepare(
     _check_plan(graph, plan, max_batch)
     check_runtimes(runtimes)
     recipe = recipe or Recipe()
-    data = _open(train, unlabelled, validate, preprocessing)
+    data = open_data(
+        graph,
+        train=train,
+        unlabelled=unlabelled,
+        validate=validate,
+        classes=classes,
+        preprocessing=preprocessing,
+        task=task,
+        progress=progress,
+    )
     if data.validate is not None and uncut_score is None:
         uncut_score = trainer.evaluate(graph.module, data.validate, task=task)
     example = _real_input(data.validate or data.train, graph.example)
@@ -190,16 +206,6 @@ def _check_plan(graph: Graph, plan: Plan, max_batch: int) -> None:
 
 
 @dataclass(frozen=True)
-class _OpenedData:
-    """Training data with or without labels, validation data, and the classes that they name."""
-
-    train: Data | None
-    labelled: bool
-    validate: Data | None
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _Split:
     """A network with its Transfer Layer, retrained, and the manifest's description of it."""
 
@@ -209,28 +215,10 @@ class _Split:
     crossing: tuple[CrossingTensor, ...]
 
 
-def _open(
-    train: str | Path | Data | None,
-    unlabelled: str | Path | Data | None,
-    validate: str | Path | Data | None,
-    preprocessing: Preprocessing | None,
-) -> _OpenedData:
-    if train is not None and unlabelled is not None:
-        raise PrepareError("give train= or unlabelled=: with distillation=1 labels play no part")
-    training_data = None
-    if train is not None:
-        training_data = open_data(train, preprocessing, kind=ImageFolder)
-    elif unlabelled is not None:
-        training_data = open_data(unlabelled, preprocessing, kind=Photographs)
-    validation = None if validate is None else open_data(validate, preprocessing, kind=ImageFolder)
-    classes = class_names(training_data, validation)
-    return _OpenedData(training_data, train is not None, validation, classes)
-
-
 def _split(
     graph: Graph,
     plan: Plan,
-    data: _OpenedData,
+    data: OpenedData,
     task: Task,
     recipe: Recipe,
     *,
