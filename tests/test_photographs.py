@@ -219,7 +219,9 @@ def test_classes_say_the_order_of_the_outputs(
     assert [answer["class_name"] for answer in printed["answers"]] == right
     code, _, errors = scissionlite(*command, "--num-classes", 4)
     assert code == 1
-    assert errors[-1].startswith("error: PrepareError: test_photographs:sides has 4 outputs, and there")
+    assert errors[-1].startswith(
+        "error: PrepareError: test_photographs:sides has 4 outputs, and there"
+    )
 
 
 def test_another_order_than_the_network_s_is_refused(prepare: Prepare, tmp_path: Path) -> None:
