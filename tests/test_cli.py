@@ -311,7 +311,7 @@ def test_doctor_tells_what_this_machine_has() -> None:
         (("serve", "/nowhere"), 1, "is not a bundle"),
         (("run", "/nowhere", "x.jpg"), 1, "is not a bundle"),
         (("prepare", MODEL, "--out", "/tmp/never"), 2, "--at"),
-        (("prepare", MODEL, "--out", "/tmp/never", "--at", "x", "--pool", "3"), 2, "pool=3"),
+        (("prepare", MODEL, "--out", "/tmp/never", "--at", "x", "--pool", "3"), 2, "--pool 3"),
         (("prepare", MODEL, "--out", "/tmp/never", "--dtype", "int4"), 2, "--dtype: only with"),
         (
             ("prepare", MODEL, "--out", "x", "--at", "x", "--codec", "jpeg", "--pool", "2"),

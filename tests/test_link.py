@@ -123,7 +123,7 @@ def test_whatever_a_file_holds_is_links_or_a_clear_error(
         (HEADER + "a,b,1\n", "line 2: 3 values, the header has 4"),
         (HEADER + "a,b,1,2\na,b,fast,2\n", "line 3: 'fast' is not a number"),
         (HEADER + "a,b,1,1e999999999\n", "line 2: '1e999999999' is not a number"),
-        (HEADER + "a,b,-1,2\n", "line 2: a link needs rtt >= 0"),
+        (HEADER + "a,b,-1,2\n", "line 2: a link needs a round trip of 0 s or more"),
         (HEADER + "a,b,1,0\n", "line 2: a link needs"),
         (HEADER + "a,,1,2\n", "line 2: the source or the destination is empty"),
         (HEADER + "a,b,1,2\n\n a , b ,1,2\n", "line 4: a second link from a to b"),

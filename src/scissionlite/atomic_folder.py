@@ -1,13 +1,17 @@
-"""Atomic folders: written completely or not at all, even if the writer or the power fails.
+"""Atomic folders and files: written whole or not at all, even if the writer or the power fails.
 
 A folder is written beside its place under a name that nobody reads, flushed to the disk, and then
 put in its place by one rename. The leftovers of a killed writer disturb nobody, and the next writer
-of the same folder removes them.
+of the same folder removes them. A file is written in the same way.
+
+:func:`check_folder_place` and :func:`check_file_place` find out before any work whether a folder or
+file can be written.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import glob
 import os
@@ -52,6 +56,71 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         if lock is not None:
             os.close(lock)
     _remove_leftovers(folder)
+
+
+@contextmanager
+def atomic_file(file: str | Path) -> Iterator[Path]:
+    """Yield a path to write a file to, and put the file in the place of ``file`` at the end.
+
+    If the block raises, nothing changes, and an OSError names ``file``. A device such as
+    ``/dev/stdout`` is written to directly.
+    """
+    place = Path(file).resolve()  # the target of a symbolic link is replaced, not the link
+    if place.exists() and not place.is_file():
+        written = place
+    else:
+        # The suffix stays, because it says the format of a figure.
+        written = place.with_name(f".{place.stem}.{os.getpid()}{_UNFINISHED}{place.suffix}")
+    try:
+        yield written
+        if written != place:
+            _sync(written)
+            written.replace(place)
+    except OSError as error:
+        error.filename = str(file)
+        raise
+    finally:
+        if written != place:
+            written.unlink(missing_ok=True)
+
+
+def check_file_place(file: Path) -> None:
+    """Check that a file can be written: in a folder that exists, in the place of no folder.
+
+    Raises
+    ------
+    OSError
+        If it cannot.
+    """
+    place = file.resolve()
+    if place.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    if place.exists() and not place.is_file():
+        return  # a device
+    _check_writable(place.parent)
+
+
+def check_folder_place(folder: Path) -> None:
+    """Check that files can be written in a folder, which is there or can be made.
+
+    Raises
+    ------
+    OSError
+        If they cannot.
+    """
+    existing = folder.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    _check_writable(existing)
+
+
+def _check_writable(folder: Path) -> None:
+    """Make and remove a folder in it: permissions alone do not tell of /proc or of root."""
+    try:
+        Path(tempfile.mkdtemp(prefix=".", suffix=_UNFINISHED, dir=folder)).rmdir()
+    except OSError as error:
+        error.filename = str(folder)
+        raise
 
 
 def replaced_folder(folder: Path) -> Path | None:

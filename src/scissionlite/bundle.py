@@ -271,10 +271,7 @@ class Bundle:
         from scissionlite.atomic_folder import atomic_folder
 
         folder = Path(path)
-        if folder.exists() and not (folder / MANIFEST_NAME).is_file() and _occupied(folder):
-            raise BundleError(
-                f"{folder} exists and is not a bundle: choose another folder or remove it"
-            )
+        check_bundle_place(folder)
         with atomic_folder(folder) as staging:
             for name, source in files.items():
                 shutil.move(source, staging / name)
@@ -342,5 +339,16 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _occupied(folder: Path) -> bool:
-    return not folder.is_dir() or any(folder.iterdir())
+def check_bundle_place(folder: Path) -> None:
+    """Check that a bundle would replace nothing but an earlier bundle.
+
+    Raises
+    ------
+    BundleError
+        If something else is there.
+    """
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if occupied and not (folder / MANIFEST_NAME).is_file():
+        raise BundleError(
+            f"{folder} exists and is not a bundle: choose another folder or remove it"
+        )

@@ -18,6 +18,7 @@ from scissionlite.cli.output import (
     print_json,
     print_table,
 )
+from scissionlite.cli.output_paths import output_folder
 from scissionlite.errors import PrepareError
 
 if TYPE_CHECKING:
@@ -59,21 +60,29 @@ def demo(
     ] = 128,
     link: LinksOption = [PAPER_LINK],  # noqa: B006 - typer reads it and never changes it
     slowdown: Annotated[
-        float, typer.Option(help="Emulate a device this many times slower; 1 for none.", min=1.0)
+        float,
+        typer.Option(
+            help="Emulate a device this many times slower; 1 for none.", min=1, max=10_000
+        ),
     ] = PAPER_SLOWDOWN,
     at: Annotated[
         str | None,
         typer.Option(help="Cut all splits at this slicing point; by default each at its best."),
     ] = None,
     network_epochs: Annotated[
-        int, typer.Option(help="Epochs of training the network itself, without --weights.", min=1)
+        int,
+        typer.Option(
+            help="Epochs of training the network itself, without --weights.", min=1, max=10_000
+        ),
     ] = 3,
-    epochs: Annotated[int, typer.Option(help="Epochs of retraining with each TL.", min=1)] = 2,
+    epochs: Annotated[
+        int, typer.Option(help="Epochs of retraining with each TL.", min=1, max=10_000)
+    ] = 2,
     images: Annotated[int, typer.Option(help="Test images to time each way on.", min=1)] = 40,
-    seed: Annotated[int, typer.Option(help="Seed of data set and training.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for all that is made.")] = Path(
-        "scissionlite-demo"
-    ),
+    seed: Annotated[
+        int, typer.Option(help="Seed of data set and training.", min=0, max=2**31 - 1)
+    ] = 0,
+    out: Annotated[Path, output_folder("Folder for all that is made.")] = Path("scissionlite-demo"),
     json: JsonOption = False,
 ) -> None:
     """Profile, slice, retrain, split, and run over an emulated link: the whole job at once."""

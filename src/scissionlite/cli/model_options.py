@@ -36,12 +36,15 @@ SizeOption = Annotated[
     typer.Option(
         help="Height and width of the input, in pixels; whole images are resized to it.",
         min=8,
+        max=4096,
         show_default="size and crop that timm or torchvision state for the network, else 224",
     ),
 ]
 ResizeOption = Annotated[
     int | None,
-    typer.Option(help="Shorter side of an image before a central crop to the size.", min=8),
+    typer.Option(
+        help="Shorter side of an image before a central crop to the size.", min=8, max=8192
+    ),
 ]
 _NUMBERS = "X[,Y,Z]"
 MeanOption = Annotated[
@@ -61,7 +64,8 @@ WeightsOption = Annotated[
     Path | None, typer.Option(help="File with the network's state dict.", exists=True)
 ]
 ClassesOption = Annotated[
-    int | None, typer.Option("--num-classes", help="Number of classes of the network.", min=2)
+    int | None,
+    typer.Option("--num-classes", help="Number of classes of the network.", min=2, max=1 << 20),
 ]
 MaxTensorsOption = Annotated[
     int,
@@ -71,7 +75,9 @@ MaxTensorsOption = Annotated[
         max=MAX_TENSORS,
     ),
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="Threads of an inference.", min=1)]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Threads of an inference.", min=1, max=1024)
+]
 SliceRuntimeOption = Annotated[
     RuntimeName | None,
     typer.Option(

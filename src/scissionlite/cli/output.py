@@ -18,10 +18,10 @@ error_console = Console(stderr=True, soft_wrap=True)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def print_error(error: Exception) -> None:
-    """Print an error as one line on the error stream."""
-    error_console.print(f"[bold red]error:[/] {type(error).__name__}:", end=" ")
-    error_console.print(printable(str(error)), markup=False, highlight=False)
+def print_error(message: str) -> None:
+    """Print a failure as one line on the error stream."""
+    error_console.print("[bold red]error:[/]", end=" ")
+    error_console.print(printable(message), markup=False, highlight=False)
 
 
 def printable(text: str) -> str:

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from scissionlite.atomic_folder import atomic_file
 from scissionlite.bundle import Bundle
 from scissionlite.cli.link_options import PAPER_LINK, LinkOption, parse_links
 from scissionlite.cli.output import JsonOption, kilobytes, milliseconds, print_json, print_table
+from scissionlite.cli.output_paths import output_file
 from scissionlite.cli.struct_options import FieldOptions, struct_options
 from scissionlite.scissiontl.constraints import Constraints
 from scissionlite.scissiontl.link import Link
@@ -21,7 +23,10 @@ from scissionlite.scissiontl.plans import MeasuredAccuracy, Plan
 from scissionlite.scissiontl.profile import Profile
 
 SlowdownOption = Annotated[
-    float, typer.Option(help="Imagine the device this many times slower than measured.", min=1.0)
+    float,
+    typer.Option(
+        help="Imagine the device this many times slower than measured.", min=1, max=10_000
+    ),
 ]
 
 
@@ -36,18 +41,18 @@ ParetoOption = Annotated[
     bool, typer.Option("--pareto", help="Only plans that no other beats in latency and bytes.")
 ]
 PowerOption = Annotated[
-    float | None, typer.Option(help="Watts of the device at work, for its energy.")
+    float | None,
+    typer.Option(help="Watts of the device at work, for its energy.", min=1e-6, max=1e6),
 ]
 AccuracyOption = Annotated[
     list[Path],
     typer.Option(help="Bundle whose accuracy was measured; may be given several times."),
 ]
 TopOption = Annotated[int, typer.Option(help="How many plans to print; 0 prints all.", min=0)]
-ReportOption = Annotated[
-    Path | None, typer.Option(help="Write an HTML page with figures and table.")
-]
+ReportOption = Annotated[Path | None, output_file("Write an HTML page with figures and table.")]
 FigureOption = Annotated[
-    Path | None, typer.Option(help="Write latency by slicing point as a PNG or SVG.")
+    Path | None,
+    output_file("Write latency by slicing point as a PNG or SVG.", suffixes=(".png", ".svg")),
 ]
 
 _NO_CONSTRAINTS = Constraints()
@@ -135,7 +140,8 @@ def _draw(
     if figure is not None:
         from scissionlite.scissiontl.figures import split_figure
 
-        split_figure(every, best_private).savefig(figure, dpi=130)
+        with atomic_file(figure) as file:
+            split_figure(every, best_private).savefig(file, dpi=130)
     if report is not None:
         from scissionlite.scissiontl.report import write_report
 

@@ -24,6 +24,7 @@ from scissionlite.cli.model_options import (
     WeightsOption,
 )
 from scissionlite.cli.output import JsonOption, error_console, milliseconds, print_table
+from scissionlite.cli.output_paths import output_bundle, output_file
 from scissionlite.cli.plan import SlowdownOption
 from scissionlite.cli.plan_choice import Codec, PlanRequest
 from scissionlite.cli.struct_options import Changes, FieldOptions, struct_options
@@ -54,7 +55,7 @@ _TRAINING = "Training"
 _DEFAULT_RECIPE = Recipe()
 _NO_CHANGES = Changes[TransferSpec]()
 
-OutOption = Annotated[Path, typer.Option(help="Folder of the bundle to write.")]
+OutOption = Annotated[Path, output_bundle("Folder of the bundle to write.")]
 TrainOption = Annotated[Path | None, _photographs("Training photographs: TRAIN/CLASS/*.jpg.")]
 UnlabelledOption = Annotated[
     Path | None,
@@ -118,8 +119,8 @@ RuntimeOption = Annotated[
 RecipeOptions = Annotated[Recipe, FieldOptions(_TRAINING)]
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option(
-        help="File from which an interrupted training goes on when the command is given again.",
+    output_file(
+        "File from which an interrupted training goes on when the command is given again.",
         show_default="beside --out",
         rich_help_panel=_TRAINING,
     ),

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from scissionlite.cli.output import JsonOption, milliseconds, print_json, print_table
+from scissionlite.cli.output_paths import output_file
 from scissionlite.cli.usage import usage_errors
 from scissionlite.offloader import Timeouts
 from scissionlite.scissiontl.link import read_links, write_links
@@ -22,11 +23,13 @@ def probe(
     control: Annotated[
         str | None, typer.Option(help="Its control endpoint.", show_default="the next port")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure.", min=0.1)] = 5.0,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.", min=0.1)] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure.", min=0.1, max=3600)] = 5.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for one answer.", min=0.1, max=3600)
+    ] = 10.0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the link into this CSV file, which may hold others already."),
+        output_file("Write the link into this CSV file, which may hold others already."),
     ] = None,
     source: Annotated[
         str | None, typer.Option(help="Its name there for this machine.", show_default="host name")

@@ -29,6 +29,7 @@ from scissionlite.cli.output import (
     print_json,
     print_table,
 )
+from scissionlite.cli.output_paths import output_file
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import ModelError
 from scissionlite.images import JPEG_QUALITY
@@ -50,7 +51,9 @@ ImagesOption = Annotated[
         file_okay=False,
     ),
 ]
-RepetitionsOption = Annotated[int, typer.Option(help="Measurements of each block.", min=1)]
+RepetitionsOption = Annotated[
+    int, typer.Option(help="Measurements of each block.", min=1, max=1000)
+]
 JpegQualityOption = Annotated[
     list[int],
     typer.Option(
@@ -74,7 +77,7 @@ RemoteControlOption = Annotated[
     str | None,
     typer.Option("--control", help="Its control endpoint.", show_default="the next port"),
 ]
-OutOption = Annotated[Path | None, typer.Option(help="Write the profile to this JSON file.")]
+OutOption = Annotated[Path | None, output_file("Write the profile to this JSON file.")]
 
 
 def profile(

@@ -81,7 +81,7 @@ def run(
     threads: ThreadsOption = None,
     runtime: SliceRuntimeOption = None,
     slowdown: Annotated[
-        float, typer.Option(help="Emulate a device this many times slower.", min=1)
+        float, typer.Option(help="Emulate a device this many times slower.", min=1, max=10_000)
     ] = 1.0,
     repeat: Annotated[int, typer.Option(help="Answer every image this many times.", min=1)] = 1,
     warm_up: Annotated[int, typer.Option(help="Answers before the counted ones.", min=0)] = 1,
@@ -128,7 +128,7 @@ def _answers(
         try:
             frame = preprocessing.frame(file)
         except ImageError as error:
-            print_error(error)
+            print_error(f"{type(error).__name__}: {error}")
             unread.append(UnreadImage(printable(str(file)), printable(str(error))))
             continue
         for _ in range(0 if answers else warm_up):

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from scissionlite.atomic_folder import atomic_file
 from scissionlite.demo.comparison import Row
 
 
@@ -54,4 +55,5 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     panels[0].legend(fontsize=8, frameon=False, loc="best")
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from scissionlite.atomic_folder import atomic_file
 from scissionlite.bundle import Bundle
 from scissionlite.demo.comparison import Row, five_ways, measure
 from scissionlite.demo.textures import write_dataset
@@ -91,7 +93,10 @@ class Demo:
                 progress=self.progress,
                 description="training the network",
             )
-            torch.save(network.state_dict(), self.out / "network.pt")
+            stored = io.BytesIO()  # given a file, torch does not say that the disk is full
+            torch.save(network.state_dict(), stored)
+            with atomic_file(self.out / "network.pt") as file:
+                file.write_bytes(stored.getbuffer())
         height, width, channels = self.train_data.preprocessing.frame_shape
         self.graph = capture(network, torch.zeros(1, channels, height, width), name=model)
         self._print(f"Captured: {self.graph}")

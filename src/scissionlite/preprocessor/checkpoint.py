@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import xxhash
 from torch import nn
 
+from scissionlite.atomic_folder import atomic_file
 from scissionlite.errors import PrepareError
 from scissionlite.preprocessor.early_stopping import EarlyStopping
 
@@ -108,9 +110,10 @@ class Checkpoint:
     def save(self, state: TrainingState) -> None:
         """Write the state, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        torch.save({**state.state_dict(), "fingerprint": self._fingerprint}, partial)
-        partial.replace(self.path)
+        stored = io.BytesIO()  # given a file, torch does not say that the disk is full
+        torch.save({**state.state_dict(), "fingerprint": self._fingerprint}, stored)
+        with atomic_file(self.path) as file:
+            file.write_bytes(stored.getbuffer())
 
     def remove(self) -> None:
         """Remove the file: training is done."""

@@ -119,8 +119,9 @@ def export(
     ``dynamic_batch``.
     """
     compiled = compile_module(module, example)
-    with _known_deprecation():
-        torch.jit.save(compiled, str(path))
+    # Given a path, torch ends the process where the disk is full.
+    with path.open("wb") as file, _known_deprecation():
+        torch.jit.save(compiled, file)
 
 
 @contextmanager

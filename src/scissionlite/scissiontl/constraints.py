@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scissionlite.scissiontl.plans import Plan
 
 _Limit: TypeAlias = Annotated[float, Meta(ge=0)] | None
+_Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)] | None
 _Count: TypeAlias = Annotated[int, Meta(ge=0)] | None
 _Names: TypeAlias = tuple[str, ...]
 
@@ -77,21 +78,21 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     Raises
     ------
     PlanError
-        A number is negative.
+        A number is negative, or a share is above 1.
     """
 
     # More than 12 attributes: each is one criterion, and one option of `scissionlite plan`.
     max_latency: _Limit = None
     max_device_time: _Limit = None
     max_edge_time: _Limit = None
-    max_device_share: _Limit = None
-    max_edge_share: _Limit = None
+    max_device_share: _Share = None
+    max_edge_share: _Share = None
     max_upload: _Count = None
     max_device_memory: _Count = None
     max_energy: _Limit = None
-    max_leakage: _Limit = None
+    max_leakage: _Share = None
     min_throughput: _Limit = None
-    min_accuracy: _Limit = None
+    min_accuracy: _Share = None
     min_device_blocks: _Count = None
     min_device_layers: _Count = None
     on_device: _Names = ()

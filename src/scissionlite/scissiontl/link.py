@@ -32,6 +32,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from scissionlite.atomic_folder import atomic_file
 from scissionlite.errors import PlanError
 
 LinkTable: TypeAlias = "dict[tuple[str, str], Link]"
@@ -78,8 +79,8 @@ class Link(msgspec.Struct, frozen=True):
         rates = (self.bandwidth, self.bandwidth if self.download is None else self.download)
         if not (0 <= self.rtt < float("inf")) or not all(0 < r < float("inf") for r in rates):
             raise PlanError(
-                "a link needs rtt >= 0 in seconds and bandwidth and download > 0 in bit/s, "
-                f"got rtt={self.rtt}, bandwidth={self.bandwidth}, download={self.download}"
+                "a link needs a round trip of 0 s or more and rates above 0 bit/s, got a round "
+                f"trip of {self.rtt} s, and {' and '.join(map(str, dict.fromkeys(rates)))} bit/s"
             )
 
     @classmethod
@@ -240,7 +241,7 @@ def write_links(path: str | Path, links: LinkTable) -> None:
             row.append("" if link.download is None else _written(link.download, -6))
         rows.append(row)
     try:
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(path) as written, written.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
     except OSError as error:
         raise PlanError(f"{path} cannot be written: {error.strerror}") from error

@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from scissionlite.atomic_folder import atomic_file
 from scissionlite.errors import ProfileError
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import ImageFormat
@@ -192,8 +193,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     slowdown: float = 1.0
 
     def save(self, path: str | Path) -> None:
-        """Write the profile as JSON."""
-        Path(path).write_bytes(self.json())
+        """Write the profile as JSON; an OSError if it cannot be written."""
+        with atomic_file(path) as file:
+            file.write_bytes(self.json())
 
     def json(self) -> bytes:
         """The profile as the JSON that :meth:`save` writes."""

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scissionlite.atomic_folder import atomic_file
 from scissionlite.scissiontl.constraints import Constraints
 from scissionlite.scissiontl.figures import pareto_figure, split_figure
 from scissionlite.scissiontl.planner import pareto
@@ -96,8 +97,7 @@ def write_report(
     }
     fact_list = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     title = f"ScissionTL: {profiles[0].model}"
-    Path(path).write_text(
-        f"""<!DOCTYPE html>
+    page = f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>
 <body>
@@ -113,9 +113,9 @@ def write_report(
 </tbody></table>
 </body>
 </html>
-""",
-        encoding="utf-8",
-    )
+"""
+    with atomic_file(path) as file:
+        file.write_text(page, encoding="utf-8")
 
 
 def _row(plan: Plan, rank: int, on_front: bool) -> str:
