@@ -25,6 +25,7 @@ from scissionlite.errors import ImageError, PrepareError
 from scissionlite.models import _import_torchvision as import_torchvision
 from scissionlite.preprocessor.classes import read_class_names
 from scissionlite.preprocessor.data import ImageFolder, sample_frames
+from scissionlite.preprocessor.trainer import train
 
 SIDES = ("bottom", "left", "right", "top")
 """Classes: the side of the picture that is bright; also the order of the network's outputs."""
@@ -147,6 +148,25 @@ def test_photographs_of_other_modes_score_as_rgb_ones(
         assert image.mode == kind
         image.save(tmp_path / "data" / name / f"0.{'png' if kind == 'P' else 'tif'}")
     assert score(prepare(validate=tmp_path / "data")) == 1
+
+
+def test_photographs_of_12_bits_in_16_are_noticed(
+    prepare: Prepare, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in SIDES:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        levels = np.asarray(picture(name).convert("L")).astype(np.uint16) << 4
+        Image.fromarray(levels).save(tmp_path / "data" / name / "0.png")
+    prepare(validate=tmp_path / "data")
+    assert "16-bit images in which 12 bits are used; if the camera has no more" in caplog.text
+    caplog.clear()
+    camera = sl.Preprocessing(size=(16, 16), bits=12)
+    bundle = sl.prepare(
+        *(graph(), LOCAL), validate=tmp_path / "data", out=tmp_path / "b", preprocessing=camera
+    )
+    assert caplog.text == ""
+    assert sl.Bundle.load(bundle.path).manifest.preprocessing == camera
+    assert ImageFolder(tmp_path / "data", camera).frame(0).max() == 220
 
 
 def test_hidden_folders_and_files_are_neither_classes_nor_images(
@@ -323,6 +343,14 @@ def test_a_file_of_classes_has_one_name_in_each_line(
     (tmp_path / "names.txt").write_bytes(content)
     with pytest.raises(PrepareError, match=said):
         read_class_names(tmp_path / "names.txt")
+
+
+def test_labels_that_no_output_has_are_told(tmp_path: Path) -> None:
+    data = ImageFolder(write(tmp_path / "data", (*SIDES, "under")), PREPROCESSING)
+    with pytest.raises(
+        PrepareError, match="labels are 0 to 4, and the network's outputs are 0 to 3"
+    ):
+        train(Sides(), data, sl.Recipe(epochs=1, batch_size=20))
 
 
 def test_classes_are_a_list(prepare: Prepare) -> None:

@@ -46,7 +46,9 @@ _NOT_OF_USERS = frozenset(
 )
 """Folders that archives, network storage and file systems add, some with small pictures in them."""
 
-_INTEGER_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+INTEGER_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+"""Pillow's modes for gray of 16 bits."""
+
 _GRAY_MODES = frozenset({"1", "L", "LA", "La"})
 _COLOUR_MODES = frozenset({"CMYK", "HSV", "LAB", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"})
 
@@ -111,8 +113,13 @@ def find_images(folder: str | Path) -> FoundImages:
     return FoundImages(sorted(files), hidden)
 
 
-def check_image(file: Path) -> None:
+def check_image(file: Path) -> str:
     """Check that a file is an image that can be read, from its header alone.
+
+    Returns
+    -------
+    str
+        Pillow's mode.
 
     Raises
     ------
@@ -121,6 +128,20 @@ def check_image(file: Path) -> None:
     """
     with _opened(file) as image:
         _check_mode(image.mode)
+        return image.mode
+
+
+def used_bits(file: Path) -> int:
+    """How many bits the largest value of a gray image of 16 bits needs; 16 if the file has fewer.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read.
+    """
+    with _opened(file) as image:
+        stated = _tiff_tag(image, _BITS_PER_SAMPLE, 16)
+        return 16 if stated < 16 else int(np.asarray(image).max()).bit_length()
 
 
 def read_image(source: Image.Image | str | Path, *, bits: int = 16) -> Image.Image:
@@ -162,7 +183,7 @@ def upright_8bit(image: Image.Image, *, bits: int = 16) -> Image.Image:
 def _8bit(image: Image.Image, bits: int) -> Image.Image:
     """The same pixels with mode L or RGB."""
     mode = image.mode
-    if mode in _INTEGER_MODES:
+    if mode in INTEGER_MODES:
         return _from_integers(image, bits)
     if mode == "F":
         return _from_floats(image)
@@ -241,7 +262,7 @@ def _turned(opened: Image.Image, pixels: Image.Image) -> Image.Image:
 
 
 def _check_mode(mode: str) -> None:
-    if mode not in _GRAY_MODES | _COLOUR_MODES | _INTEGER_MODES | {"F"}:
+    if mode not in _GRAY_MODES | _COLOUR_MODES | INTEGER_MODES | {"F"}:
         raise ImageError(f"its mode {mode!r} has no meaning as a photograph")
 
 

@@ -60,6 +60,15 @@ StdOption = Annotated[
     str | None,
     typer.Option(metavar=_NUMBERS, help="Standard deviation, as --mean.", show_default="as --mean"),
 ]
+BitsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="How many bits of 16-bit gray images the camera uses, from the lowest on.",
+        min=8,
+        max=16,
+        show_default="16",
+    ),
+]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="File with the network's state dict.", exists=True)
 ]
@@ -96,6 +105,7 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     resize: int | None = None
     mean: str | None = None
     std: str | None = None
+    bits: int | None = None
 
     def load(self) -> tuple[nn.Module, InputSettings]:
         """Load the network, and find how images become its input.
@@ -113,6 +123,7 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
             "mean": _numbers("--mean", self.mean),
             "std": _numbers("--std", self.std),
             "resize": self.resize,
+            "bits": self.bits,
         }
         network = load_model(self.model, num_classes=self.num_classes, weights=self.weights)
         known = preprocessing_of(network, self.model)

@@ -13,6 +13,7 @@ from scissionlite.bundle import MAX_BATCH, Bundle
 from scissionlite.cli.inspect import inspect
 from scissionlite.cli.link_options import PAPER_LINK, LinkOption, parse_link
 from scissionlite.cli.model_options import (
+    BitsOption,
     ClassesOption,
     MaxTensorsOption,
     MeanOption,
@@ -139,6 +140,7 @@ def prepare(
     resize: ResizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    bits: BitsOption = None,
     num_classes: ClassesOption = None,
     weights: WeightsOption = None,
     train: TrainOption = None,
@@ -175,6 +177,7 @@ def prepare(
         resize=resize,
         mean=mean,
         std=std,
+        bits=bits,
     ).capture(max_tensors)
     settings.print()
     job = _Job(

@@ -10,6 +10,7 @@ import typer
 
 from scissionlite.cli.model_options import (
     DEFAULT_SIZE,
+    BitsOption,
     ClassesOption,
     MaxTensorsOption,
     MeanOption,
@@ -86,6 +87,7 @@ def profile(
     resize: ResizeOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
+    bits: BitsOption = None,
     num_classes: ClassesOption = None,
     weights: WeightsOption = None,
     threads: ThreadsOption = None,
@@ -110,6 +112,7 @@ def profile(
         resize=resize,
         mean=mean,
         std=std,
+        bits=bits,
     )
     request = _Request(
         network=network,
@@ -128,6 +131,7 @@ def profile(
             "--resize": resize,
             "--mean": mean,
             "--std": std,
+            "--bits": bits,
         }
         for option, value in local_options.items():
             if value is not None:

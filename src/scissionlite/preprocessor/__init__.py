@@ -2,7 +2,7 @@
 
 All runs on the caller's thread. choosing.choose calls pipeline.prepare for one plan after another::
 
-    prepare    data: photographs, Dataset or DataLoader -> samples (inputs, target)
+    prepare    opened_data checks folders, classes and headers; data -> samples (inputs, target)
     inserter   Graph -> SlicedNetwork; calibration finds the scales
     trainer    trains it by a Recipe: training_setup, then a loop over epochs and batches
                  samples -> Batch: batches, or once for all epochs: feature_cache

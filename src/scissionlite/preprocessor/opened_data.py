@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from scissionlite.errors import ImageError, PrepareError
 from scissionlite.graph.analysis import flat
 from scissionlite.graph.graph import Graph
-from scissionlite.image_files import check_image
+from scissionlite.image_files import INTEGER_MODES, check_image, used_bits
 from scissionlite.images import Preprocessing
 from scissionlite.preprocessor.classes import checked_names, same_form, shown
 from scissionlite.preprocessor.data import Data, ImageFolder, Photographs, loader_of
@@ -27,6 +28,8 @@ from scissionlite.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
+_Value = TypeVar("_Value")
+
 _REMEDY = (
     "name all classes in the order of the network's outputs, with --classes FILE (one in each "
     "line) or classes="
@@ -34,6 +37,9 @@ _REMEDY = (
 
 _SHOWN_FILES = 3
 """Most broken images that a message names."""
+
+_BITS_SAMPLES = 8
+"""Most images of 16 bits with which it is looked for how many bits they use."""
 
 _ORDER_CLASSES, _ORDER_SAMPLES, _ORDER_BATCH = 16, 64, 16
 """Most classes and samples with which the order of the network's outputs is checked."""
@@ -110,7 +116,7 @@ def open_data(
 
 
 def check_images(data: Photographs, *, progress: bool = False) -> None:
-    """Check that every photograph's header can be read.
+    """Check that every photograph's header can be read, and log what users may not expect.
 
     Raises
     ------
@@ -118,11 +124,13 @@ def check_images(data: Photographs, *, progress: bool = False) -> None:
         If some cannot; the message names them.
     """
     broken: list[ImageError] = []
+    gray_16bit: list[Path] = []
     with progress_bar(progress) as bar:
         task = bar.add_task(f"checking {data.folder}", total=len(data), status="")
         for file, _ in data.files:
             try:
-                check_image(file)
+                if check_image(file) in INTEGER_MODES:
+                    gray_16bit.append(file)
             except ImageError as error:
                 broken.append(error)
             bar.advance(task)
@@ -133,6 +141,13 @@ def check_images(data: Photographs, *, progress: bool = False) -> None:
         raise PrepareError(f"{texts}: mend or remove what is broken") from broken[0]
     if data.hidden:
         logger.warning("%s: %d hidden images or folders are left out", data.folder, data.hidden)
+    used = max(map(used_bits, _evenly(gray_16bit, _BITS_SAMPLES)), default=16)
+    if used <= data.preprocessing.bits - 2:  # no picture is brighter than a quarter
+        logger.warning(
+            "%s: %d-bit images in which %d bits are used; if the camera has no more, they are read "
+            "too dark: say so with --bits %d or Preprocessing(bits=%d)",
+            *(data.folder, data.preprocessing.bits, used, max(used, 8), max(used, 8)),
+        )
 
 
 def check_order(network: nn.Module, data: ImageFolder) -> None:
@@ -185,7 +200,7 @@ def _answers_by_class(network: nn.Module, data: ImageFolder) -> dict[int, list[i
     return answers
 
 
-def _evenly(values: Sequence[int], count: int) -> list[int]:
+def _evenly(values: Sequence[_Value], count: int) -> list[_Value]:
     """At most ``count`` of the values, spread over all."""
     step = max(1, -(-len(values) // count))
     return list(values[::step])

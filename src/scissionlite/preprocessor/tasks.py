@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
 
 IGNORED = 255
@@ -92,7 +93,14 @@ def _mean(counts: torch.Tensor) -> float:
 
 
 def _class_loss(answer: Any, target: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(flat(answer)[0], target, label_smoothing=0.05)
+    logits = flat(answer)[0]
+    try:
+        return F.cross_entropy(logits, target, label_smoothing=0.05)
+    except IndexError as error:  # on a CPU; a GPU stops with an error of its own
+        raise PrepareError(
+            f"labels are {int(target.min())} to {int(target.max())}, and the network's outputs "
+            f"are 0 to {logits.shape[1] - 1}"
+        ) from error
 
 
 def _count_right(answer: Any, target: torch.Tensor) -> torch.Tensor:
