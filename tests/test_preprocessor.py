@@ -382,3 +382,34 @@ def _insert(
         calibration=input_batches(DataLoader(data, 16)),
         recipe=Recipe(train_device_slice=train_device_slice),
     )
+
+
+class _OneAtATime(nn.Module):
+    """Reads its batch size with len(), which Python makes a number of the example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.head(self.stem(x).view(len(x), -1))
+        return answer
+
+
+def test_a_network_of_one_batch_size_is_trained_and_scored_with_it(tmp_path: Path) -> None:
+    graph = sl.capture(_OneAtATime(), torch.randn(1, 3, 6, 6))
+    assert not graph.dynamic_batch
+    data = TensorDataset(torch.randn(4, 3, 6, 6), torch.arange(4))
+    plan = sl.Plan(kind="split", slicing_point="stem", spec=sl.TransferSpec())
+
+    def prepared(batch_size: int) -> sl.Bundle:
+        recipe = Recipe(epochs=1, batch_size=batch_size)
+        return sl.prepare(
+            graph, plan, train=data, validate=data, out=tmp_path / "bundle", recipe=recipe
+        )
+
+    with pytest.raises(PrepareError, match=r"only on batches of 1.*--batch-size 1"):
+        prepared(2)
+    accuracy = prepared(1).manifest.accuracy
+    assert accuracy is not None
+    assert accuracy.samples == 4

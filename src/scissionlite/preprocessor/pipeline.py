@@ -143,8 +143,11 @@ def prepare(
         task=task,
         progress=progress,
     )
+    if plan.kind == "split":
+        _check_batch_size(graph, data, recipe)
     if data.validate is not None and uncut_score is None:
-        uncut_score = trainer.evaluate(graph.module, data.validate, task=task)
+        batch = 32 if graph.dynamic_batch else len(graph.example[0])
+        uncut_score = trainer.evaluate(graph.module, data.validate, task=task, batch_size=batch)
     example = _real_input(data.validate or data.train, graph.example)
     split = None
     if plan.kind == "split":
@@ -213,6 +216,19 @@ class _Split:
     training: Training | None
     slicing_point: SlicingPointInfo
     crossing: tuple[CrossingTensor, ...]
+
+
+def _check_batch_size(graph: Graph, data: OpenedData, recipe: Recipe) -> None:
+    """Check that a network with one batch size is trained with it."""
+    if data.train is None or graph.dynamic_batch:
+        return
+    batch, trained = len(graph.example[0]), loader_of(data.train, recipe.batch_size).batch_size
+    if trained != batch:
+        raise PrepareError(
+            f"{graph.name} runs only on batches of {batch}, as its example, and training takes "
+            f"batches of {trained}: train with --batch-size {batch} (Recipe(batch_size={batch})), "
+            "or let the network read its batch size from x.shape[0]"
+        )
 
 
 def _split(
