@@ -11,7 +11,7 @@ import numpy.typing as npt
 import zmq
 
 from scissionlite.bundle import Bundle
-from scissionlite.offloader import Device, EdgeServer, wire
+from scissionlite.offloader import Device, DeviceKeys, EdgeServer, wire
 from scissionlite.offloader.bundle_tensors import result_tensors
 from scissionlite.offloader.device.side import DeviceSide
 from scissionlite.offloader.edge.side import EdgeSide
@@ -87,12 +87,22 @@ class HandmadeDevice:
     """The sockets of a device; the test decides what they send."""
 
     def __init__(
-        self, sockets: Sockets, bundle: Bundle, endpoint: str, control_endpoint: str
+        self,
+        sockets: Sockets,
+        bundle: Bundle,
+        endpoint: str,
+        control_endpoint: str,
+        *,
+        keys: DeviceKeys | None = None,
+        device_id: bytes | None = None,
     ) -> None:
-        self.id = b"\x02" + os.urandom(15)
+        self.id = device_id or b"\x02" + os.urandom(15)
         self._bundle = bundle
         self._push, self._dealer = sockets(zmq.PUSH), sockets(zmq.DEALER)
         self._dealer.identity = self.id
+        if keys is not None:
+            keys.secure(self._push)
+            keys.secure(self._dealer)
         self._push.connect(endpoint)
         self._dealer.connect(control_endpoint)
 
@@ -141,6 +151,15 @@ class HandmadeDevice:
         """Wait for a control message and the frames that follow it."""
         first, *rest = self._dealer.recv_multipart()
         return control.decode_at_device(first), rest
+
+    def timeout(self, seconds: float) -> None:
+        """Wait no longer than this for a message."""
+        self._dealer.rcvtimeo = int(1000 * seconds)
+
+    def close(self) -> None:
+        """End the connections without a word."""
+        self._push.close()
+        self._dealer.close()
 
     def stats(self) -> control.StatsReply:
         """Ask for the counters, and skip other messages."""

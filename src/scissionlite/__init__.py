@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scissionlite.graph.capture import capture
     from scissionlite.graph.graph import Graph, SlicingPoint
     from scissionlite.images import Preprocessing
-    from scissionlite.offloader import Answer, Device, EdgeLimits, EdgeServer
+    from scissionlite.offloader import Answer, Device, DeviceKeys, EdgeKeys, EdgeLimits, EdgeServer
     from scissionlite.preprocessor.choosing import choose
     from scissionlite.preprocessor.pipeline import prepare
     from scissionlite.preprocessor.recipe import Recipe
@@ -36,6 +36,8 @@ _HOMES = {
     "CLASSIFICATION": "preprocessor.tasks",
     "Constraints": "scissiontl.constraints",
     "Device": "offloader",
+    "DeviceKeys": "offloader",
+    "EdgeKeys": "offloader",
     "EdgeLimits": "offloader",
     "EdgeServer": "offloader",
     "Graph": "graph.graph",
@@ -66,6 +68,8 @@ __all__ = [
     "CLASSIFICATION",
     "Constraints",
     "Device",
+    "DeviceKeys",
+    "EdgeKeys",
     "EdgeLimits",
     "EdgeServer",
     "Graph",

@@ -1,13 +1,15 @@
 """Bundle: the deployed folder, written by the Preprocessor, read by device and edge. No torch.
 
 A bundle is a folder with ``manifest.json`` and the slices that it names, each with its SHA-256
-digest. The same folder goes to the device and to the edge; each opens only the slices it runs.
+digest, and perhaps ``manifest.sig``, a signature of the manifest. The same folder goes to the
+device and to the edge; each opens only the slices it runs.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -17,7 +19,11 @@ from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.transfer_layer import Quantization, TransferSpec
 from scissionlite.transfer_layer.shaped_codec import check_quantization
 
+if TYPE_CHECKING:
+    from scissionlite.keys.files import PublicKey
+
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.sig"
 FORMAT_VERSION = 4
 
 Kind = Literal["split", "image", "local"]
@@ -208,13 +214,24 @@ class Bundle:
         self.id = bundle_id
 
     @classmethod
-    def load(cls, path: str | Path) -> Bundle:
+    def load(cls, path: str | Path, trust: str | Path | None = None) -> Bundle:
         """Open a bundle folder and check its manifest; slices are checked when they are used.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        trust
+            File of public signing keys, of which one must have signed it; None takes any bundle.
 
         Raises
         ------
         BundleError
             If the folder or its manifest is missing, or the manifest is not valid.
+        SignatureError
+            If none of the trusted keys has signed it, or it was altered afterwards.
+        KeyFileError
+            As :func:`.signing.check_signature`.
         """
         from hashlib import sha256  # loads OpenSSL, which takes milliseconds
 
@@ -234,6 +251,10 @@ class Bundle:
                 f"{folder} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
                 f"{hint}"
             ) from error
+        if trust is not None:
+            from scissionlite.keys.signing import check_signature
+
+            check_signature(raw, folder / SIGNATURE_NAME, Path(trust))
         try:
             version = msgspec.json.decode(raw, type=_Versioned).version
             if version != FORMAT_VERSION:
@@ -298,7 +319,9 @@ class Bundle:
             raise BundleError(f"bundle {self.path} has no {role} slice{hint}")
         return tuple(file.runtime for file in files)
 
-    def slice_path(self, role: Role, runtime: str | None = None) -> Path:
+    def slice_path(
+        self, role: Role, runtime: str | None = None, *, copy: int | None = None
+    ) -> Path:
         """Check a slice's size and SHA-256 digest against the manifest, and return its path.
 
         Parameters
@@ -307,6 +330,8 @@ class Bundle:
             The role of the slice.
         runtime
             The runtime of the slice; by default the first that it was prepared for.
+        copy
+            Descriptor to which the checked bytes are written.
 
         Raises
         ------
@@ -323,19 +348,39 @@ class Bundle:
         file = self.path / entry.file
         if not file.is_file():
             raise BundleError(f"{file} is missing: copy the whole bundle folder")
-        if file.stat().st_size != entry.bytes or file_sha256(file) != entry.sha256:
+        if file.stat().st_size != entry.bytes or file_sha256(file, copy) != entry.sha256:
             raise BundleError(f"{file} does not match its digest in {MANIFEST_NAME}: copy it again")
         return file
 
+    def sign(self, key: str | Path) -> PublicKey:
+        """Sign the manifest with the secret key of a file; return the public key.
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+        Raises
+        ------
+        BundleError, KeyFileError
+            If a slice was altered; or as :func:`.signing.write_signature`.
+        """
+        from scissionlite.keys.signing import write_signature
+
+        for role, files in self.manifest.slices.items():
+            for file in files:
+                self.slice_path(role, file.runtime)
+        manifest = self.path / MANIFEST_NAME
+        if file_sha256(manifest) != self.id:
+            raise BundleError(f"{manifest} has changed: load it again")
+        return write_signature(manifest.read_bytes(), self.path / SIGNATURE_NAME, key)
+
+
+def file_sha256(path: Path, copy: int | None = None) -> str:
+    """SHA-256 of a file, hexadecimal; what is read is also written to the descriptor ``copy``."""
     from hashlib import sha256  # loads OpenSSL, which takes milliseconds
 
     digest = sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            if copy is not None:
+                os.write(copy, block)
     return digest.hexdigest()
 
 

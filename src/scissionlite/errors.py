@@ -14,6 +14,8 @@ for a missed deadline. ``tests/test_errors.py`` compares this tree with the clas
   * PlanError (ValueError)
   * PrepareError (RuntimeError)
   * BundleError (ValueError)
+    * SignatureError
+  * KeyFileError (ValueError)
   * RuntimeUnavailableError (RuntimeError)
   * WireError (ValueError)
     * TruncatedMessageError
@@ -33,6 +35,7 @@ for a missed deadline. ``tests/test_errors.py`` compares this tree with the clas
       * GroupCountError
       * ControlMessageError
       * TensorMismatchError
+      * ForeignDeviceIdError
     * LimitExceededError
       * HeaderSizeError
       * DeadlineFieldError
@@ -44,10 +47,12 @@ for a missed deadline. ``tests/test_errors.py`` compares this tree with the clas
       * ControlSizeError
     * PayloadLengthError
     * DigestMismatchError
+    * UnauthorizedKeyError
   * OffloadError (RuntimeError)
     * EdgeUnavailableError (ConnectionError)
     * DeadlineExceededError (TimeoutError)
     * BundleMismatchError
+    * AuthorizationError (PermissionError)
     * EdgeExecutionError
 """
 
@@ -90,6 +95,14 @@ class PrepareError(ScissionLiteError, RuntimeError):
 
 class BundleError(ScissionLiteError, ValueError):
     """A bundle's folder is incomplete or altered, or its version is unknown."""
+
+
+class SignatureError(BundleError):
+    """A bundle is not signed by a trusted key, or was altered after it was signed."""
+
+
+class KeyFileError(ScissionLiteError, ValueError):
+    """A file of keys cannot be read or written, or what handles such keys is not installed."""
 
 
 class RuntimeUnavailableError(ScissionLiteError, RuntimeError):
@@ -172,6 +185,10 @@ class TensorMismatchError(BadFieldError):
     """A tensor is well-formed, but differs from the description in the bundle's manifest."""
 
 
+class ForeignDeviceIdError(BadFieldError):
+    """A message names a device id that belongs to another peer: another key or address."""
+
+
 class LimitExceededError(WireError):
     """A count, dimension or size is over the format's cap; each cap is a subclass."""
 
@@ -216,6 +233,10 @@ class DigestMismatchError(WireError):
     """Header and payload do not match their digest: the message was altered on its way."""
 
 
+class UnauthorizedKeyError(WireError):
+    """The sender's key is not authorised at the edge, or is no longer."""
+
+
 class OffloadError(ScissionLiteError, RuntimeError):
     """An inference could not be offloaded."""
 
@@ -230,6 +251,10 @@ class DeadlineExceededError(OffloadError, TimeoutError):
 
 class BundleMismatchError(OffloadError):
     """The edge daemon serves another bundle than the device's."""
+
+
+class AuthorizationError(OffloadError, PermissionError):
+    """The edge daemon does not take this key, or only one of the two sides has keys."""
 
 
 class EdgeExecutionError(OffloadError):

@@ -2,8 +2,9 @@
 
     options -> struct_options -> Recipe, Constraints, ... -> the command -> output: table or JSON
 
-``model_options`` and ``link_options`` hold the options that several commands share; ``plan_choice``
-finds the plan that ``prepare`` carries out. No command imports torch before it needs it.
+``model_options``, ``link_options`` and ``key_options`` hold the options that several commands
+share; ``plan_choice`` finds the plan that ``prepare`` carries out. No command imports torch before
+it needs it.
 
 Exit codes: 0 done; 1 failed, with one line on the error stream; 2 wrong usage. ``usage`` says both
 in words of the shell. ``output_paths`` checks what is to be written before any work.
@@ -21,6 +22,7 @@ from scissionlite import __version__
 from scissionlite.cli.demo import demo
 from scissionlite.cli.doctor import doctor
 from scissionlite.cli.inspect import inspect
+from scissionlite.cli.keys import keys, sign
 from scissionlite.cli.plan import plan
 from scissionlite.cli.prepare import prepare
 from scissionlite.cli.probe import probe
@@ -36,8 +38,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich cuts the names of options in a terminal of 80 columns
 )
-for command in (profile, probe, plan, prepare, inspect, serve, run, demo, doctor):
+for command in (profile, probe, plan, prepare, inspect, sign, serve, run, demo, doctor):
     app.command(cls=Command)(command)
+app.add_typer(keys)
 
 
 def _print_version(wanted: bool) -> None:

@@ -8,15 +8,18 @@ from typing import Annotated
 import typer
 
 from scissionlite.bundle import Bundle
+from scissionlite.cli.key_options import TrustOption
 from scissionlite.cli.output import JsonOption, kilobytes, print_json, print_table
 from scissionlite.transfer_layer import Quantization
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")], json: JsonOption = False
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    trust: TrustOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Show a bundle's manifest, after checking every slice against its digest."""
-    opened = Bundle.load(bundle)
+    opened = Bundle.load(bundle, trust)
     for role in opened.manifest.slices:
         for runtime in opened.runtimes(role):
             opened.slice_path(role, runtime)
@@ -69,7 +72,8 @@ def inspect(
     if manifest.classes:
         rows.append(["classes", ", ".join(manifest.classes)])
     rows += [["created", manifest.created], *([k, v] for k, v in manifest.versions.items())]
-    print_table(f"{bundle}: every slice matches its digest", ["", "value"], rows)
+    signed = "" if trust is None else f", signed by a key of {trust}"
+    print_table(f"{bundle}: every slice matches its digest{signed}", ["", "value"], rows)
 
 
 def _scale_text(quantization: Quantization) -> str:

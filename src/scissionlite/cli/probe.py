@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from scissionlite.cli.key_options import EdgeKeyOption, KeyOption, device_keys
 from scissionlite.cli.output import JsonOption, milliseconds, print_json, print_table
 from scissionlite.cli.output_paths import output_file
 from scissionlite.cli.usage import usage_errors
@@ -23,6 +24,8 @@ def probe(
     control: Annotated[
         str | None, typer.Option(help="Its control endpoint.", show_default="the next port")
     ] = None,
+    key: KeyOption = None,
+    edge_key: EdgeKeyOption = None,
     seconds: Annotated[float, typer.Option(help="Seconds to measure.", min=0.1, max=3600)] = 5.0,
     timeout: Annotated[
         float, typer.Option(help="Seconds to wait for one answer.", min=0.1, max=3600)
@@ -42,7 +45,13 @@ def probe(
     """Measure round trip and rates to an edge daemon, through the sockets that tensors use."""
     links = read_links(out) if out is not None and out.exists() else {}
     with usage_errors():
-        measured = measure(connect, control, seconds=seconds, timeouts=Timeouts(answer=timeout))
+        measured = measure(
+            connect,
+            control,
+            seconds=seconds,
+            timeouts=Timeouts(answer=timeout),
+            keys=device_keys(key, edge_key),
+        )
     names = (source or platform.node() or "here", destination or measured.edge or "edge")
     if out is not None:
         links[names] = measured.link

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from scissionlite.cli.key_options import EdgeKeyOption, KeyOption, device_keys
 from scissionlite.cli.model_options import (
     DEFAULT_SIZE,
     BitsOption,
@@ -34,6 +35,7 @@ from scissionlite.cli.output_paths import output_file
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import ModelError
 from scissionlite.images import JPEG_QUALITY
+from scissionlite.offloader import DeviceKeys
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.cost import Machine
 from scissionlite.scissiontl.profile import Profile
@@ -100,6 +102,8 @@ def profile(
     max_tensors: MaxTensorsOption = 1,
     remote: RemoteOption = None,
     control: RemoteControlOption = None,
+    key: KeyOption = None,
+    edge_key: EdgeKeyOption = None,
     out: OutOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -138,7 +142,7 @@ def profile(
                 raise typer.BadParameter(
                     f"{option} cannot go with --remote: files and names of this machine stay here"
                 )
-        measured = request.profile_there(remote, control)
+        measured = request.profile_there(remote, control, device_keys(key, edge_key))
     if out is not None:
         measured.save(out)
     if json:
@@ -190,7 +194,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
                 progress=bar,
             )
 
-    def profile_there(self, remote: str, control: str | None) -> Profile:
+    def profile_there(self, remote: str, control: str | None, keys: DeviceKeys | None) -> Profile:
         """Have an edge daemon measure on its machine."""
         with usage_errors():
             return remote_profile(
@@ -203,6 +207,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
                 threads=self.threads,
                 repetitions=self.repetitions,
                 max_tensors=self.max_tensors,
+                keys=keys,
             )
 
     def _size_there(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import typer
 
 from scissionlite.bundle import Bundle, Manifest
+from scissionlite.cli.key_options import EdgeKeyOption, KeyOption, TrustOption, device_keys
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import (
     JsonOption,
@@ -73,6 +74,9 @@ def run(
     control: Annotated[
         str | None, typer.Option(help="Its control endpoint.", show_default="the next port")
     ] = None,
+    key: KeyOption = None,
+    edge_key: EdgeKeyOption = None,
+    trust: TrustOption = None,
     fallback: Annotated[
         Literal["local"] | None,
         typer.Option(help="'local' answers here whenever the edge cannot."),
@@ -92,7 +96,7 @@ def run(
     An image that cannot be read gets an error line; the others are answered, and the exit code is
     1. Hidden files and folders in a folder are left out.
     """
-    opened = Bundle.load(bundle)
+    opened = Bundle.load(bundle, trust)
     preprocessing = opened.manifest.preprocessing
     if preprocessing is None:
         raise ScissionLiteError(f"{bundle} has no preprocessing, so it cannot read images")
@@ -107,6 +111,7 @@ def run(
             threads=threads,
             runtime=runtime,
             slowdown=slowdown,
+            keys=device_keys(key, edge_key),
         )
     with device:
         answers, unread = _answers(device, files, preprocessing, warm_up=warm_up, repeat=repeat)

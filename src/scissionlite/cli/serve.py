@@ -11,10 +11,11 @@ import msgspec
 import typer
 
 from scissionlite.bundle import Bundle
+from scissionlite.cli.key_options import KeyOption, TrustOption, edge_keys
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import JsonOption, error_console, print_table
 from scissionlite.cli.usage import usage_errors
-from scissionlite.offloader import EdgeLimits, EdgeServer
+from scissionlite.offloader import EdgeKeys, EdgeLimits, EdgeServer
 from scissionlite.offloader.wire.control import StatsReply
 
 _DEFAULTS = EdgeLimits()
@@ -29,8 +30,12 @@ def serve(
         ),
     ] = None,
     bind: Annotated[
-        str, typer.Option(help="Tensor endpoint to listen on; port * is any free one.")
-    ] = "tcp://0.0.0.0:5555",
+        str,
+        typer.Option(
+            help="Tensor endpoint to listen on; port * is any free one. tcp://0.0.0.0:5555 listens "
+            "on every network, and needs --key and --authorized."
+        ),
+    ] = "tcp://127.0.0.1:5555",
     control: Annotated[
         str | None,
         typer.Option(help="Control endpoint to listen on.", show_default="the next port"),
@@ -40,6 +45,22 @@ def serve(
     credit: Annotated[
         int, typer.Option(help="Requests that a device may have unanswered.", min=1, max=1024)
     ] = _DEFAULTS.credit,
+    devices: Annotated[
+        int, typer.Option(help="Devices that may be connected at once.", min=1)
+    ] = _DEFAULTS.devices,
+    key: KeyOption = None,
+    authorized: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the public keys that may use the daemon, as `scissionlite keys "
+            "authorize` writes it. It is read again when it changes."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Listen on networks without keys, for everybody there."),
+    ] = False,
+    trust: TrustOption = None,
     profile_models: Annotated[
         list[str],
         typer.Option(
@@ -56,7 +77,8 @@ def serve(
 ) -> None:
     """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C)."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    opened = None if bundle is None else Bundle.load(bundle)
+    opened = None if bundle is None else Bundle.load(bundle, trust)
+    keys = edge_keys(key, authorized)
     with usage_errors():
         server = EdgeServer(
             opened,
@@ -64,18 +86,22 @@ def serve(
             control=control,
             threads=threads,
             runtime=runtime,
-            limits=EdgeLimits(credit=credit, profile_seconds=profile_seconds),
+            limits=EdgeLimits(credit=credit, devices=devices, profile_seconds=profile_seconds),
             profile_models=profile_models,
+            keys=keys,
+            insecure=insecure,
         )
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
-    _print_ready(server, opened, json)
+    _print_ready(server, opened, keys, json)
     server.serve_forever()
     _print_closed(server.stats(), json)
 
 
-def _print_ready(server: EdgeServer, opened: Bundle | None, json: bool) -> None:
+def _print_ready(
+    server: EdgeServer, opened: Bundle | None, keys: EdgeKeys | None, json: bool
+) -> None:
     if json:
         ready = {
             "event": "ready",
@@ -84,6 +110,7 @@ def _print_ready(server: EdgeServer, opened: Bundle | None, json: bool) -> None:
             "bundle": opened and opened.id,
             "model": opened and opened.manifest.model,
             "kind": opened and opened.manifest.kind,
+            "public_key": keys and keys.public,
         }
         typer.echo(msgspec.json.encode(ready).decode())
         return
@@ -92,8 +119,10 @@ def _print_ready(server: EdgeServer, opened: Bundle | None, json: bool) -> None:
         manifest = opened.manifest
         transfer = f", {manifest.transfer.label}" if manifest.transfer is not None else ""
         served = f"{manifest.model} ({manifest.kind}{transfer}, bundle {opened.id[:12]})"
+    to = "everybody who reaches it, unencrypted" if keys is None else "authorised keys"
     error_console.print(
-        f"Serving {served} on {server.endpoint}, control {server.control_endpoint}. Ctrl-C stops.",
+        f"Serving {served} on {server.endpoint}, control {server.control_endpoint}, to {to}. "
+        "Ctrl-C stops.",
         markup=False,
         highlight=False,
     )

@@ -23,17 +23,20 @@ if TYPE_CHECKING:
     from scissionlite.offloader.device.device import Answer, Device
     from scissionlite.offloader.edge.server import EdgeServer
     from scissionlite.offloader.limits import EdgeLimits, Timeouts
+    from scissionlite.offloader.link_keys import DeviceKeys, EdgeKeys
 
 # Each side is imported when it is first used: a device does not need the edge's.
 _HOMES = {
     "Answer": "device.device",
     "Device": "device.device",
+    "DeviceKeys": "link_keys",
+    "EdgeKeys": "link_keys",
     "EdgeLimits": "limits",
     "EdgeServer": "edge.server",
     "Timeouts": "limits",
 }
 
-__all__ = ["Answer", "Device", "EdgeLimits", "EdgeServer", "Timeouts"]
+__all__ = ["Answer", "Device", "DeviceKeys", "EdgeKeys", "EdgeLimits", "EdgeServer", "Timeouts"]
 
 
 def __getattr__(name: str) -> object:

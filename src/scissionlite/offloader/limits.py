@@ -18,6 +18,8 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
         Requests that one device may have unanswered, 1 to 1024.
     queue
         Requests of all devices together that may wait for their turn; more are answered "busy".
+    devices
+        Devices that may be connected at once; more are refused.
     heartbeat
         Interval in seconds at which devices send heartbeats, at most 3600. Device and edge take
         each other for dead after three intervals of silence.
@@ -39,6 +41,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     credit: int = 8
     queue: int = 64
+    devices: int = 256
     heartbeat: float = 1.0
     client_silence: float = 30.0
     profile_seconds: float = 1800.0
@@ -49,6 +52,8 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
                 f"credit must be 1 to {MAX_CREDIT}, queue at least 1, heartbeat above 0 and at "
                 f"most 3600 seconds; got {self.credit}, {self.queue}, {self.heartbeat}"
             )
+        if self.devices < 1:
+            raise ValueError(f"devices must be at least 1, got {self.devices}")
         if not self.client_silence > 0 or not self.profile_seconds > 0:
             raise ValueError(
                 "client_silence and profile_seconds must be above 0 seconds, "

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,4 +92,23 @@ def warm_up_slice(loaded: Slice, inputs: Sequence[TensorInfo], runs: int = 3) ->
 
 
 def _load(bundle: Bundle, role: Role, runtime: str, threads: int | None) -> Slice:
-    return load_slice(bundle.slice_path(role, runtime), runtime, threads)
+    with _checked_copy(bundle, role, runtime) as path:
+        return load_slice(path, runtime, threads)
+
+
+@contextmanager
+def _checked_copy(bundle: Bundle, role: Role, runtime: str) -> Iterator[Path]:
+    """Yield the path of a copy of a slice, in memory: nobody can alter it once it is checked.
+
+    Raises
+    ------
+    BundleError
+        As :meth:`.Bundle.slice_path`.
+    """
+    descriptor = os.memfd_create(f"{role} slice", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        bundle.slice_path(role, runtime, copy=descriptor)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)

@@ -118,11 +118,11 @@ def load(path: Path, threads: int | None = None) -> AOTInductorSlice:
     # torch's own loader needs a C++ compiler, and leaves the unpacked files until the process ends
     # normally. Once the library is loaded, its file is no longer needed.
     with zipfile.ZipFile(path) as package, tempfile.TemporaryDirectory() as folder:
-        description = _read_description(path, package)
+        description = _read_description(package)
         missing = sorted(set(description.processor) - set(_processor()))
         if missing:
             raise RuntimeUnavailableError(
-                f"{path.name} was compiled for a processor with {', '.join(missing)}, which this "
+                f"the slice was compiled for a processor with {', '.join(missing)}, which this "
                 "one lacks: prepare the bundle on a machine like this one, or with a second runtime"
             )
         library = next(name for name in package.namelist() if name.endswith(".so"))
@@ -130,7 +130,7 @@ def load(path: Path, threads: int | None = None) -> AOTInductorSlice:
             runner = AOTIModelContainerRunnerCpu(package.extract(library, folder), 1)
         except RuntimeError as error:
             raise RuntimeUnavailableError(
-                f"{path.name} was compiled with torch {description.torch} and cannot be loaded by "
+                f"the slice was compiled with torch {description.torch} and cannot be loaded by "
                 f"torch {torch.__version__}: {str(error).splitlines()[0]}"
             ) from error
     return AOTInductorSlice(runner, description)
@@ -218,12 +218,12 @@ def _processor() -> tuple[str, ...]:
     return (*kind, *(name for name in _VECTORS if found.get(name)))
 
 
-def _read_description(path: Path, package: zipfile.ZipFile) -> _Description:
+def _read_description(package: zipfile.ZipFile) -> _Description:
     metadata = next((n for n in package.namelist() if n.endswith("wrapper_metadata.json")), None)
     entries = {} if metadata is None else msgspec.json.decode(package.read(metadata))
     if _METADATA not in entries:
         raise RuntimeUnavailableError(
-            f"{path.name} was not written by this project: it does not say which processor it needs"
+            "the slice was not written by this project: it does not say which processor it needs"
         )
     return msgspec.json.decode(entries[_METADATA], type=_Description)
 

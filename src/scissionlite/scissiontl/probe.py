@@ -30,6 +30,7 @@ from scissionlite.errors import OffloadError
 from scissionlite.offloader import wire
 from scissionlite.offloader.device.edge_client import EdgeClient
 from scissionlite.offloader.limits import Timeouts
+from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire.control import MAX_PROBE_BYTES, ProbeDownload, ProbeReply
 from scissionlite.offloader.wire.probe import probe_header
 from scissionlite.scissiontl.link import Link
@@ -109,6 +110,7 @@ def probe(
     *,
     seconds: float = 5.0,
     timeouts: Timeouts | None = None,
+    keys: DeviceKeys | None = None,
 ) -> LinkMeasurement:
     """Measure the link to a running edge daemon.
 
@@ -123,6 +125,8 @@ def probe(
         are three rounds of probes.
     timeouts
         How long to wait for one answer.
+    keys
+        Of this machine and the daemon, for a daemon that has keys.
 
     Raises
     ------
@@ -130,6 +134,8 @@ def probe(
         If an endpoint is not one to connect to, or ``seconds`` is not above zero.
     EdgeUnavailableError
         If no daemon answers there, or it stops answering.
+    AuthorizationError
+        If the daemon does not take this key, or only one of the two sides has keys.
     OffloadError
         If the daemon is too old for probes.
     """
@@ -137,7 +143,7 @@ def probe(
         raise ValueError(f"seconds must be above 0, got {seconds}")
     timeouts = timeouts or Timeouts()
     start = time.monotonic()
-    with EdgeClient(connect, control, timeouts) as client:
+    with EdgeClient(connect, control, timeouts, keys) as client:
         prober = _Prober(client, timeouts.answer)
         prober.upload(1)  # the tensor port's connection is made meanwhile
         base = min(prober.upload(1) for _ in range(3))

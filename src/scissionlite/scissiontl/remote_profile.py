@@ -8,6 +8,7 @@ import numpy as np
 from scissionlite.errors import CodecError, ProfileError
 from scissionlite.offloader.device.edge_client import EdgeClient
 from scissionlite.offloader.limits import Timeouts
+from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire.control import ProfileReply, ProfileRequest
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.profile import Profile
@@ -26,6 +27,7 @@ def remote_profile(
     repetitions: int = 20,
     max_tensors: int = 4,
     timeouts: Timeouts | None = None,
+    keys: DeviceKeys | None = None,
 ) -> Profile:
     """Have a network profiled on the edge machine, which must allow it (``--profile-models``).
 
@@ -41,6 +43,8 @@ def remote_profile(
         As for ``scissionlite profile``.
     timeouts
         How long to wait for the profile, and for any sign of life.
+    keys
+        Of this machine and the daemon, for a daemon that has keys.
 
     Raises
     ------
@@ -48,6 +52,8 @@ def remote_profile(
         If an endpoint or an option is out of range.
     EdgeUnavailableError
         If no daemon answers there, it falls silent, or the profile is not done in time.
+    AuthorizationError
+        If the daemon does not take this key, or only one of the two sides has keys.
     EdgeExecutionError
         If profiling failed there; the message is the edge's.
     OffloadError
@@ -59,7 +65,7 @@ def remote_profile(
         ProfileRequest(1, model, size, num_classes, runtime, threads, repetitions, max_tensors)
     )
     timeouts = timeouts or Timeouts()
-    with EdgeClient(connect, control, timeouts) as client:
+    with EdgeClient(connect, control, timeouts, keys) as client:
         client.send(request)
         reply, frames = client.wait_for(ProfileReply, request.request, seconds=timeouts.profile)
         if len(frames) != 1:

@@ -18,6 +18,7 @@ from scissionlite.offloader import wire
 from scissionlite.offloader.device.credit import Credit
 from scissionlite.offloader.device.loop import DeviceLoop
 from scissionlite.offloader.device.messages import Reply, Request
+from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -35,6 +36,8 @@ class EdgeConnection:
         Whose requests are sent; the daemon must serve the same.
     name
         The device's name in the daemon's log.
+    keys
+        Of the device and the daemon; None sends in the clear.
     give_up_early
         When the connection is lost, fail the unanswered requests at once (there is a fallback)
         instead of keeping them until their deadlines.
@@ -46,7 +49,13 @@ class EdgeConnection:
     """
 
     def __init__(
-        self, endpoints: Endpoints, bundle: Bundle, name: str, *, give_up_early: bool = False
+        self,
+        endpoints: Endpoints,
+        bundle: Bundle,
+        name: str,
+        keys: DeviceKeys | None,
+        *,
+        give_up_early: bool = False,
     ) -> None:
         self.endpoint = endpoints.tensors
         self._credit = Credit(endpoints)
@@ -58,6 +67,7 @@ class EdgeConnection:
             name,
             self._credit,
             self._outbox,
+            keys,
             give_up_early=give_up_early,
         )
         self._request_ids = itertools.count()

@@ -35,6 +35,7 @@ from scissionlite.offloader.wire.endpoints import Endpoints
 if TYPE_CHECKING:
     from scissionlite.offloader.device.connection import EdgeConnection
     from scissionlite.offloader.device.messages import Reply
+    from scissionlite.offloader.link_keys import DeviceKeys
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -117,6 +118,9 @@ class Device:
         include it. 1 emulates nothing.
     name
         The device's name in the daemon's log; by default the host's name.
+    keys
+        The device's secret key and the daemon's public key, for a daemon that has keys. The link
+        is encrypted then, and each side knows who the other is.
 
     Raises
     ------
@@ -140,6 +144,7 @@ class Device:
         runtime: str | None = None,
         slowdown: float = 1.0,
         name: str | None = None,
+        keys: DeviceKeys | None = None,
     ) -> None:
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self._deadline = _check_deadline(deadline)
@@ -169,6 +174,7 @@ class Device:
                 Endpoints.to_connect(connect, control),
                 self._bundle,
                 (name or platform.node())[:256],
+                keys,
                 give_up_early=self._local is not None,
             )
         self._threads = DeviceThreads(connection)
@@ -205,6 +211,8 @@ class Device:
             If no daemon answers in time, fallback or not.
         BundleMismatchError
             If the daemon serves another bundle.
+        AuthorizationError
+            If the daemon does not take this device's key, or only one of the two has keys.
         OffloadError
             If the device is closed.
         """
@@ -244,6 +252,9 @@ class Device:
             If there is no answer by the deadline, and no fallback.
         BundleMismatchError
             If the daemon serves another bundle, and there is no fallback.
+        AuthorizationError
+            If the daemon does not take this device's key, or only one of the two has keys, and
+            there is no fallback.
         EdgeExecutionError
             If the daemon failed to answer, and there is no fallback.
         OffloadError

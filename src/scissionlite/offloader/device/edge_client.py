@@ -20,8 +20,14 @@ from scissionlite.errors import (
     WireError,
 )
 from scissionlite.offloader import wire
-from scissionlite.offloader.device.socket_pair import SocketPair, unavailable
+from scissionlite.offloader.device.socket_pair import (
+    HANDSHAKE_TROUBLE,
+    SocketPair,
+    unauthorized,
+    unavailable,
+)
 from scissionlite.offloader.limits import Timeouts
+from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -42,6 +48,8 @@ class EdgeClient:
         Its control endpoint; None is the next port.
     timeouts
         How long to wait.
+    keys
+        Of this client and the daemon; None sends in the clear.
 
     Attributes
     ----------
@@ -56,13 +64,21 @@ class EdgeClient:
         If an endpoint is not one to connect to.
     EdgeUnavailableError
         On entering: nothing answers there.
+    AuthorizationError
+        On entering, or in any call: the daemon does not take this client's key.
     OffloadError
         On entering: the daemon is too old for edge clients.
     """
 
     def __init__(
-        self, connect: str, control_endpoint: str | None = None, timeouts: Timeouts | None = None
+        self,
+        connect: str,
+        control_endpoint: str | None = None,
+        timeouts: Timeouts | None = None,
+        keys: DeviceKeys | None = None,
     ) -> None:
+        self._keys = keys
+        self._trouble = ""
         self._endpoints = Endpoints.to_connect(connect, control_endpoint)
         self._timeout = (timeouts or Timeouts()).answer
         self.id = wire.new_device_id()
@@ -75,6 +91,7 @@ class EdgeClient:
                 self._context,
                 self._endpoints,
                 self.id,
+                self._keys,
                 largest_frame=control.MAX_PROFILE_BYTES + _SLACK_BYTES,
                 send_timeout=self._timeout,
             )
@@ -190,19 +207,34 @@ class EdgeClient:
 
     def _receive(self, until: float) -> tuple[control.ToDevice, list[memoryview]] | None:
         """Wait for a control message until a monotonic time; None if there was none."""
-        left = max(until - time.monotonic(), 0.0)
-        if not self._poller.poll(math.ceil(1000 * left)):
-            return None
-        try:
-            return self._sockets.receive()
-        except WireError as error:
-            raise OffloadError(
-                f"the program at {self._endpoints.control} is no edge daemon of this version: "
-                f"{error}"
-            ) from error
+        while self._poller.poll(math.ceil(1000 * max(until - time.monotonic(), 0.0))):
+            self._check_handshakes()
+            try:
+                received = self._sockets.receive()
+            except WireError as error:
+                raise OffloadError(
+                    f"the program at {self._endpoints.control} is no edge daemon of this version: "
+                    f"{error}"
+                ) from error
+            if received is None:
+                continue
+            if isinstance(received[0], control.Refused) and received[0].code == "unauthorized":
+                raise unauthorized(self._endpoints, received[0].reason)
+            return received
+        return None
+
+    def _check_handshakes(self) -> None:
+        for each in self._sockets.link_events():
+            if each.unauthorized:
+                raise unauthorized(self._endpoints, each.unauthorized)
+            if each.handshake_failed:
+                self._trouble = HANDSHAKE_TROUBLE
+            elif each.event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._trouble = ""
 
     def _unavailable(self, trouble: str) -> EdgeUnavailableError:
-        return unavailable(self._endpoints, trouble)
+        text = f"{trouble} ({self._trouble})" if self._trouble else trouble
+        return unavailable(self._endpoints, text)
 
 
 def _close(

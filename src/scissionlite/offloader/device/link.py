@@ -11,7 +11,8 @@ import zmq
 
 from scissionlite.errors import WireError
 from scissionlite.offloader import wire
-from scissionlite.offloader.device.socket_pair import SocketPair
+from scissionlite.offloader.device.socket_pair import HANDSHAKE_TROUBLE, SocketPair
+from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -33,11 +34,15 @@ class EdgeLink:
         Identity on the control socket.
     hello
         Sent at once.
+    keys
+        Of the device and the daemon; None sends in the clear.
 
     Attributes
     ----------
     welcome : control.Welcome or None
         The edge's Welcome, once received.
+    refusal : str or None
+        Why keys keep this device from the edge, once that is known.
     poller : zmq.Poller
         Waits for anything to read here.
 
@@ -53,7 +58,9 @@ class EdgeLink:
         endpoints: Endpoints,
         device_id: bytes,
         hello: control.Hello,
+        keys: DeviceKeys | None,
     ) -> None:
+        self.refusal: str | None = None
         self.welcome: control.Welcome | None = None
         self.poller = zmq.Poller()
         self._push_ready = False
@@ -61,7 +68,7 @@ class EdgeLink:
         self._next_ping = math.inf
         self._pings = 0
         self._sockets = SocketPair(
-            context, endpoints, device_id, largest_frame=wire.MAX_TENSOR_BYTES, monitored=True
+            context, endpoints, device_id, keys, largest_frame=wire.MAX_TENSOR_BYTES
         )
         self._sockets.register(self.poller)
         self._sockets.send(hello)
@@ -97,15 +104,18 @@ class EdgeLink:
                 self._give_up_at = math.inf
             yield received
 
-    def lost(self) -> bool:
-        """Read the events of the connections; True if one was dropped."""
-        for kind, event in self._sockets.link_events():
-            if event == zmq.EVENT_DISCONNECTED:
-                return True
-            if kind == zmq.PUSH:
+    def lost(self) -> str | None:
+        """Read the events of the connections; return what is wrong if one was dropped."""
+        for each in self._sockets.link_events():
+            if each.handshake_failed:
+                self.refusal = each.unauthorized
+                return self.refusal or HANDSHAKE_TROUBLE
+            if each.event == zmq.EVENT_DISCONNECTED:
+                return "the connection was dropped"
+            if each.socket == zmq.PUSH:
                 self._push_ready = True
                 self._give_up_at = math.inf if self.ready else self._give_up_at
-        return False
+        return None
 
     def check_clock(self) -> str | None:
         """Send a heartbeat when it is time; return what is wrong when it is time to give up."""

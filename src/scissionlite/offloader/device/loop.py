@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections import deque
 
@@ -27,7 +26,13 @@ from scissionlite.errors import (
 from scissionlite.offloader.device.credit import Credit
 from scissionlite.offloader.device.link import EdgeLink
 from scissionlite.offloader.device.messages import DeviceMessages, Request
-from scissionlite.offloader.device.socket_pair import FIRST_RETRY, LAST_RETRY, unavailable
+from scissionlite.offloader.device.socket_pair import (
+    FIRST_RETRY,
+    LAST_RETRY,
+    unauthorized,
+    unavailable,
+)
+from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints
@@ -79,6 +84,8 @@ class DeviceLoop:
         Granted and withdrawn here.
     outbox
         New requests, appended by other threads; each has reserved credit.
+    keys
+        Of the device and the daemon; None sends in the clear.
     waker
         Wakes the loop up.
     give_up_early
@@ -93,19 +100,14 @@ class DeviceLoop:
         name: str,
         credit: Credit,
         outbox: deque[Request],
+        keys: DeviceKeys | None,
         waker: Waker,
         *,
         give_up_early: bool,
     ) -> None:
-        runtimes = [f"{role}={','.join(bundle.runtimes(role))}" for role in bundle.manifest.slices]
         self._endpoints = endpoints
-        self._hello = control.Hello(
-            control.PROTOCOL_VERSION,
-            bundle.id,
-            name,
-            {"machine": os.uname().machine, "slices": " ".join(runtimes)[:256]},
-        )
-        self._messages = DeviceMessages(bundle)
+        self._keys = keys
+        self._messages = DeviceMessages(bundle, name)
         self._credit = credit
         self._waker = waker
         self._outbox = outbox
@@ -124,8 +126,11 @@ class DeviceLoop:
         if self._link is not None:
             for message, frames in self._link.messages():
                 self._handle(message, frames)
-        if self._link is not None and self._link.lost():
-            self._lose("the connection was dropped")
+        if self._link is not None and (trouble := self._link.lost()):
+            if self._link.refusal is None:
+                self._lose(trouble)
+            else:
+                self._refuse(unauthorized(self._endpoints, trouble), trouble)
         if self._link is not None and self._link.ready and not self._credit.connected:
             self._greet(self._link)
         self._take_new_requests()
@@ -148,7 +153,11 @@ class DeviceLoop:
     def _open(self) -> None:
         try:
             self._link = EdgeLink(
-                self._context, self._endpoints, self._messages.device_id, self._hello
+                self._context,
+                self._endpoints,
+                self._messages.new_device_id(),
+                self._messages.hello,
+                self._keys,
             )
         except zmq.ZMQError as error:
             self._lose(str(error))
@@ -162,7 +171,7 @@ class DeviceLoop:
 
     def _handle(self, message: control.ToDevice, frames: list[memoryview]) -> None:
         if isinstance(message, control.Refused):
-            self._refuse(message)
+            self._refuse(self._refusal(message), message.reason)
         elif isinstance(message, control.Goodbye):
             self._lose("the edge daemon was shut down")
         elif isinstance(message, control.Result | control.Failed):
@@ -204,11 +213,15 @@ class DeviceLoop:
             request.sent = False
         self._credit.grant(link.welcome.credit)
 
-    def _refuse(self, message: control.Refused) -> None:
+    def _refusal(self, message: control.Refused) -> OffloadError:
+        if message.code == "unauthorized":
+            return unauthorized(self._endpoints, message.reason)
         mismatch = message.code == "bundle-mismatch"
         kind = BundleMismatchError if mismatch else EdgeUnavailableError
-        refusal = kind(f"the edge daemon at {self._endpoints.tensors} refuses: {message.reason}")
-        self._lose(message.reason, refusal)
+        return kind(f"the edge daemon at {self._endpoints.tensors} refuses: {message.reason}")
+
+    def _refuse(self, refusal: OffloadError, reason: str) -> None:
+        self._lose(reason, refusal)
         self._backoff.refused()
         for request in list(self._pending.values()):
             self._fail(request, refusal)
@@ -251,7 +264,8 @@ class DeviceLoop:
         if self._credit.connected:
             logger.warning("%s: %s; connecting again", self._endpoints.tensors, trouble)
         if self._link is not None:
-            self._link.close()
+            # The edge may still hear it: it then drops the requests, which come again.
+            self._link.close(goodbye=True)
             self._link = None
         self._backoff.failed()
         self._credit.withdraw(trouble, refusal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -37,18 +38,32 @@ class Request(msgspec.Struct, eq=False):
 
 
 class DeviceMessages:
-    """The tensor messages of one device and one bundle.
+    """The messages of one device and one bundle.
 
     Attributes
     ----------
     device_id : bytes
-        Chosen at random.
+        Of the connection, chosen at random.
+    hello : control.Hello
+        The first message of each connection.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.device_id = wire.new_device_id()
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        runtimes = [f"{role}={','.join(bundle.runtimes(role))}" for role in bundle.manifest.slices]
+        self.hello = control.Hello(
+            control.PROTOCOL_VERSION,
+            bundle.id,
+            name,
+            {"machine": os.uname().machine, "slices": " ".join(runtimes)[:256]},
+        )
+        self.new_device_id()
         self._manifest = bundle.manifest
         self._bundle_prefix = wire.bundle_prefix(bundle.id)
+
+    def new_device_id(self) -> bytes:
+        """Choose another device id: nobody can have taken it before the connection is made."""
+        self.device_id = wire.new_device_id()
+        return self.device_id
 
     def pack_request(self, request: Request, left: float) -> list[wire.Buffer]:
         """Make the frames of a request that has so many seconds left.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import zmq
 
-from scissionlite.errors import EdgeUnavailableError
+from scissionlite.errors import AuthorizationError, EdgeUnavailableError
+from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire import Buffer, control
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -17,6 +19,24 @@ FIRST_RETRY, LAST_RETRY = 0.05, 1.0
 
 _LINGER_MS = 200  # for the Goodbye
 _MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): the event and its value
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
+
+
+HANDSHAKE_TROUBLE = (
+    "the other side ended the connection in its first handshake: its key may be another one than "
+    "this device was given, only one of the two sides may have keys, or it is no edge daemon"
+)
+"""Why there may be no connection, where ZeroMQ does not say it: the other side just hung up."""
+
+
+def unauthorized(endpoints: Endpoints, reason: str) -> AuthorizationError:
+    """Make the error that says why keys keep this device from an edge daemon."""
+    return AuthorizationError(f"the edge daemon at {endpoints.tensors} refuses: {reason}")
 
 
 def unavailable(endpoints: Endpoints, trouble: str) -> EdgeUnavailableError:
@@ -25,6 +45,39 @@ def unavailable(endpoints: Endpoints, trouble: str) -> EdgeUnavailableError:
         f"no edge daemon answers at {endpoints.tensors} (control {endpoints.control}): {trouble}. "
         "Check that `scissionlite serve` runs there and that both ports are open"
     )
+
+
+class LinkEvent(NamedTuple):
+    """Something that happened to a connection.
+
+    Attributes
+    ----------
+    socket : int
+        zmq.PUSH or zmq.DEALER: which of the two.
+    event : int
+        A ``zmq.EVENT_...``.
+    value : int
+        What ZeroMQ adds to it.
+    """
+
+    socket: int
+    event: int
+    value: int
+
+    @property
+    def handshake_failed(self) -> bool:
+        """Whether the peers did not agree on a connection."""
+        return bool(self.event & _HANDSHAKE_FAILED)
+
+    @property
+    def unauthorized(self) -> str | None:
+        """Why this device will not get a connection until keys are changed; None if it may."""
+        if self.event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return "it does not know this device's key: `scissionlite keys authorize` there adds it"
+        mismatch = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+        if self.event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and self.value == mismatch:
+            return "one of the two sides has keys and the other has none: give both sides theirs"
+        return None
 
 
 class SocketPair:
@@ -38,12 +91,12 @@ class SocketPair:
         Of the daemon; the sockets connect by themselves, and again if the link is lost.
     device_id
         Identity on the control socket.
+    keys
+        Of the device and the daemon; None sends in the clear.
     largest_frame
         A peer that sends a larger frame, in bytes, loses its connection.
     send_timeout
         Seconds to wait for room in a socket's queue.
-    monitored
-        Whether :meth:`link_events` is called.
 
     Raises
     ------
@@ -56,11 +109,12 @@ class SocketPair:
         context: zmq.Context[zmq.Socket[bytes]],
         endpoints: Endpoints,
         device_id: bytes,
+        keys: DeviceKeys | None,
         *,
         largest_frame: int,
         send_timeout: float = 0.0,
-        monitored: bool = False,
     ) -> None:
+        self._keys = keys
         # Closes what was opened, in reverse: a socket left open would keep the context from ending.
         self._opened = contextlib.ExitStack()
         self._monitors: list[zmq.Socket[bytes]] = []
@@ -68,8 +122,7 @@ class SocketPair:
             self._push = self._open(context, zmq.PUSH, largest_frame, send_timeout)
             self._dealer = self._open(context, zmq.DEALER, largest_frame, send_timeout)
             self._dealer.identity = device_id
-            if monitored:
-                self._monitors = [self._monitor(self._push), self._monitor(self._dealer)]
+            self._monitors = [self._monitor(self._push), self._monitor(self._dealer)]
             self._push.connect(endpoints.tensors)
             self._dealer.connect(endpoints.control)
         except zmq.ZMQError:
@@ -116,14 +169,14 @@ class SocketPair:
             return None
         return control.decode_frames([frame.buffer for frame in frames])
 
-    def link_events(self) -> Iterator[tuple[int, int]]:
-        """Read what happened to the connections: (zmq.PUSH or zmq.DEALER, a zmq.EVENT_...)."""
+    def link_events(self) -> Iterator[LinkEvent]:
+        """Read what happened to the connections."""
         for kind, monitor in zip((zmq.PUSH, zmq.DEALER), self._monitors, strict=True):
             with contextlib.suppress(zmq.Again):
                 while True:
                     # Not zmq.utils.monitor's parser: its module imports asyncio.
                     frame, _ = monitor.recv_multipart(zmq.NOBLOCK)
-                    yield kind, _MONITOR_EVENT.unpack(frame)[0]
+                    yield LinkEvent(kind, *_MONITOR_EVENT.unpack(frame))
 
     def close(self, *, goodbye: bool = False) -> None:
         """Close the sockets, and drop what was not sent; may be called again.
@@ -150,10 +203,12 @@ class SocketPair:
         made.maxmsgsize = largest_frame
         made.reconnect_ivl = int(FIRST_RETRY * 1000)
         made.reconnect_ivl_max = int(LAST_RETRY * 1000)
+        if self._keys is not None:
+            self._keys.secure(made)
         return made
 
     def _monitor(self, each: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-        monitor = each.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        monitor = each.get_monitor_socket(_EVENTS)
         self._opened.callback(monitor.close, 0)
         self._opened.callback(each.disable_monitor)
         return monitor

@@ -19,8 +19,10 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import (
     BundleMismatchError,
     ControlMessageError,
+    ForeignDeviceIdError,
     OffloadError,
     ScissionLiteError,
+    UnauthorizedKeyError,
     WireError,
 )
 from scissionlite.offloader import wire
@@ -30,11 +32,13 @@ from scissionlite.offloader.bundle_tensors import (
     request_batch,
     result_tensors,
 )
+from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.counters import Counters
 from scissionlite.offloader.edge.schedule import Done, Job, Schedule
 from scissionlite.offloader.edge.services import EdgeServices
 from scissionlite.offloader.edge.sockets import EdgeSockets
 from scissionlite.offloader.limits import EdgeLimits
+from scissionlite.offloader.link_keys import EdgeKeys
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.control import (
     PROTOCOL_VERSION,
@@ -70,6 +74,8 @@ class EdgeLoop:
         The answer to a device's Hello.
     limits
         Of the daemon.
+    keys
+        Of the daemon and of the devices that it takes; None takes every device.
     profile_models
         Globs of the model names that may be profiled.
     jobs, done
@@ -81,6 +87,7 @@ class EdgeLoop:
         bundle: Bundle | None,
         welcome: Welcome,
         limits: EdgeLimits,
+        keys: EdgeKeys | None,
         profile_models: Sequence[str],
         jobs: SimpleQueue[Job | None],
         done: SimpleQueue[Done],
@@ -94,6 +101,7 @@ class EdgeLoop:
         self._done = done
         self._at_work: Job | None = None
         self._counters = Counters()
+        self._access = Access(keys, self._counters)
 
     def open(
         self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Endpoints, waker: Waker
@@ -111,12 +119,15 @@ class EdgeLoop:
             endpoints,
             credit=self._welcome.credit,
             largest_payload=0 if self._bundle is None else max_payload(self._bundle.manifest),
+            access=self._access,
         )
         return self._sockets.endpoints
 
     def step(self) -> None:
         """Wait for something to do, a heartbeat at most, and do it."""
         self._sockets.wait(self._waker, int(1000 * min(self._welcome.heartbeat, 1.0)))
+        if self._access.step():
+            self._drop_revoked()
         self._read_control()
         self._read_requests()
         self._finish()
@@ -142,19 +153,26 @@ class EdgeLoop:
 
     def _read_control(self) -> None:
         for _ in range(_BATCH):
-            if not (frames := self._sockets.receive_control()):
+            peer, frames = self._sockets.receive_control()
+            if not frames:
                 return
             device_id = bytes(frames[0])
             try:
+                self._access.check(peer)
+                self._check_owner(peer, device_id)
                 if len(frames) != 2:
                     raise ControlMessageError(f"{len(frames) - 1} frames, 1 expected")
                 message = decode_at_edge(frames[1])
             except WireError as error:
                 self._counters.reject(error)
+                if isinstance(error, ForeignDeviceIdError):
+                    self._send(device_id, Refused("identity", str(error)))
+                elif isinstance(error, UnauthorizedKeyError):
+                    self._send(device_id, Refused("unauthorized", str(error)))
                 continue
             now = time.monotonic()
             if isinstance(message, Hello):
-                self._greet(device_id, message)
+                self._greet(device_id, message, peer)
             elif isinstance(message, Ping):
                 if self._schedule.hear(device_id, now) or self._services.hear(device_id):
                     self._send(device_id, Pong(message.sequence))
@@ -164,9 +182,30 @@ class EdgeLoop:
                 self._schedule.remove(device_id)
                 self._services.remove(device_id)
             else:
-                self._services.take(device_id, message)
+                self._services.take(device_id, message, peer)
 
-    def _greet(self, device_id: bytes, hello: Hello) -> None:
+    def _peer_of(self, device_id: bytes) -> str | None:
+        """Who said Hello or ClientHello with a device id; None if nobody did."""
+        peer = self._schedule.peer(device_id)
+        return self._services.peer(device_id) if peer is None else peer
+
+    def _check_owner(self, peer: str, device_id: bytes) -> None:
+        """Raise a ForeignDeviceIdError if the device id in a message is not its sender's."""
+        if self._peer_of(device_id) not in (None, peer):
+            raise ForeignDeviceIdError("the device id in the message belongs to another device")
+
+    def _drop_revoked(self) -> None:
+        """Refuse the devices and edge clients whose keys are no longer authorised."""
+        for device_id in (*self._schedule.devices, *self._services.clients):
+            try:
+                self._access.check(self._peer_of(device_id) or "")
+            except UnauthorizedKeyError as error:
+                logger.warning("a connected device is refused: %s", error)
+                self._send(device_id, Refused("unauthorized", str(error)))
+                self._schedule.remove(device_id)
+                self._services.remove(device_id)
+
+    def _greet(self, device_id: bytes, hello: Hello, peer: str) -> None:
         refused = None
         if not wire.is_device_id(device_id):
             refused = Refused("identity", "a device's identity is 16 bytes, the first not zero")
@@ -182,22 +221,27 @@ class EdgeLoop:
                 f"it serves bundle {self._bundle.id[:12]} ({self._bundle.manifest.model[:100]}), "
                 f"the device has {hello.bundle[:12]}: copy the same bundle to both",
             )
+        elif not self._schedule.greet(device_id, hello.name, time.monotonic(), peer):
+            refused = Refused("full", "it serves as many devices as its limits allow")
         if refused is not None:
             logger.warning("device %r refused: %s", hello.name, refused.reason)
             self._send(device_id, refused)
             return
-        logger.info("device %r connected: %s", hello.name, hello.runtime)
-        self._schedule.greet(device_id, hello.name, time.monotonic())
+        who = self._access.describe(peer)
+        logger.info("device %r connected, %s: %s", hello.name, who, hello.runtime)
         self._send(device_id, self._welcome)
 
     def _read_requests(self) -> None:
         for _ in range(_BATCH):
-            if not (frames := self._sockets.receive_tensors()):
+            peer, frames = self._sockets.receive_tensors()
+            if not frames:
                 return
             try:
+                self._access.check(peer)
                 header, payloads = wire.unpack(
                     frames, wire.MessageKind.REQUEST, wire.MessageKind.PROBE
                 )
+                self._check_owner(peer, header.device_id)
                 if header.kind is wire.MessageKind.PROBE:
                     self._services.take_probe(header)
                     continue
@@ -205,12 +249,7 @@ class EdgeLoop:
                     raise BundleMismatchError("the request is for another bundle")
                 check_request(self._bundle.manifest, header.tensors)
             except (WireError, BundleMismatchError) as error:
-                self._counters.reject(error)
-                if (sender := wire.sender(frames[0])) is not None:
-                    code: FailureCode = (
-                        "malformed" if isinstance(error, WireError) else "bundle-mismatch"
-                    )
-                    self._fail(*sender, code, f"{type(error).__name__}: {error}")
+                self._reject_request(error, peer, frames[0])
                 continue
             now = time.monotonic()
             device_id, request_id = header.device_id, header.request_id
@@ -222,6 +261,18 @@ class EdgeLoop:
             if not self._schedule.add(job):
                 self._counters.busy += 1
                 self._fail(device_id, request_id, "busy", "too many requests wait")
+
+    def _reject_request(
+        self, error: WireError | BundleMismatchError, peer: str, header: memoryview
+    ) -> None:
+        """Count a request that breaks a rule, and tell the device, if it is the sender itself."""
+        self._counters.reject(error)
+        sender = wire.sender(header)
+        if sender is None or isinstance(error, UnauthorizedKeyError | ForeignDeviceIdError):
+            return
+        if self._peer_of(sender[0]) in (None, peer):
+            code: FailureCode = "malformed" if isinstance(error, WireError) else "bundle-mismatch"
+            self._fail(*sender, code, f"{type(error).__name__}: {error}")
 
     def _dispatch(self) -> None:
         """Give the worker one job; not more, so that turns and deadlines are those of now."""

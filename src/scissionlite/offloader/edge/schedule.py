@@ -35,6 +35,7 @@ class Done(msgspec.Struct, frozen=True, eq=False):
 
 class _Device(msgspec.Struct, eq=False):
     name: str
+    peer: str
     heard: float
     jobs: deque[Job] = msgspec.field(default_factory=deque)
 
@@ -53,6 +54,7 @@ class Schedule:
         self._jobs_per_device = 2 * limits.credit
         self._capacity = limits.queue
         self._silence = limits.device_silence
+        self._most_devices = limits.devices
         self._devices: dict[bytes, _Device] = {}
         self._turns: deque[bytes] = deque()  # devices with waiting jobs, the next one first
         self._held: set[tuple[bytes, int]] = set()  # waiting or at work
@@ -63,12 +65,20 @@ class Schedule:
         """Ids of the devices connected."""
         return list(self._devices)
 
-    def greet(self, device_id: bytes, name: str, now: float) -> None:
-        """Add a device that has said Hello."""
+    def greet(self, device_id: bytes, name: str, now: float, peer: str = "") -> bool:
+        """Add a device that has said Hello; False if there is no room for one more."""
         if device_id in self._devices:
             self._devices[device_id].heard = now
+        elif len(self._devices) < self._most_devices:
+            self._devices[device_id] = _Device(name, peer, now)
         else:
-            self._devices[device_id] = _Device(name, now)
+            return False
+        return True
+
+    def peer(self, device_id: bytes) -> str | None:
+        """Who said Hello with a device id (:meth:`.access.Access.peer`); None if nobody did."""
+        device = self._devices.get(device_id)
+        return None if device is None else device.peer
 
     def hear(self, device_id: bytes, now: float) -> bool:
         """Record a sign of life; False if the device is not connected."""

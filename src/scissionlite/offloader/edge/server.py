@@ -17,8 +17,9 @@ from scissionlite.offloader.edge.schedule import Done, Job
 from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.edge.threads import EdgeThreads
 from scissionlite.offloader.limits import EdgeLimits
+from scissionlite.offloader.link_keys import EdgeKeys
 from scissionlite.offloader.wire.control import StatsReply, Welcome
-from scissionlite.offloader.wire.endpoints import Endpoints
+from scissionlite.offloader.wire.endpoints import Endpoints, is_local
 
 
 class EdgeServer:
@@ -35,7 +36,8 @@ class EdgeServer:
         daemon answers probes and requests for profiles, and refuses devices.
     bind
         Tensor endpoint to listen on: ``tcp://address:port`` or ``ipc://path``. Port ``*`` or 0
-        is any free one; :attr:`endpoint` then has its number.
+        is any free one; :attr:`endpoint` then has its number. By default only this machine can
+        reach it; ``tcp://0.0.0.0:5555`` listens on every network, and needs ``keys``.
     control
         Control endpoint; by default the port after that of ``bind``, or any free one.
     threads
@@ -51,6 +53,12 @@ class EdgeServer:
     profile_models
         Globs of the model names, such as ``torchvision:*``, that may be profiled here; by default
         none. The code that a name imports is run, so allow only names that you trust.
+    keys
+        The daemon's secret key, and the public keys of the devices that it takes. The links are
+        encrypted then, and nobody else can use them.
+    insecure
+        Listen on networks without keys: whoever reaches the ports can use and disturb the daemon,
+        and read what crosses. There are no profiles then.
 
     Raises
     ------
@@ -67,7 +75,7 @@ class EdgeServer:
     def __init__(
         self,
         bundle: Bundle | str | Path | None = None,
-        bind: str = "tcp://0.0.0.0:5555",
+        bind: str = "tcp://127.0.0.1:5555",
         *,
         control: str | None = None,
         threads: int | None = None,
@@ -75,10 +83,14 @@ class EdgeServer:
         limits: EdgeLimits | None = None,
         name: str | None = None,
         profile_models: Sequence[str] = (),
+        keys: EdgeKeys | None = None,
+        insecure: bool = False,
     ) -> None:
         limits = limits or EdgeLimits()
         opened = Bundle.load(bundle) if isinstance(bundle, str | Path) else bundle
         self._binds = Endpoints.to_bind(bind, control)
+        if keys is None:
+            _check_exposure(self._binds, profile_models, insecure=insecure)
         self._side = None if opened is None else EdgeSide(opened, threads, runtime)
         welcome = Welcome(
             secrets.randbits(63),
@@ -88,7 +100,7 @@ class EdgeServer:
         )
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._done: SimpleQueue[Done] = SimpleQueue()
-        self._loop = EdgeLoop(opened, welcome, limits, profile_models, self._jobs, self._done)
+        self._loop = EdgeLoop(opened, welcome, limits, keys, profile_models, self._jobs, self._done)
         self._threads: EdgeThreads | None = None
         self._stop = False
 
@@ -176,3 +188,18 @@ class EdgeServer:
                 f"the EdgeServer on {self.endpoint} runs in the process that forked this one: "
                 "make another one here"
             )
+
+
+def _check_exposure(binds: Endpoints, profile_models: Sequence[str], *, insecure: bool) -> None:
+    """Raise a ValueError if a daemon without keys would be open to a network unasked."""
+    exposed = [each for each in (binds.tensors, binds.control) if not is_local(each)]
+    if exposed and not insecure:
+        raise ValueError(
+            f"{exposed[0]} can be reached from a network: give keys= (docs/security.md), bind to "
+            "tcp://127.0.0.1:5555, or say insecure= to serve everybody who reaches it, unencrypted"
+        )
+    if exposed and profile_models:
+        raise ValueError(
+            "a profile runs the code that a model's name imports, so a daemon that a network can "
+            "reach profiles only for authorised keys: give it keys="
+        )

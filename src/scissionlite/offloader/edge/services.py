@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import zstandard
 
@@ -42,6 +43,13 @@ Send = Callable[[bytes, ToDevice, Sequence[wire.Buffer]], None]
 _MAX_CLIENTS = 64  # at once; the one longest silent makes room
 
 
+class _Client(NamedTuple):
+    """An edge client: who it is, and the monotonic time of its last sign of life."""
+
+    peer: str
+    heard: float
+
+
 class EdgeServices:
     """The daemon's edge clients and their requests. Of the I/O thread.
 
@@ -64,16 +72,20 @@ class EdgeServices:
         self._send = send
         self._profile_models = tuple(profile_models)
         self._limits = limits
-        self._clients: dict[bytes, float] = {}  # when each was heard last, the latest at the end
+        self._clients: dict[bytes, _Client] = {}  # the one heard last at the end
         self._noise = b""
         self._profiling: Profiling | None = None
+
+    @property
+    def clients(self) -> list[bytes]:
+        """Identities of the edge clients."""
+        return list(self._clients)
 
     def hear(self, client: bytes) -> bool:
         """Record a sign of life; False if the peer is not an edge client."""
         if client not in self._clients:
             return False
-        del self._clients[client]
-        self._clients[client] = time.monotonic()
+        self._clients[client] = _Client(self._clients.pop(client).peer, time.monotonic())
         return True
 
     def remove(self, client: bytes) -> None:
@@ -82,10 +94,17 @@ class EdgeServices:
         if self._profiling is not None and self._profiling.client == client:
             self._end_profiling()
 
-    def take(self, sender: bytes, message: ClientHello | ProbeDownload | ProfileRequest) -> None:
-        """Answer a control message."""
+    def peer(self, client: bytes) -> str | None:
+        """Who said ClientHello with an identity (:meth:`.access.Access.peer`); None: nobody did."""
+        found = self._clients.get(client)
+        return None if found is None else found.peer
+
+    def take(
+        self, sender: bytes, message: ClientHello | ProbeDownload | ProfileRequest, peer: str = ""
+    ) -> None:
+        """Answer a control message of a peer (:meth:`.access.Access.peer`)."""
         if isinstance(message, ClientHello):
-            self._greet(sender, message)
+            self._greet(sender, message, peer)
         elif not self.hear(sender):
             self._fail(sender, message.request, "unknown-device", "say Visit first")
         elif isinstance(message, ProbeDownload):
@@ -113,8 +132,8 @@ class EdgeServices:
     def step(self) -> None:
         """Answer a profile that is done, and drop silent clients."""
         now = time.monotonic()
-        for client, heard in list(self._clients.items()):
-            if now - heard > self._limits.client_silence:
+        for client, found in list(self._clients.items()):
+            if now - found.heard > self._limits.client_silence:
                 self.remove(client)
         if (work := self._profiling) is None:
             return
@@ -138,15 +157,15 @@ class EdgeServices:
             self._send(client, Goodbye(), ())
         self._clients.clear()
 
-    def _greet(self, sender: bytes, hello: ClientHello) -> None:
+    def _greet(self, sender: bytes, hello: ClientHello, peer: str) -> None:
         if not wire.is_device_id(sender):
             reason = "an edge client's identity is 16 bytes, the first not zero"
             self._send(sender, Refused("identity", reason), ())
             return
         if sender not in self._clients and len(self._clients) >= _MAX_CLIENTS:
             self.remove(next(iter(self._clients)))
-        self._clients[sender] = 0.0
-        self.hear(sender)
+        self._clients.pop(sender, None)  # so that it goes to the end
+        self._clients[sender] = _Client(peer, time.monotonic())
         logger.info("edge client %r connected", hello.name)
         self._send(sender, ClientWelcome(self._name), ())
 

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import zmq
 
 from scissionlite.errors import OffloadError
 from scissionlite.offloader import wire
+from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints
 
 _LINGER_MS = 500  # for the Goodbyes and the last results
 _SLACK_BYTES = 1 << 16  # over the largest valid frame, so that a near miss is named, not cut off
+
+
+class Received(NamedTuple):
+    """A message: who sent it (:meth:`.access.Access.peer`), and its frames, which are not copied.
+
+    Without frames, there was no message.
+    """
+
+    peer: str
+    frames: list[memoryview]
 
 
 class EdgeSockets:
@@ -30,6 +42,8 @@ class EdgeSockets:
         Requests that a device may have unanswered.
     largest_payload
         Most bytes of a request's payload.
+    access
+        Who may connect.
 
     Raises
     ------
@@ -44,7 +58,9 @@ class EdgeSockets:
         *,
         credit: int,
         largest_payload: int,
+        access: Access,
     ) -> None:
+        self._access = access
         self._pull = context.socket(zmq.PULL)
         self._router = context.socket(zmq.ROUTER)
         largest = max(largest_payload, wire.MAX_HEADER_BYTES, control.MAX_PROBE_BYTES)
@@ -52,10 +68,11 @@ class EdgeSockets:
         self._pull.maxmsgsize = _SLACK_BYTES + largest
         self._router.sndhwm = self._router.rcvhwm = control.MAX_CREDIT
         self._router.maxmsgsize = _SLACK_BYTES + control.MAX_CONTROL_BYTES
-        # Sending to a device that is gone is an error, and one that is back takes its place.
+        # Sending to a device that is gone is an error. Nobody takes the place of a device that is
+        # there (no handover): one that comes back has a new identity.
         self._router.router_mandatory = 1
-        self._router.router_handover = 1
         self._poller = zmq.Poller()
+        access.open(context, self._poller)
         endpoint = ""
         try:
             for each, endpoint, linger in (
@@ -69,6 +86,7 @@ class EdgeSockets:
                 each.tcp_keepalive_idle = 30
                 each.tcp_keepalive_intvl = 10
                 each.tcp_keepalive_cnt = 3
+                access.secure(each)
                 each.bind(endpoint)
                 self._poller.register(each, zmq.POLLIN)
         except zmq.ZMQError as error:
@@ -84,13 +102,13 @@ class EdgeSockets:
         """Wait for a message or for a wake-up."""
         waker.wait(self._poller, milliseconds)
 
-    def receive_tensors(self) -> list[memoryview]:
-        """Read the frames of a tensor message; empty if there is none."""
-        return _receive(self._pull)
+    def receive_tensors(self) -> Received:
+        """Read a tensor message."""
+        return self._receive(self._pull)
 
-    def receive_control(self) -> list[memoryview]:
-        """Read the sender's identity and a control message's frames; empty if there is none."""
-        return _receive(self._router)
+    def receive_control(self) -> Received:
+        """Read the sender's identity and a control message's frames."""
+        return self._receive(self._router)
 
     def send(
         self, device_id: bytes, message: control.ToDevice, tensors: Sequence[wire.Buffer] = ()
@@ -108,17 +126,17 @@ class EdgeSockets:
         """Close the sockets."""
         self._pull.close()
         self._router.close()
+        self._access.close()
+
+    def _receive(self, each: zmq.Socket[bytes]) -> Received:
+        try:
+            frames = each.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return Received("", [])
+        return Received(self._access.peer(frames[-1]), [frame.buffer for frame in frames])
 
 
 def _bound(each: zmq.Socket[bytes]) -> str:
     endpoint = each.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(endpoint, bytes)
     return endpoint.rstrip(b"\0").decode()
-
-
-def _receive(each: zmq.Socket[bytes]) -> list[memoryview]:
-    """Read a message if there is one; its frames are not copied."""
-    try:
-        return [frame.buffer for frame in each.recv_multipart(zmq.NOBLOCK, copy=False)]
-    except zmq.Again:
-        return []

@@ -55,11 +55,14 @@ class Welcome(msgspec.Struct, tag="welcome", frozen=True, forbid_unknown_fields=
     heartbeat: Annotated[float, msgspec.Meta(gt=0, le=3600)]
 
 
-RefusalCode = Literal["bundle-mismatch", "protocol", "identity"]
+RefusalCode = Literal["bundle-mismatch", "protocol", "identity", "unauthorized", "full"]
 
 
 class Refused(msgspec.Struct, tag="refused", frozen=True, forbid_unknown_fields=True):
-    """Edge to device: the answer to a Hello that cannot be served."""
+    """Edge to device: the answer to a Hello that cannot be served.
+
+    With the code "unauthorized", at any time: the sender's key is no longer authorised.
+    """
 
     code: RefusalCode
     reason: Text

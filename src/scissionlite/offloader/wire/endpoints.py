@@ -59,6 +59,19 @@ def control_endpoint(tensors: str) -> str:
     raise ValueError(f"not an endpoint such as tcp://host:5555 or ipc://path: {tensors!r}")
 
 
+def is_local(endpoint: str) -> bool:
+    """Whether only programs of this machine can reach an endpoint: ipc, or a loopback address."""
+    import ipaddress  # a device does not need it
+
+    if not endpoint.startswith("tcp://"):
+        return True
+    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False  # a name, or an interface: it may be on a network
+
+
 def check_endpoint(endpoint: str) -> str:
     """Return an endpoint that can be connected to: ``tcp://host:port`` or ``ipc://path``.
 

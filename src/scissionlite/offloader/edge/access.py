@@ -1,0 +1,111 @@
+"""Who may use the edge daemon: the keys that are authorised, asked at two moments.
+
+A connection is encrypted and authenticated by libzmq, which asks the handler here (ZAP,
+https://rfc.zeromq.org/spec/27) whether its key is authorised. Every message then names the key that
+its connection was authenticated with. So a key that is revoked is refused although its connection
+lives, which libzmq gives no way to end.
+
+pyzmq's own ZAP handlers need a thread with an asyncio loop, or a folder of certificates that is
+read again when told; this one is a socket of the I/O loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import zmq
+
+from scissionlite.errors import UnauthorizedKeyError
+from scissionlite.keys.authorized import AuthorizedKeys
+from scissionlite.keys.files import encode_key
+from scissionlite.offloader.edge.counters import Counters
+from scissionlite.offloader.link_keys import EdgeKeys
+
+_REFRESH_INTERVAL = 0.5  # seconds between two looks at the file of authorised keys
+_BATCH = 64  # handshakes answered before the other sockets have their turn
+_VERSION = b"1.0"
+
+
+class Access:
+    """The daemon's door: who may connect, and who sent a message. Of the I/O thread.
+
+    Parameters
+    ----------
+    keys
+        The daemon's keys; None lets everybody in.
+    counters
+        Counts the handshakes that are refused.
+    """
+
+    def __init__(self, keys: EdgeKeys | None, counters: Counters) -> None:
+        self._keys = keys
+        self._counters = counters
+        self._authorized: AuthorizedKeys | None = None if keys is None else keys.authorized_keys()
+        self._handler: zmq.Socket[bytes] | None = None
+        self._refresh_at = 0.0
+
+    def open(self, context: zmq.Context[zmq.Socket[bytes]], poller: zmq.Poller) -> None:
+        """Answer the context's handshakes; before its first socket listens."""
+        if self._keys is not None:
+            self._handler = context.socket(zmq.REP)
+            self._handler.linger = 0
+            self._handler.bind("inproc://zeromq.zap.01")
+            poller.register(self._handler, zmq.POLLIN)
+
+    def close(self) -> None:
+        """Answer no more handshakes."""
+        if self._handler is not None:
+            self._handler.close()
+
+    def secure(self, each: zmq.Socket[bytes]) -> None:
+        """Prepare a socket that will listen."""
+        if self._keys is not None:
+            self._keys.secure(each)
+
+    def peer(self, frame: zmq.Frame) -> str:
+        """Name the sender of a frame: its key in base64, or its address where there are no keys."""
+        with contextlib.suppress(zmq.ZMQError):  # an attribute that the connection does not have
+            return str(frame.get("Peer-Address" if self._keys is None else "User-Id"))
+        return ""
+
+    def check(self, peer: str) -> None:
+        """Raise an error unless a message's sender is still authorised.
+
+        Raises
+        ------
+        UnauthorizedKeyError
+            If its key is not.
+        """
+        if self._authorized is not None and peer not in self._authorized:
+            raise UnauthorizedKeyError(f"the key {peer} is not authorised")
+
+    def describe(self, peer: str) -> str:
+        """Describe a peer for the log, by the name of its key or by its address."""
+        if self._authorized is None:
+            return f"at {peer}"
+        return f"key {self._authorized.name(peer)}" if peer in self._authorized else f"key {peer}"
+
+    def step(self) -> bool:
+        """Answer handshakes; return whether the authorised keys have changed."""
+        if self._handler is None or self._authorized is None:
+            return False
+        now, changed = time.monotonic(), False
+        if now >= self._refresh_at:
+            self._refresh_at = now + _REFRESH_INTERVAL
+            changed = self._authorized.refresh()
+        with contextlib.suppress(zmq.Again):
+            for _ in range(_BATCH):
+                _, number, _, address, _, _, raw = self._handler.recv_multipart(zmq.NOBLOCK)
+                key = encode_key(raw)
+                # A key that was added or taken out just now counts at once.
+                changed |= self._authorized.refresh()
+                if key in self._authorized:
+                    reply = [b"200", b"OK", key.encode()]
+                else:
+                    reply = [b"400", b"not authorised", b""]
+                    where = address.decode("ascii", "replace")
+                    reason = f"{where} has the key {key}, which is not authorised"
+                    self._counters.reject(UnauthorizedKeyError(reason))
+                self._handler.send_multipart([_VERSION, number, *reply, b""])
+        return changed

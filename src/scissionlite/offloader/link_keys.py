@@ -1,0 +1,89 @@
+"""The keys of a link: CURVE encrypts it, and each side proves to the other who it is.
+
+CURVE is ZeroMQ's CurveCP over TCP (https://rfc.zeromq.org/spec/26): Curve25519, with new keys for
+every connection, so that a secret that leaks later does not open what was recorded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scissionlite.keys.authorized import AuthorizedKeys
+from scissionlite.keys.files import read_public, read_secret
+
+if TYPE_CHECKING:
+    import zmq
+
+
+class EdgeKeys:
+    """An edge daemon's secret key, and the public keys of the devices that may use it.
+
+    Parameters
+    ----------
+    secret
+        File of the daemon's secret key, as ``scissionlite keys make`` writes it.
+    authorized
+        File of the devices' public keys, one a line (``scissionlite keys authorize`` adds them).
+        It is read again when it changes: a key that is taken out is refused from then on.
+
+    Raises
+    ------
+    KeyFileError
+        If a file cannot be read, is not what it should be, or others than its owner can read the
+        secret or write the list; or if this machine's ZeroMQ has no CURVE.
+    """
+
+    def __init__(self, secret: str | Path, authorized: str | Path) -> None:
+        self._secret = read_secret(secret, "link")
+        self._authorized = Path(authorized)
+        self.authorized_keys()  # what is wrong with the file is said now
+
+    @property
+    def public(self) -> str:
+        """The daemon's public key, in base64."""
+        return self._secret.public.key
+
+    def authorized_keys(self) -> AuthorizedKeys:
+        """Read the file of authorised keys; one reader a server."""
+        return AuthorizedKeys(self._authorized)
+
+    def secure(self, each: zmq.Socket[bytes]) -> None:
+        """Have a socket that will listen take only encrypted connections of known keys."""
+        each.curve_server = 1
+        each.curve_secretkey = self._secret.raw
+        # Once a domain is set, every connection needs the consent of edge.access's handler.
+        each.zap_domain = b"scissionlite"
+
+
+class DeviceKeys:
+    """The secret key of a device or an edge client, and the edge daemon's public key.
+
+    Parameters
+    ----------
+    secret
+        File of the device's secret key, as ``scissionlite keys make`` writes it.
+    edge
+        File of the daemon's public key (``.pub``): a daemon with another key is not talked to.
+
+    Raises
+    ------
+    KeyFileError
+        If a file cannot be read or is not what it should be, or others than its owner can read
+        the secret or write the public key; or if this machine's ZeroMQ has no CURVE.
+    """
+
+    def __init__(self, secret: str | Path, edge: str | Path) -> None:
+        self._secret = read_secret(secret, "link")
+        self._edge = read_public(edge, "link")
+
+    @property
+    def public(self) -> str:
+        """The device's public key, in base64."""
+        return self._secret.public.key
+
+    def secure(self, each: zmq.Socket[bytes]) -> None:
+        """Have a socket that will connect encrypt, and talk only to the edge daemon's key."""
+        each.curve_secretkey = self._secret.raw
+        each.curve_publickey = self._secret.public.raw
+        each.curve_serverkey = self._edge.raw
