@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from torch import nn
 
 import scissionlite as sl
@@ -184,6 +184,18 @@ def test_in_place_operations_are_captured(build: Callable[[], nn.Module], zeros:
     assert_the_graph_is_the_model(model, graph)
 
 
+def test_capture_tells_its_steps() -> None:
+    steps: list[str] = []
+    sl.capture(_BatchInBranch(), torch.zeros(1, *SHAPE), on_step=steps.append)
+    attempt = ["finding slicing points", "comparing with the model"]
+    assert steps == [
+        "running the model",
+        "tracing with torch.fx",
+        *("tracing with torch.export", *attempt),
+        *("tracing with torch.export for the example's batch size alone", *attempt),
+    ]
+
+
 class _NumberOfValues(_Scaled):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         answer: torch.Tensor = self.conv(x / x.abs().max().item())  # the line that prevents it
@@ -318,6 +330,14 @@ _STEPS: dict[str, Callable[[_Random, torch.Tensor, torch.Tensor], torch.Tensor]]
     "scaled by a value": lambda net, a, b: a / (1.0 + a.abs().max().item()),
     "scaled by means": lambda net, a, b: a * b.mean((2, 3), keepdim=True),
     "detached": lambda net, a, b: a.detach(),
+    "wrapped function writes": lambda net, a, b: _add_to_part(a, b),
+    "wrapped function writes, unused": lambda net, a, b: (_add_to_part(a, b), a)[1],
+    "turned in place": lambda net, a, b: a.clone().transpose_(2, 3),
+    "masked in place": lambda net, a, b: a.masked_fill_(b > 0.5, 0.25),
+    "row added": lambda net, a, b: (a[:, :, 0].add_(1.0), a)[1],
+    "zeros of its batch": lambda net, a, b: a + torch.zeros(a.shape[0], 1, 1, 1),
+    "more for a large value": lambda net, a, b: a * 2 if a.mean() > 0.1 else a,
+    "more for a large batch": lambda net, a, b: a * 2 if len(b) > 2 else a,
 }
 
 
@@ -382,8 +402,11 @@ def test_no_random_network_is_captured_as_another(
     try:
         graph = sl.capture(model, example)
     except CaptureError as error:
-        if not any(reason in str(error) for reason in _REFUSED_FOR_A_REASON):
+        reasons = [reason for reason in _REFUSED_FOR_A_REASON if reason in str(error)]
+        if not reasons:
             raise
+        event(f"refused: {reasons[-1]}")
         return
+    event("captured for any batch" if graph.dynamic_batch else "captured for one batch")
     assert torch.equal(example, kept), "capture wrote into the example"
     assert_the_graph_is_the_model(model, graph)

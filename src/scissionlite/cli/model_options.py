@@ -137,8 +137,10 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
         normalized = self.mean is not None and self.std is not None
         return network, InputSettings(preprocessing, known is not None or normalized)
 
-    def capture(self, max_tensors: int = 1) -> tuple[Graph, InputSettings]:
-        """Load and capture the network, for one image.
+    def capture(
+        self, max_tensors: int = 1, *, progress: bool = False
+    ) -> tuple[Graph, InputSettings]:
+        """Load and capture the network, for one image; with a line of progress if asked.
 
         Raises
         ------
@@ -150,11 +152,21 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
         import torch
 
         from scissionlite.graph.capture import capture
+        from scissionlite.progress import progress_bar
 
         network, settings = self.load()
         height, width, channels = settings.preprocessing.frame_shape
         example = torch.zeros(1, channels, height, width)
-        return capture(network, example, name=self.model, max_tensors=max_tensors), settings
+        with progress_bar(progress) as bar:
+            shown = bar.add_task(f"capturing {self.model}", total=None, status="")
+            graph = capture(
+                network,
+                example,
+                name=self.model,
+                max_tensors=max_tensors,
+                on_step=lambda step: bar.update(shown, status=step),
+            )
+        return graph, settings
 
 
 class InputSettings(NamedTuple):

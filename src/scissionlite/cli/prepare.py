@@ -178,7 +178,7 @@ def prepare(
         mean=mean,
         std=std,
         bits=bits,
-    ).capture(max_tensors)
+    ).capture(max_tensors, progress=not json)
     settings.print()
     job = _Job(
         out=out,

@@ -174,7 +174,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
         from scissionlite.progress import progress_bar
         from scissionlite.scissiontl.profiler import profile as measure
 
-        graph, settings = self.network.capture(self.max_tensors)
+        graph, settings = self.network.capture(self.max_tensors, progress=progress)
         preprocessing = settings.preprocessing
         frames = []
         if images is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -16,7 +17,12 @@ from scissionlite.graph.user_code import first_line, line_of_error
 
 
 def capture(
-    model: nn.Module, example: Example, *, name: str | None = None, max_tensors: int = 1
+    model: nn.Module,
+    example: Example,
+    *,
+    name: str | None = None,
+    max_tensors: int = 1,
+    on_step: Callable[[str], object] | None = None,
 ) -> Graph:
     """Capture a model and find its blocks and slicing points.
 
@@ -36,6 +42,8 @@ def capture(
     max_tensors
         Most tensors that may cross at a slicing point. 1 gives the paper's slicing points; U-Net's
         skips and a detector's neck need more.
+    on_step
+        Called with a few words at the start of each step, to show progress.
 
     Raises
     ------
@@ -49,6 +57,8 @@ def capture(
             "(TorchScript modules no longer have the Python code that is traced)"
         )
     name = name or type(model).__name__
+    tell = on_step or _tell_nobody
+    tell("running the model")
     own = _copied(model, name)
     bound = bind_arguments(own, example)
     reference = Reference(name, own, bound)
@@ -56,7 +66,9 @@ def capture(
     failures: list[str] = []
     for how, trace in TRACERS.items():
         try:
+            tell(f"tracing with {how}")
             traced = trace(own, bound, tuple(first.inputs.values()))
+            tell("finding slicing points")
             graph = Graph(
                 name,
                 traced,
@@ -67,6 +79,7 @@ def capture(
                 max_tensors=max_tensors,
                 any_batch=how != FIXED_BATCH,
             )
+            tell("comparing with the model")
             wrong = reference.difference(graph)
         except CaptureError as error:
             failures.append(f"{how}: {error}")
@@ -80,6 +93,10 @@ def capture(
         f"{name} cannot be captured.\n  " + "\n  ".join(failures) + "\n  Control flow must not "
         "depend on the values of tensors: move it out of forward(), or use torch.where"
     )
+
+
+def _tell_nobody(step: str) -> None:
+    """Show no progress."""
 
 
 def _copied(model: nn.Module, name: str) -> nn.Module:

@@ -88,10 +88,23 @@ def _answered_by(name: str, model: nn.Module, bound: inspect.BoundArguments) -> 
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.values())
         raise CaptureError(
             f"{name} does not run on the example of shape {shapes}.\n  {first_line(error)}\n    "
-            f"at {line_of_error(error)}"
+            f"at {line_of_error(error)}{_way_to_backbone(model)}"
         ) from error
-    outputs, kind = named_outputs(name, answer)
+    try:
+        outputs, kind = named_outputs(name, answer)
+    except CaptureError as error:
+        raise CaptureError(f"{error}{_way_to_backbone(model)}") from error
     return Check(inputs, {path: x.clone() for path, x in outputs.items()}, kind)
+
+
+def _way_to_backbone(model: nn.Module) -> str:
+    """Say which part of a detector can be captured, if the model looks like one."""
+    if not isinstance(getattr(model, "backbone", None), nn.Module):
+        return ""
+    return (
+        "\n  If it is a detector, its end depends on values: capture model.backbone, with the head "
+        "where it computes tensors only; docs/detectors.md has the recipe"
+    )
 
 
 def _difference(graph: Graph, check: Check) -> str | None:
