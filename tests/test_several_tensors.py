@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from networks import Detector, UNet
 from peers import LOCAL, LONG, Frames, HandmadeDevice, Sockets, device_of, payload_for
+from torch import nn
 from torch.utils.data import Dataset
 
 import scissionlite as sl
@@ -220,3 +222,52 @@ def test_frames_reach_the_edge_without_loss(
             np.testing.assert_array_equal(answer.output, output)
             assert answer.bytes_sent == len(payload_for(bundle, frame)[1])
             assert image_format == "png" or answer.bytes_sent == frame.nbytes
+
+
+class _WritesToItsInput(nn.Module):
+    """Writes to its input, and answers it beside the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = x.clamp_(0, 1)
+        return self.last(self.first(x)), x
+
+
+@pytest.mark.parametrize("where", ["edge", "local"])
+def test_the_callers_array_is_its_own(where: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = _WritesToItsInput().eval()
+    plan = sl.Plan(kind="local")
+    if where == "edge":
+        spec = sl.TransferSpec(pool=1, dtype="float32")
+        plan = sl.Plan(kind="split", slicing_point="first", spec=spec)
+    graph = sl.capture(model, torch.zeros(1, 6), max_tensors=2)
+    bundle = sl.prepare(graph, plan, out=tmp_path / "bundle")
+    whole = np.random.default_rng(0).normal(size=(1, 12)).astype(np.float32)
+    frozen = whole[:, :6].copy()
+    frozen.flags.writeable = False
+    with contextlib.ExitStack() as stack:
+        connect = control_endpoint = None
+        if where == "edge":
+            edge = stack.enter_context(sl.EdgeServer(bundle, "tcp://127.0.0.1:*", threads=1))
+            connect, control_endpoint = edge.endpoint, edge.control_endpoint
+        device = stack.enter_context(
+            sl.Device(bundle, connect, control=control_endpoint, deadline=60)
+        )
+        for x in (whole[:, :6], whole[:, ::-2], frozen):
+            kept = x.copy()
+            with torch.no_grad():
+                expected = [t.numpy() for t in model(torch.from_numpy(kept.copy()))]
+            future = device.submit(x)
+            np.testing.assert_array_equal(x, kept)
+            if x.flags.writeable:
+                x[...] = 9  # the caller's next frame
+            answer = future.result()
+            assert answer.where == where
+            for output, correct in zip(answer.output, expected, strict=True):
+                np.testing.assert_allclose(output, correct, atol=1e-5)
+            if x.flags.writeable:
+                x[...] = kept
