@@ -88,6 +88,54 @@ def test_a_profile_has_every_block_codec_slice_and_image(measured: sl.Profile) -
     assert measured.host.threads == 1
 
 
+def _zstd_bytes(profile: sl.Profile, block: int) -> float:
+    """Bytes of float32 behind zstd, as a share of those without."""
+    spec = sl.TransferSpec.float32_split()
+    sizes = {t.spec: t.nbytes for t in profile.transfers if t.block == block}
+    return sizes[msgspec.structs.replace(spec, entropy="zstd")] / sizes[spec]
+
+
+def test_without_images_codecs_are_measured_with_noise_like_photographs(
+    measured: sl.Profile, shared_data: Path
+) -> None:
+    """The example is zero; zstd packs what follows from it into a few bytes."""
+    assert measured.codec_inputs == "noise"
+    assert "--images" in measured.entropy_note
+    # The same network and size with photographs: the noise is a guess of the right order.
+    preprocessing = sl.Preprocessing(size=(32, 32))
+    files = sorted((shared_data / "imagenet-sample-100").glob("*.JPEG"))[:4]
+    torch.manual_seed(0)
+    graph = sl.capture(network(), torch.zeros(1, 3, 32, 32), name="small")
+    options = {"repetitions": 1, "warm_up": 0, "slices": 0, "preprocessing": preprocessing}
+    photographs = [preprocessing.frame(file) for file in files]
+    real = sl.profile(graph, images=photographs, **options)  # type: ignore[arg-type]
+    made_up = sl.profile(graph, **options)  # type: ignore[arg-type]
+    assert (real.codec_inputs, real.entropy_note) == ("images", "")
+    for block in (0, 1, 2):
+        assert _zstd_bytes(made_up, block) == pytest.approx(_zstd_bytes(real, block), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("example", "measured_with"),
+    [
+        (torch.zeros(2, 3, 16, 16), "noise"),
+        (torch.ones(1, 5, 16, 16), "noise"),
+        (torch.zeros(1, 3, 12), "noise"),
+        (torch.zeros(1, 64), "noise"),
+        (torch.linspace(0, 1, 64).reshape(1, 64), "example"),
+    ],
+    ids=["a batch", "five channels", "a sequence", "a vector", "an example with values"],
+)
+def test_an_input_that_is_no_image_is_not_measured_with_zeros(
+    example: torch.Tensor, measured_with: str
+) -> None:
+    model = nn.Sequential(nn.Tanh(), nn.Flatten(), nn.LazyLinear(8))
+    model(example)
+    profile = sl.profile(sl.capture(model, example), repetitions=1, warm_up=0, slices=0)
+    assert profile.codec_inputs == measured_with
+    assert _zstd_bytes(profile, 0) > 0.5
+
+
 def test_several_tensors_are_packed_together() -> None:
     graph = sl.capture(UNet(), torch.zeros(1, 3, 16, 16), name="unet", max_tensors=5)
     profile = sl.profile(graph, repetitions=1, warm_up=0, slices=None)

@@ -117,6 +117,9 @@ def plan(
     caption = f"{len(plans)} plans satisfy the constraints."
     if only_pareto:
         caption += f" {len(front)} of them are beaten by none in latency and bytes."
+    if any(p.spec is not None and p.spec.entropy for p in shown):
+        notes = dict.fromkeys(each.entropy_note for each in devices if each.entropy_note)
+        caption += "".join(f" {note}" for note in notes)
     for path in (report, figure):
         caption += f" Written: {path}." if path is not None else ""
     _print(title, shown, plans, several=len(machines) > 2, caption=caption)

@@ -290,4 +290,5 @@ def _summary(measured: Profile) -> str:
         )
     if measured.images:
         text = f"{text[:-1]} ({measured.images[0].source})."
-    return f"{text} The Offloader takes {milliseconds(2 * measured.offload.request)} ms a request."
+    text += f" The Offloader takes {milliseconds(2 * measured.offload.request)} ms a request."
+    return f"{text} {measured.entropy_note}".rstrip()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -82,6 +82,11 @@ class SliceProfile(msgspec.Struct, frozen=True):
     block: int
     device: float
     edge: float
+
+
+CodecInputs: TypeAlias = Literal["images", "noise", "example"]
+"""The inputs with which codecs are measured: the user's images, noise with the 1/f spectrum of
+photographs, or the example that the network was captured with."""
 
 
 class ImageProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +165,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         The blocks in order.
     transfers
         The codecs at the slicing points.
+    codec_inputs
+        The inputs with which they were measured. The bytes behind an entropy stage depend on them.
+        None where the profile does not say.
     slices
         Slices that were built and timed; the others are estimated from these and the blocks.
     images
@@ -185,6 +193,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorInfo, ...] = ()
     blocks: tuple[BlockProfile, ...]
     transfers: tuple[TransferProfile, ...]
+    codec_inputs: CodecInputs | None = None
     slices: tuple[SliceProfile, ...] = ()
     images: tuple[ImageProfile, ...] = ()
     preprocess: float = 0.0
@@ -270,6 +279,21 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         """The uncut network's latency divided by the sum of its blocks' latencies."""
         total = sum(block.latency for block in self.blocks)
         return self.network_latency / total if total else 1.0
+
+    @property
+    def entropy_note(self) -> str:
+        """A sentence on bytes behind an entropy stage, where they are not those of real images."""
+        if self.codec_inputs == "images":
+            return ""
+        measured = {
+            "noise": "noise with the spectrum of photographs",
+            "example": "the example input",
+            None: "inputs that the profile does not name",
+        }[self.codec_inputs]
+        return (
+            f"Bytes behind zstd were measured with {measured}: "
+            "`scissionlite profile --images` measures those of your images."
+        )
 
     @property
     def answer_bytes(self) -> int:

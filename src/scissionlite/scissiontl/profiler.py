@@ -29,6 +29,7 @@ from scissionlite.scissiontl.leakage import correlation_of_distances, pairwise_d
 from scissionlite.scissiontl.offload_timing import time_offloader
 from scissionlite.scissiontl.profile import (
     BlockProfile,
+    CodecInputs,
     Host,
     ImageProfile,
     Profile,
@@ -86,9 +87,10 @@ def profile(
         Threads of an inference; None leaves the runtime's default.
     images
         Frames, uint8 ``(height, width, channels)``. Images to the edge and the codecs are measured
-        with them, and from 16 frames on the leakage at every slicing point. Without any, images to
-        the edge are measured with noise that has the 1/f spectrum of photographs (Field, 1987), and
-        the profile says so.
+        with them, and from 16 frames on the leakage at every slicing point. Without any, both are
+        measured with noise that has the 1/f spectrum of photographs (Field, 1987), and the profile
+        says so (``codec_inputs``). Where the network's input is no image, codecs are measured with
+        the example, or with noise where all its values are the same.
     preprocessing
         How a frame becomes the network's input; ImageNet's by default.
     jpeg_qualities
@@ -114,10 +116,8 @@ def profile(
     points = promising(graph.slicing_points, slices)
     steps = 2 * len(graph.blocks) + repetitions + warm_up + 2 * len(points) + 2
     rounds = Rounds(repetitions, warm_up, _reporter(progress, steps))
-    entering = [
-        entering_tensors(graph, inputs)
-        for inputs in frames.inputs(images[:_SIZED_IMAGES]) or [graph.example]
-    ]
+    codec_inputs, sized = _codec_inputs(graph, frames, given=len(images) > 0)
+    entering = [entering_tensors(graph, inputs) for inputs in sized]
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
         runner = Runner(runtime, threads, Path(scratch))
         block_times, network_time = time_blocks(graph, runner, entering[0], rounds)
@@ -138,6 +138,7 @@ def profile(
         outputs=graph.outputs,
         blocks=_blocks(graph, block_times, leakages),
         transfers=tuple(transfers),
+        codec_inputs=codec_inputs,
         slices=tuple(measured_slices),
         images=tuple(sent_images),
         preprocess=preprocess,
@@ -260,6 +261,38 @@ def _frames(
         return _Frames(images, f"{len(images)} images", preprocessing)
     noise = [natural_noise(height, width, channels, seed) for seed in range(8)]
     return _Frames(noise, "noise with a 1/f spectrum, no images given", preprocessing)
+
+
+def _codec_inputs(
+    graph: Graph, frames: _Frames, *, given: bool
+) -> tuple[CodecInputs, list[tuple[torch.Tensor, ...]]]:
+    """Choose the network's inputs with which blocks and codecs are measured, and say which."""
+    if inputs := frames.inputs(frames.frames[:_SIZED_IMAGES]):
+        return ("images" if given else "noise"), inputs
+    if not any(map(_constant, graph.example)):
+        return "example", [graph.example]
+    # zstd would pack what follows from one value into next to nothing.
+    return "noise", [
+        tuple(
+            _noise(x, 1000 * seed + i) if _constant(x) else x
+            for i, x in enumerate(graph.example, len(graph.example))
+        )
+        for seed in range(_SIZED_IMAGES)
+    ]
+
+
+def _constant(x: torch.Tensor) -> bool:
+    return x.is_floating_point() and x.numel() > 1 and bool((x == x.flatten()[0]).all())
+
+
+def _noise(x: torch.Tensor, seed: int) -> torch.Tensor:
+    """Noise of a tensor's shape: planes with a 1/f spectrum, or random numbers without planes."""
+    if x.ndim < 3:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    height, width = x.shape[-2:]
+    planes = [natural_noise(height, width, 1, seed + i) for i in range(x.shape[:-2].numel())]
+    return ((torch.from_numpy(np.stack(planes)).to(x.dtype) - 128) / 50).reshape(x.shape)
 
 
 def _leakages(graph: Graph, inputs: Sequence[tuple[torch.Tensor, ...]]) -> list[float | None]:

@@ -92,6 +92,10 @@ def write_report(
         "Machines": "; ".join(_machine(profile) for profile in profiles),
         "Link": link,
         "Constraints": _constraints(constraints),
+        "Codecs": "; ".join(
+            f"{profile.name}: {profile.entropy_note or 'measured with images.'}"
+            for profile in profiles
+        ),
         "Best": f"{plans[0].label}, cut at {plans[0].place}: "
         f"{plans[0].predicted.latency * 1e3:.1f} ms predicted",
     }
