@@ -17,6 +17,7 @@ from scissionlite.cli.output import (
     milliseconds,
     print_json,
     print_table,
+    warnings_in_one_line,
 )
 from scissionlite.cli.output_paths import output_folder
 from scissionlite.errors import PrepareError
@@ -102,7 +103,8 @@ def demo(
     flow.open_data(folder, settings.preprocessing)
     flow.load_network(model, weights, network_epochs)
     flow.profile()
-    rows = flow.compare(links, at=at, epochs=epochs, images=images)
+    with warnings_in_one_line():
+        rows = flow.compare(links, at=at, epochs=epochs, images=images)
     if json:
         print_json(rows)
     else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -30,6 +32,19 @@ def printable(text: str) -> str:
     Python holds such bytes in a form that neither a terminal nor JSON can take.
     """
     return os.fsencode(text).decode(errors="backslashreplace")
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Show warnings that arise inside without the place in the code that Python would show."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        error_console.print("[bold yellow]warning:[/]", end=" ")
+        error_console.print(str(message), markup=False, highlight=False)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def print_json(value: Any) -> None:

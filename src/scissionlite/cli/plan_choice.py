@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from scissionlite.graph.graph import Graph
 
 Codec = Literal["int8", "paper", "float32", "jpeg", "png", "uint8", "local"]
-"""A way over the link: a Transfer Layer of this name, an image, or nothing ("local")."""
+"""A way over the link: a Transfer Layer of this name, an image, or nothing ("local").
+
+"int8" and "paper" pool 2x2; tables show them by their labels, "TL 2x2 int8" and "paper TL (2x2
+float32)"."""
 
 _SPECS: dict[Codec, TransferSpec] = {
     "int8": TransferSpec(),

@@ -24,7 +24,13 @@ from scissionlite.cli.model_options import (
     StdOption,
     WeightsOption,
 )
-from scissionlite.cli.output import JsonOption, error_console, milliseconds, print_table
+from scissionlite.cli.output import (
+    JsonOption,
+    error_console,
+    milliseconds,
+    print_table,
+    warnings_in_one_line,
+)
 from scissionlite.cli.output_paths import output_bundle, output_file
 from scissionlite.cli.plan import SlowdownOption
 from scissionlite.cli.plan_choice import Codec, PlanRequest
@@ -80,7 +86,12 @@ AtOption = Annotated[
     str | None, typer.Option(help="Slicing point, by the name that `plan` prints.")
 ]
 CodecOption = Annotated[
-    Codec, typer.Option(help="What crosses: with --at a Transfer Layer; an image; or local.")
+    Codec,
+    typer.Option(
+        help="What crosses. With --at a Transfer Layer: int8 (2x2 pooling and int8; without "
+        "pooling: --pool 1), paper (2x2 pooling, float32) or float32 (all of it, without loss). "
+        "Else an image (jpeg, png, uint8), or nothing (local)."
+    ),
 ]
 TransferOptions = Annotated[
     Changes[TransferSpec],
@@ -224,22 +235,23 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
         """Prepare one plan."""
         from scissionlite.preprocessor import pipeline
 
-        return pipeline.prepare(
-            graph,
-            plan,
-            train=self.train,
-            unlabelled=self.unlabelled,
-            validate=self.validate,
-            classes=self.classes,
-            out=self.out,
-            preprocessing=self.preprocessing,
-            recipe=self.recipe,
-            runtimes=self.runtimes,
-            local_fallback=self.local_fallback,
-            max_batch=self.max_batch,
-            checkpoint=checkpoint,
-            progress=self.progress,
-        )
+        with warnings_in_one_line():
+            return pipeline.prepare(
+                graph,
+                plan,
+                train=self.train,
+                unlabelled=self.unlabelled,
+                validate=self.validate,
+                classes=self.classes,
+                out=self.out,
+                preprocessing=self.preprocessing,
+                recipe=self.recipe,
+                runtimes=self.runtimes,
+                local_fallback=self.local_fallback,
+                max_batch=self.max_batch,
+                checkpoint=checkpoint,
+                progress=self.progress,
+            )
 
     def choose(
         self, graph: Graph, request: PlanRequest, accuracy_drop: float, tries: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from scissionlite.preprocessor.data import Data
 from scissionlite.preprocessor.opened_data import open_data
 from scissionlite.preprocessor.pipeline import prepare
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.splitter import AccuracyWarning
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
@@ -153,7 +155,10 @@ def choose(
         started = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-try-", dir=folder.parent) as tried:
             checkpoint = folder.with_name(f".{folder.name}-try-{len(attempts)}.checkpoint")
-            bundle = prepare_plan(plan, out=Path(tried) / "bundle", checkpoint=checkpoint)
+            with warnings.catch_warnings():
+                # How far a score may fall is said by accuracy_drop.
+                warnings.simplefilter("ignore", AccuracyWarning)
+                bundle = prepare_plan(plan, out=Path(tried) / "bundle", checkpoint=checkpoint)
             attempts.append(_attempt(plan, bundle, accuracy_drop, time.perf_counter() - started))
             if attempts[-1].held:
                 files = {entry.file: bundle.path / entry.file for entry in bundle.files}

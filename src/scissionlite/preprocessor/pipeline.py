@@ -116,6 +116,12 @@ def prepare(
     -------
     Bundle
 
+    Warns
+    -----
+    AccuracyWarning
+        If the score on `validate` falls by more than 5 points, or a classifier's to that of always
+        answering the most frequent class.
+
     Raises
     ------
     PrepareError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +20,18 @@ from scissionlite.graph.graph import Graph
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import ImageFormat, image_decode, image_encode
 from scissionlite.preprocessor.data import Data, Photographs, samples_of
-from scissionlite.preprocessor.tasks import Task
+from scissionlite.preprocessor.tasks import CLASSIFICATION, Scored, Task
 from scissionlite.runtimes import Slice
 from scissionlite.runtimes.export import load_exported
 from scissionlite.transfer_layer import decode, encode
+
+LARGE_DROP = 0.05
+"""Fall of a score between 0 and 1 that is warned about, as any fall to the share of the most
+frequent class."""
+
+
+class AccuracyWarning(UserWarning):
+    """A bundle is much less accurate than the network that it was prepared from."""
 
 
 class Inference(Slice, Protocol):
@@ -245,19 +255,46 @@ def measure(inference: Inference, data: Data, task: Task, *, before: float) -> A
     before
         The uncut network's score, for the record.
 
+    Warns
+    -----
+    AccuracyWarning
+        If a score between 0 and 1 falls by more than ``LARGE_DROP``; or if a classifier's falls to
+        what always answering the most frequent class has, or less.
+
     Raises
     ------
     PrepareError
         If there are no samples.
     """
-    counts, samples = None, 0
+    scored, samples = Scored(task), 0
+    labels: Counter[int] = Counter()
     sent_before = inference.sent_bytes
     for inputs, target in samples_of(data):
         answers = [torch.from_numpy(x) for x in inference(*(part.numpy() for part in inputs))]
-        step = task.tally(answers[0] if len(answers) == 1 else tuple(answers), target)
-        counts = step if counts is None else counts + step
+        scored.add(answers[0] if len(answers) == 1 else tuple(answers), target)
         samples += 1
-    if counts is None:
-        raise PrepareError("the validation data set is empty")
+        if task is CLASSIFICATION:
+            labels[int(target)] += 1
+    score = scored.score()
     sent = (inference.sent_bytes - sent_before) / samples
-    return Accuracy(before, task.score(counts), samples, task.metric, round(sent, 1))
+    accuracy = Accuracy(before, score, samples, task.metric, round(sent, 1))
+    if text := _drop_text(accuracy, max(labels.values(), default=0) / samples):
+        warnings.warn(text, AccuracyWarning, stacklevel=2)
+    return accuracy
+
+
+def _drop_text(accuracy: Accuracy, largest_class: float) -> str:
+    """Describe a drop of the score that is worth a warning; empty if there is none."""
+    before, after = accuracy.before, accuracy.after
+    # The scale of a metric of one's own is not known.
+    shares = 0 <= after <= before <= 1
+    constant = after < before and after <= largest_class
+    if not shares or not (constant or before - after > LARGE_DROP):
+        return ""
+    text = f"the {accuracy.metric} fell from {before:.1%} to {after:.1%}"
+    if constant:
+        text += f", and always answering the most frequent class has {largest_class:.1%}"
+    return (
+        f"{text}: train for more epochs or on more data, or choose a milder Transfer Layer "
+        "(a smaller pool, a learned one, another slicing point)"
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map
 
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
@@ -30,9 +31,10 @@ class Task:
     loss : callable
         ``loss(answer, target)``: a scalar tensor with gradients.
     tally : callable
-        ``tally(answer, target)``: a tensor of counts, which are summed over all batches.
+        ``tally(answer, target)``: what the metric needs of a batch. That of all batches is added
+        up with ``+=``: a tensor of counts, or a :class:`WholeSet`, which holds all answers.
     score : callable
-        ``score(counts)``: the metric from the summed counts; more is better.
+        ``score(sum)``: the metric over the whole data set; more is better.
     distance : callable
         ``distance(answer, reference, temperature)``: the distance of an answer from the uncut
         network's, a scalar tensor with gradients.
@@ -42,10 +44,15 @@ class Task:
 
     name: str
     loss: Callable[[Any, Any], torch.Tensor]
-    tally: Callable[[Any, Any], torch.Tensor]
-    score: Callable[[torch.Tensor], float]
+    tally: Callable[[Any, Any], Any]
+    score: Callable[[Any], float]
     distance: Callable[[Any, Any, float], torch.Tensor]
     metric: str
+
+    @property
+    def counted(self) -> bool:
+        """Whether the metric needs only counts of a batch, and not all answers at once."""
+        return self.tally != WholeSet.of
 
     @classmethod
     def of(
@@ -63,19 +70,92 @@ class Task:
         loss
             ``loss(answer, target)``, a scalar tensor with gradients.
         metric
-            ``metric(answer, target)``, the mean over the batch; more is better. Batches are
-            weighted by their size.
+            ``metric(answer, target)`` over a whole data set, called once for each score; more is
+            better. Both are on the CPU and collated, as if the data set were one batch. All answers
+            of the network are in memory for it; their inputs are not.
         name
             The task's name.
         distance
             As the attribute; by default :func:`normalised_error` of the outputs.
         """
 
-        def tally(answer: Any, target: Any) -> torch.Tensor:
-            size = len(flat(answer)[0])
-            return torch.tensor([float(metric(answer, target)) * size, size], dtype=torch.float64)
+        def score(whole: WholeSet) -> float:
+            return float(metric(_joined(whole.answers), _joined(whole.targets)))
 
-        return cls(name, loss, tally, _mean, distance or normalised_error, "score")
+        return cls(name, loss, WholeSet.of, score, distance or normalised_error, "score")
+
+
+class Scored:
+    """A task's score over all batches that are added.
+
+    Parameters
+    ----------
+    task
+        Whose metric it is.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._sum: Any = None
+
+    def add(self, answer: Any, target: Any) -> None:
+        """Add a batch."""
+        tally = self._task.tally(answer, target)
+        if self._sum is None:
+            self._sum = tally
+        else:
+            self._sum += tally
+
+    def score(self) -> float:
+        """Compute the metric over all batches.
+
+        Raises
+        ------
+        PrepareError
+            If there are none.
+        """
+        if self._sum is None:
+            raise PrepareError("the validation data set is empty")
+        return self._task.score(self._sum)
+
+
+class WholeSet:
+    """The answers and targets of a data set, batch by batch, on the CPU.
+
+    Attributes
+    ----------
+    answers, targets : list
+        One entry for each batch.
+    """
+
+    def __init__(self, answers: list[Any], targets: list[Any]) -> None:
+        self.answers, self.targets = answers, targets
+
+    @classmethod
+    def of(cls, answer: Any, target: Any) -> WholeSet:
+        """One batch."""
+        return cls([_on_cpu(answer)], [_on_cpu(target)])
+
+    def __iadd__(self, other: WholeSet) -> WholeSet:
+        self.answers += other.answers
+        self.targets += other.targets
+        return self
+
+
+def _on_cpu(value: Any) -> Any:
+    return tree_map(lambda x: x.detach().cpu() if torch.is_tensor(x) else x, value)
+
+
+def _joined(batches: Sequence[Any]) -> Any:
+    """Join batches of collated tensors, lists, tuples and dicts of them to one batch."""
+    first = batches[0]
+    if torch.is_tensor(first):
+        return torch.cat(list(batches))
+    if isinstance(first, Mapping):
+        return {key: _joined([each[key] for each in batches]) for key in first}
+    if all(map(torch.is_tensor, first)):  # several outputs or targets of each sample
+        return tuple(_joined(parts) for parts in zip(*batches, strict=True))
+    return [each for batch in batches for each in batch]  # texts, of which torch makes a list
 
 
 def normalised_error(answer: Any, reference: Any, temperature: float = 1.0) -> torch.Tensor:
@@ -105,7 +185,7 @@ def _class_loss(answer: Any, target: torch.Tensor) -> torch.Tensor:
 
 def _count_right(answer: Any, target: torch.Tensor) -> torch.Tensor:
     right = (flat(answer)[0].argmax(1) == target).sum()
-    return torch.stack([right, torch.tensor(len(target), device=right.device)]).double()
+    return torch.tensor([right.item(), len(target)], dtype=torch.float64)
 
 
 def _divergence(answer: Any, reference: Any, temperature: float) -> torch.Tensor:
@@ -130,7 +210,7 @@ def _confusion(answer: Any, target: torch.Tensor) -> torch.Tensor:
     classes = logits.shape[1]
     counted = target != IGNORED
     pairs = target[counted] * classes + logits.argmax(1)[counted]
-    return torch.bincount(pairs, minlength=classes**2).double().reshape(classes, classes)
+    return torch.bincount(pairs, minlength=classes**2).double().reshape(classes, classes).cpu()
 
 
 def _mean_iou(confusion: torch.Tensor) -> float:

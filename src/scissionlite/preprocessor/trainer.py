@@ -20,7 +20,7 @@ from scissionlite.preprocessor.early_stopping import EarlyStopping
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.objectives import Step
 from scissionlite.preprocessor.recipe import Recipe
-from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
+from scissionlite.preprocessor.tasks import CLASSIFICATION, Scored, Task
 from scissionlite.preprocessor.teacher import Teacher
 from scissionlite.preprocessor.training_setup import TrainingSetup, set_up
 from scissionlite.progress import progress_bar
@@ -148,21 +148,21 @@ class _Meter:
     """Running means over the steps of an epoch, as texts for the progress bar."""
 
     def __init__(self, task: Task) -> None:
-        self._task = task
-        self._counts: torch.Tensor | None = None
+        self._task, self._scored = task, Scored(task)
         self._loss, self._steps = 0.0, 0
 
     def score(self, step: Step, target: torch.Tensor) -> str:
-        """Add a step; the score on the training data so far."""
+        """Add a step; the score on the training data so far, or the loss if a score takes long."""
+        if not self._task.counted:
+            return self.loss(step, "loss")
         with torch.no_grad():
-            counts = self._task.tally(step.answer, target).cpu()
-        self._counts = counts if self._counts is None else self._counts + counts
-        return f"training {self._task.metric} {self._task.score(self._counts):.1%}"
+            self._scored.add(step.answer, target)
+        return f"training {self._task.metric} {self._scored.score():.1%}"
 
-    def loss(self, step: Step) -> str:
+    def loss(self, step: Step, name: str = "distance") -> str:
         """Add a step; the mean loss so far, which without labels is a distance."""
         self._loss, self._steps = self._loss + step.loss.item(), self._steps + 1
-        return f"distance {self._loss / self._steps:.3g}"
+        return f"{name} {self._loss / self._steps:.3g}"
 
 
 def _holdout_score(setup: TrainingSetup, holdout: SampleBatches, network: nn.Module) -> float:
@@ -187,15 +187,12 @@ def evaluate(
     """
     network.eval()
     processor = next((p.device for p in network.parameters()), torch.device("cpu"))
-    counts = None
+    scored = Scored(task)
     with torch.inference_mode():
         for x, target in loader_of(data, batch_size):
             answer = network(*(part.to(processor) for part in flat(x)))
-            step = task.tally(answer, target.to(processor)).cpu()
-            counts = step if counts is None else counts + step
-    if counts is None:
-        raise PrepareError("the validation data set is empty")
-    return task.score(counts)
+            scored.add(answer, target.to(processor))
+    return scored.score()
 
 
 def _finish(network: nn.Module, stopping: EarlyStopping) -> None:
