@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 
 import torch
 from torch import nn
 
 from scissionlite.preprocessor.batches import Batch
-from scissionlite.preprocessor.objectives import Objective
+from scissionlite.preprocessor.objectives import Objective, TooSmallBatchError, step_or_too_small
 
 _MAX_BATCHES = 64
 """Most batches that statistics are taken from."""
@@ -38,7 +39,7 @@ def recalibrate_batch_norms(
         In training mode; batch norms in evaluation mode are frozen. Afterwards all but the
         recalibrated batch norms is in evaluation mode.
     batches
-        At most 64 of them are used.
+        At most 64 of them are used. One that is too small for statistics is left out.
     objective
         Whose ``step`` runs the network.
     """
@@ -59,6 +60,7 @@ def recalibrate_batch_norms(
         module.train()
     with torch.no_grad():
         for batch in islice(batches, _MAX_BATCHES):
-            objective.step(batch)
+            with suppress(TooSmallBatchError):
+                step_or_too_small(objective, batch)
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum

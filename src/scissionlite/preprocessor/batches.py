@@ -47,7 +47,12 @@ class Batch(NamedTuple):
 
 
 class Batches(Protocol):
-    """Batches of one epoch, as often as they are asked for."""
+    """Batches of one epoch, as often as they are asked for, made of a loader's."""
+
+    @property
+    def loader(self) -> DataLoader[Any]:
+        """The loader of samples."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import random
+from collections.abc import Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from scissionlite.atomic_folder import atomic_file
 from scissionlite.errors import PrepareError
+from scissionlite.preprocessor.data import Data, Mirrorable, Photographs
 from scissionlite.preprocessor.early_stopping import EarlyStopping
 
 
@@ -59,6 +65,70 @@ class TrainingState:
         self.stopping.best_score = state["best_score"]
         self.stopping.epochs_without_gain = state["stale"]
         self.epoch, self.seconds = int(state["epoch"]), state["seconds"]
+
+
+_SAMPLES = 64
+"""Most samples of a dataset that are read for its digest."""
+
+
+def data_digest(data: Data) -> str:
+    """Digest of training data, for a checkpoint's purpose: cheap, and equal in the next process.
+
+    Of photographs it covers every file's path below the folder, size and label, and how they are
+    read. Of another Dataset it covers its length and up to 64 samples, evenly spread, where they
+    answer the same when they are read twice.
+    """
+    digest = xxhash.xxh3_128()
+    _add_data(digest, data)
+    return digest.hexdigest()
+
+
+def _add_data(digest: xxhash.xxh3_128, data: object) -> None:
+    if isinstance(data, DataLoader):
+        digest.update(f"loader {data.batch_size} {data.drop_last}".encode())
+        _add_data(digest, data.dataset)
+    elif isinstance(data, Subset):
+        digest.update(repr(list(data.indices)).encode())
+        _add_data(digest, data.dataset)
+    elif isinstance(data, Photographs):
+        digest.update(repr((data.preprocessing, getattr(data, "classes", ()))).encode())
+        for file, label in data.files:
+            place = file.relative_to(data.folder).as_posix()
+            digest.update(
+                f"{place} {file.stat().st_size} {label}\n".encode(errors="surrogateescape")
+            )
+    elif isinstance(data, Sized):
+        plain: Any = data.side(False) if isinstance(data, Mirrorable) else data
+        size = len(data)
+        digest.update(f"{size} samples".encode())
+        if hasattr(plain, "__getitem__") and not isinstance(plain, IterableDataset):
+            for index in np.unique(np.linspace(0, size - 1, min(size, _SAMPLES)).astype(int)):
+                digest.update(_sample_bytes(plain, int(index)))
+
+
+def _sample_bytes(data: Any, index: int) -> bytes:
+    """The bytes of a sample; of one that is random, only its shapes."""
+    readings = []
+    for _ in range(2):
+        state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's data may draw from it
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(index)
+            random.seed(index)
+            np.random.seed(index)  # noqa: NPY002
+            readings.append(tree_leaves(data[index]))
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+    first, second = ([_value_bytes(each) for each in leaves] for leaves in readings)
+    pairs = zip(readings[0], first, second, strict=True)
+    return b" ".join(a if a == b else str(np.shape(leaf)).encode() for leaf, a, b in pairs)
+
+
+def _value_bytes(value: object) -> bytes:
+    if torch.is_tensor(value):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} ".encode() + value.tobytes()
+    return repr(value).encode(errors="surrogateescape")
 
 
 class Checkpoint:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
@@ -257,10 +257,21 @@ def split_off(data: Data, share: float, seed: int) -> tuple[Data, Data]:
 def loader_of(
     data: Data, batch_size: int, *, generator: torch.Generator | None = None
 ) -> DataLoader[Any]:
-    """Make a loader of a dataset, shuffled if there is a generator; return a loader as it is."""
+    """Make a loader of a dataset, shuffled if there is a generator; return a loader as it is.
+
+    Raises
+    ------
+    PrepareError
+        If a dataset has no length, or cannot be shuffled.
+    """
     if isinstance(data, DataLoader):
         return data
-    size = len(cast(Sized, data))
+    if isinstance(data, IterableDataset) or not isinstance(data, Sized):
+        raise PrepareError(
+            f"{type(data).__name__} has no length or no order: give a Dataset with __len__ and "
+            "__getitem__, or a DataLoader"
+        )
+    size = len(data)
     return DataLoader(
         data,
         batch_size,

@@ -21,6 +21,27 @@ class Step(NamedTuple):
     answer: Any
 
 
+class TooSmallBatchError(Exception):
+    """A batch leaves a normalization in training mode one value, which has no variance."""
+
+
+def step_or_too_small(objective: Objective, batch: Batch) -> Step:
+    """Run a step of an objective.
+
+    Raises
+    ------
+    TooSmallBatchError
+        Where torch refuses to normalize: a batch of one sample behind global pooling, mostly.
+    """
+    try:
+        return objective.step(batch)
+    except ValueError as error:
+        # torch has no exception of its own for it; batch, group and instance norms say this.
+        if not str(error).startswith("Expected more than 1 "):
+            raise
+        raise TooSmallBatchError(str(error)) from error
+
+
 class Objective(Protocol):
     """A loss that training minimises."""
 

@@ -14,11 +14,11 @@ from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
 from scissionlite.preprocessor.batch_norm import recalibrate_batch_norms
 from scissionlite.preprocessor.batches import SampleBatches
-from scissionlite.preprocessor.checkpoint import Checkpoint, TrainingState
+from scissionlite.preprocessor.checkpoint import Checkpoint, TrainingState, data_digest
 from scissionlite.preprocessor.data import Data, loader_of
 from scissionlite.preprocessor.early_stopping import EarlyStopping
 from scissionlite.preprocessor.inserter import SlicedNetwork
-from scissionlite.preprocessor.objectives import Step
+from scissionlite.preprocessor.objectives import Step, TooSmallBatchError, step_or_too_small
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Scored, Task
 from scissionlite.preprocessor.teacher import Teacher
@@ -85,7 +85,7 @@ def train(
     setup, state = set_up(network, data, recipe, task, teacher, labelled=labelled)
     saved = None
     if checkpoint is not None:
-        purpose = f"{description} {task.name} {labelled} {recipe!r} {setup.samples} samples"
+        purpose = f"{description} {task.name} {labelled} {recipe!r} {data_digest(data)}"
         saved = Checkpoint(checkpoint, purpose, network)
         saved.restore(state)
     steps = len(setup.batches)
@@ -116,7 +116,7 @@ def train(
 
 
 def _train_epoch(setup: TrainingSetup, state: TrainingState) -> Iterator[str]:
-    """Train for one epoch; yield the status after each step."""
+    """Train for one epoch; yield the status after each step. Too small batches are left out."""
     recipe = setup.recipe
     # Each epoch has its own seed, so that one after an interruption is the same as without.
     seed = recipe.seed * 1_000_003 + state.epoch
@@ -124,8 +124,17 @@ def _train_epoch(setup: TrainingSetup, state: TrainingState) -> Iterator[str]:
     setup.order.manual_seed(seed)
     state.network.train()
     meter = _Meter(setup.task)
+    too_small = None
+    steps = 0
     for batch in setup.batches:
-        step = setup.objective.step(batch)
+        try:
+            step = step_or_too_small(setup.objective, batch)
+        except TooSmallBatchError as error:
+            too_small = error
+            if not steps and setup.batches.loader.batch_size == 1:
+                break  # all the others are as small
+            continue
+        steps += 1
         if not torch.isfinite(step.loss):
             raise PrepareError(
                 f"the loss became {step.loss.item()} in epoch {state.epoch + 1}: lower the "
@@ -136,6 +145,12 @@ def _train_epoch(setup: TrainingSetup, state: TrainingState) -> Iterator[str]:
         state.optimizer.step()
         state.schedule.step()
         yield meter.score(step, batch.target) if setup.labelled else meter.loss(step)
+    if too_small is not None and not steps:
+        raise PrepareError(
+            f"every batch is too small for the network's normalization ({too_small}): train on "
+            "batches of two samples or more (batch_size, --batch-size), or do not train the slice "
+            "that has it (train_edge_slice=False, --no-train-edge-slice)"
+        ) from too_small
     state.epoch += 1
     # Only weights that are scored or kept need statistics.
     if setup.holdout is not None or state.epoch == recipe.epochs:

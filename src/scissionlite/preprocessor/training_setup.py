@@ -13,7 +13,13 @@ from torch.utils.data import DataLoader
 
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
-from scissionlite.preprocessor.batches import Batches, CachedBatches, Placement, SampleBatches
+from scissionlite.preprocessor.batches import (
+    Batches,
+    CachedBatches,
+    Placement,
+    SampleBatches,
+    make_batch,
+)
 from scissionlite.preprocessor.checkpoint import TrainingState
 from scissionlite.preprocessor.data import Data, Sample, augmented, loader_of, split_off
 from scissionlite.preprocessor.early_stopping import EarlyStopping
@@ -42,8 +48,6 @@ class TrainingSetup:
         The training data.
     order
         Generator of the order of samples.
-    samples
-        How many samples are trained on.
     holdout
         The part of the training data that early stopping scores; None without a patience.
     """
@@ -55,7 +59,6 @@ class TrainingSetup:
     objective: Objective
     batches: Batches
     order: torch.Generator
-    samples: int
     holdout: SampleBatches | None
 
 
@@ -78,13 +81,17 @@ def set_up(
     data = augmented(data)
     order = torch.Generator()
     loader = loader_of(data, recipe.batch_size, generator=order)
-    samples = _check(network, loader, recipe)
+    _check(network, loader, recipe)
     processor = _processor(recipe)
     network.to(processor)
     if teacher is not None:
         teacher = copy.deepcopy(teacher).to(processor).eval()
-    memory_format = _use_fastest_format(network, teacher, loader, processor)
-    placement = Placement(processor, memory_format)
+    placement = Placement(processor, torch.channels_last)
+    if _runs(network, teacher, loader, task, placement, recipe):
+        for module in filter(None, (network, teacher)):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
+    else:
+        placement = Placement(processor, torch.contiguous_format)
     objective = _objective(network, teacher, task, placement, recipe, labelled=labelled)
     batches: Batches = SampleBatches(loader, network, teacher, placement, labelled=labelled)
     # With a single epoch nothing would be used twice.
@@ -112,15 +119,14 @@ def set_up(
             objective=objective,
             batches=batches,
             order=order,
-            samples=samples,
             holdout=holdout_batches,
         ),
         state,
     )
 
 
-def _check(network: nn.Module, loader: DataLoader[Sample], recipe: Recipe) -> int:
-    """Check that there is something to train; how many samples there are to train on."""
+def _check(network: nn.Module, loader: DataLoader[Sample], recipe: Recipe) -> None:
+    """Check that there is something to train."""
     try:
         steps, samples = len(loader), len(cast(Sized, loader.dataset))
     except TypeError as error:
@@ -131,7 +137,6 @@ def _check(network: nn.Module, loader: DataLoader[Sample], recipe: Recipe) -> in
             f"nothing to train: {trainable} trainable parameters, {samples} samples, "
             f"{recipe.epochs} epochs"
         )
-    return samples
 
 
 def _processor(recipe: Recipe) -> torch.device:
@@ -185,24 +190,37 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
-def _use_fastest_format(
+def _runs(
     network: nn.Module,
     teacher: Teacher | None,
     loader: DataLoader[Sample],
-    processor: torch.device,
-) -> torch.memory_format:
-    """Put the networks in channels-last order where they can run in it: convolutions are faster."""
-    x = next(iter(loader))[0]
-    channels_last = Placement(processor, torch.channels_last)
-    network.eval()
-    try:
-        with torch.no_grad():
-            inputs = channels_last.place(part[:2] for part in flat(x))
-            network(*inputs)
-            if teacher is not None:  # no Transfer Layer restores the usual order in it
-                teacher.answer(teacher.features(*inputs))
-    except RuntimeError:  # a view of dimensions that are not neighbours in this order
-        return torch.contiguous_format
+    task: Task,
+    placement: Placement,
+    recipe: Recipe,
+) -> bool:
+    """Try a training step in a memory order, on copies: channels-last convolutions are faster.
+
+    It fails where a feature map is viewed with dimensions joined that are not neighbours in this
+    order, or where a weight of four dimensions is viewed as complex numbers.
+    """
+    inputs = placement.place(part[:2] for part in flat(next(iter(loader))[0]))
+    network, teacher = copy.deepcopy((network, teacher))
     for module in filter(None, (network, teacher)):
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
-    return torch.channels_last
+        module.to(memory_format=placement.memory_format)  # type: ignore[call-overload]  # missing in its stub
+    try:
+        with placement.autocast():
+            network.eval()(*inputs)  # as the holdout is scored
+            network.train()
+            batch = make_batch(network, teacher, inputs, None)
+            if teacher is None:
+                answers = flat(network(*inputs))
+                loss = torch.stack([each.float().square().mean() for each in answers]).sum()
+            else:
+                objective = _objective(network, teacher, task, placement, recipe, labelled=False)
+                loss = objective.step(batch).loss
+        loss.backward()
+    except RuntimeError:
+        return False
+    except ValueError:  # nothing to normalize in two samples: the training itself says it
+        return True
+    return True
