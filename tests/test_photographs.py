@@ -211,7 +211,7 @@ def test_fewer_or_more_classes_than_outputs_are_refused(
     classes: Sequence[str], role: str, prepare: Prepare, tmp_path: Path
 ) -> None:
     data = write(tmp_path / "data", classes)
-    said = f"sides has 4 outputs, and there are {len(classes)} classes .*--classes FILE"
+    said = f"sides has 4 outputs, and there are {len(classes)} classes .*with classes= "
     with pytest.raises(PrepareError, match=said):
         prepare(**{role: data})
     with pytest.raises(PrepareError, match=said):  # a data set that names them is the same

@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 
 _REMEDY = (
-    "name all classes in the order of the network's outputs, with --classes FILE (one in each "
-    "line) or classes="
+    "name all classes in the order of the network's outputs with classes= (for a command a file, "
+    "one name in each line)"
 )
 
 _SHOWN_FILES = 3
