@@ -27,6 +27,7 @@ from scissionlite.errors import ImageError, ScissionLiteError
 from scissionlite.image_files import find_images
 from scissionlite.images import Preprocessing
 from scissionlite.offloader import Answer, Device
+from scissionlite.signals import end_in_order, leave_at_once
 
 
 class ImageAnswer(msgspec.Struct):
@@ -96,6 +97,7 @@ def run(
     An image that cannot be read gets an error line; the others are answered, and the exit code is
     1. Hidden files and folders in a folder are left out.
     """
+    leave_at_once()
     opened = Bundle.load(bundle, trust)
     preprocessing = opened.manifest.preprocessing
     if preprocessing is None:
@@ -113,6 +115,7 @@ def run(
             slowdown=slowdown,
             keys=device_keys(key, edge_key),
         )
+    end_in_order()
     with device:
         answers, unread = _answers(device, files, preprocessing, warm_up=warm_up, repeat=repeat)
     summary = _summary(answers)

@@ -17,6 +17,7 @@ from scissionlite.cli.output import JsonOption, error_console, print_table
 from scissionlite.cli.usage import usage_errors
 from scissionlite.offloader import EdgeKeys, EdgeLimits, EdgeServer
 from scissionlite.offloader.wire.control import StatsReply
+from scissionlite.signals import leave_at_once
 
 _DEFAULTS = EdgeLimits()
 
@@ -76,6 +77,7 @@ def serve(
     json: JsonOption = False,
 ) -> None:
     """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C)."""
+    leave_at_once()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     opened = None if bundle is None else Bundle.load(bundle, trust)
     keys = edge_keys(key, authorized)
