@@ -43,6 +43,13 @@ class HandmadeEdge:
         self.send(device_id, control.Welcome(1, credit, "handmade", heartbeat))
         return device_id
 
+    def hello(self) -> control.Hello:
+        """Wait for a Hello, and answer nothing."""
+        _, frame = self._router.recv_multipart()
+        message = control.decode_at_edge(frame)
+        assert isinstance(message, control.Hello)
+        return message
+
     def wait_for(self, kind: type[control.ToEdge]) -> bytes:
         """Wait for a control message of a kind, skip others; return who sent it."""
         while True:

@@ -6,9 +6,15 @@ Time-outs here only guard against hangs; no outcome depends on how fast the mach
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,11 +24,21 @@ from peers import (
     LONG,
     NOWHERE,
     Frames,
+    HandmadeDevice,
+    HandmadeEdge,
+    Sockets,
     in_one_process,
 )
 from processes import Process
+from typer.testing import CliRunner
 
 from scissionlite.bundle import Bundle
+from scissionlite.cli import app
+from scissionlite.errors import EdgeUnavailableError
+from scissionlite.offloader import Device, Timeouts
+from scissionlite.offloader.device.diagnosis import connection_trouble
+from scissionlite.offloader.device.edge_client import EdgeClient
+from scissionlite.offloader.wire import control
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
 
@@ -159,3 +175,142 @@ def test_exit_codes(tiny_bundle: Bundle, images: str, tmp_path: object) -> None:
     missing = run_command("serve", f"{images}/none")
     assert missing.returncode == 1
     assert "is not a bundle" in missing.stderr
+
+
+LOADED = {"imports": "msgspec", "loads": "libtorch_cpu"}
+"""A file that the process has in memory, from the moment at which it does that."""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("command", "moment", "number"),
+    [
+        ("serve", "imports", signal.SIGINT),
+        ("serve", "loads", signal.SIGTERM),
+        ("run", "imports", signal.SIGTERM),
+        ("run", "loads", signal.SIGINT),
+        ("probe", "imports", signal.SIGINT),
+    ],
+)
+def test_a_command_that_still_starts_ends_at_once_at_a_signal(
+    tiny_bundle: Bundle, images: str, command: str, moment: str, number: signal.Signals
+) -> None:
+    arguments = {
+        "serve": [tiny_bundle.path, "--bind", LOCAL],
+        "run": [tiny_bundle.path, images, "--connect", NOWHERE, "--deadline", 60],
+        "probe": [NOWHERE, "--timeout", 60],
+    }[command]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scissionlite", command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_for(lambda: LOADED[moment] in maps.read_text())
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=LONG)
+    assert (process.returncode, output, errors) == (128 + number, "", "")
+
+
+def test_run_says_goodbye_at_sigterm(
+    tiny_bundle: Bundle, images: str, sockets: Sockets, start_process: Callable[..., Process]
+) -> None:
+    edge = HandmadeEdge(sockets, tiny_bundle)
+    connect = ["--connect", edge.endpoint, "--control", edge.control, "--deadline", "60"]
+    process = start_process("scissionlite", "run", str(tiny_bundle.path), images, *connect)
+    device_id = edge.greet()
+    edge.request()
+    assert process.terminate() == 128 + signal.SIGTERM
+    assert edge.wait_for(control.Goodbye) == device_id
+
+
+def test_limits_and_names_are_options(
+    tiny_bundle: Bundle, images: str, sockets: Sockets, start_process: Callable[..., Process]
+) -> None:
+    edge = start_process(
+        *("scissionlite", "serve", str(tiny_bundle.path), "--bind", LOCAL, "--json"),
+        *("--credit", "3", "--queue", "5", "--heartbeat", "7.5", "--name", "line 4"),
+    )
+    ready = edge.read_json()
+    device = HandmadeDevice(sockets, tiny_bundle, ready["endpoint"], ready["control_endpoint"])
+    welcome = device.hello()
+    assert isinstance(welcome, control.Welcome)
+    assert (welcome.credit, welcome.heartbeat, welcome.name) == (3, 7.5, "line 4")
+    handmade = HandmadeEdge(sockets, tiny_bundle)
+    connect = ["--connect", handmade.endpoint, "--control", handmade.control, "--deadline", "60"]
+    start_process(
+        *("scissionlite", "run", str(tiny_bundle.path), images, *connect, "--name", "camera 7")
+    )
+    assert handmade.hello().name == "camera 7"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("serve", "--queue", 0), "'--queue'"),
+        (("serve", "--heartbeat", 0), "'--heartbeat'"),
+        (("serve", "--heartbeat", "nan"), "'--heartbeat'"),
+        (("serve", "--bind", "nonsense"), "'--bind': not an endpoint"),
+        (("serve", "--control", "tcp://here"), "'--control': not an endpoint"),
+        (("run", "b", "i", "--connect", "tcp://edge:0"), "'--connect': not an endpoint"),
+        (("run", "b", "i", "--control", "nonsense"), "'--control': not an endpoint"),
+        (("run", "b", "i", "--deadline", 0), "'--deadline'"),
+        (("probe", NOWHERE, "--control", "x"), "'--control': not an endpoint"),
+    ],
+)
+def test_wrong_usage_names_the_option(arguments: tuple[object, ...], expected: str) -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(map(str, arguments)))
+    assert done.exit_code == 2
+    assert expected in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        (NOWHERE, "connection refused at tcp://127.0.0.1:"),
+        ("tcp://no-such-host.invalid:5555", "the name no-such-host.invalid"),
+        ("ipc:///no/such/socket", "No such file or directory at ipc:///no/such/socket"),
+    ],
+)
+def test_no_connection_says_why(tiny_bundle: Bundle, endpoint: str, expected: str) -> None:
+    with Device(tiny_bundle, endpoint, deadline=LONG) as device:
+        reason = ""
+        while expected not in reason:
+            with pytest.raises(EdgeUnavailableError) as error:
+                device.connect(timeout=0.2)
+            reason = str(error.value)
+    assert "Check that `scissionlite serve` runs there" in reason
+    with pytest.raises(EdgeUnavailableError, match=f"no answer within 0.05 s; {expected}"):
+        EdgeClient(endpoint, timeouts=Timeouts(answer=0.05)).__enter__()
+
+
+def test_a_tensor_port_that_refuses_is_named_while_the_control_port_answers(
+    tiny_bundle: Bundle, sockets: Sockets, background: Callable[..., Future[Any]]
+) -> None:
+    edge = HandmadeEdge(sockets, tiny_bundle)
+    with Device(tiny_bundle, NOWHERE, control=edge.control) as device:
+        connecting = background(device.connect, 1.0)
+        edge.greet()
+        with pytest.raises(EdgeUnavailableError, match=f"connection refused at {NOWHERE}"):
+            connecting.result(LONG)
+
+
+def test_what_is_dropped_is_no_refusal() -> None:
+    with socket.socket() as listener, ExitStack() as clients:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)  # the kernel drops attempts beyond a few that nobody accepts
+        address = listener.getsockname()
+        for _ in range(4):
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(address)
+        trouble = connection_trouble(f"tcp://127.0.0.1:{address[1]}")
+    assert trouble is not None
+    assert "the machine is off, or a firewall is in between" in trouble

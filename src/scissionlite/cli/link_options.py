@@ -1,4 +1,4 @@
-"""The option by which commands name a link."""
+"""The options by which commands name a link, and the endpoints of a daemon."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import PlanError
+from scissionlite.offloader.wire.endpoints import check_endpoint, control_endpoint
 from scissionlite.scissiontl.link import PRESETS, Link, LinkTable, read_links
 
 PAPER_LINK = "58.8Mbit/27.4ms"
@@ -22,6 +23,20 @@ LinkOption = Annotated[
         f"({', '.join(PRESETS)}), or a CSV file of links as `scissionlite probe --out` writes it.",
     ),
 ]
+
+
+def endpoint_to_connect(text: str | None) -> str | None:
+    """Check an option that holds an endpoint to connect to; its callback, which knows its name."""
+    with usage_errors():
+        return None if text is None else check_endpoint(text)
+
+
+def endpoint_to_bind(text: str | None) -> str | None:
+    """Check an option that holds an endpoint to listen on; its callback."""
+    if text is not None and not text.endswith(":65535"):  # of which no control port follows
+        with usage_errors():
+            control_endpoint(text)
+    return text
 
 
 def parse_links(text: str) -> Link | LinkTable:

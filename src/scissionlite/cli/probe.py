@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from scissionlite.cli.key_options import EdgeKeyOption, KeyOption, device_keys
+from scissionlite.cli.link_options import endpoint_to_connect
 from scissionlite.cli.output import JsonOption, milliseconds, print_json, print_table
 from scissionlite.cli.output_paths import output_file
 from scissionlite.cli.usage import usage_errors
@@ -20,9 +21,17 @@ from scissionlite.scissiontl.probe import probe as measure
 
 
 def probe(
-    connect: Annotated[str, typer.Argument(help="Tensor endpoint of the daemon: tcp://edge:5555.")],
+    connect: Annotated[
+        str,
+        typer.Argument(
+            help="Tensor endpoint of the daemon: tcp://edge:5555.", callback=endpoint_to_connect
+        ),
+    ],
     control: Annotated[
-        str | None, typer.Option(help="Its control endpoint.", show_default="the next port")
+        str | None,
+        typer.Option(
+            help="Its control endpoint.", show_default="the next port", callback=endpoint_to_connect
+        ),
     ] = None,
     key: KeyOption = None,
     edge_key: EdgeKeyOption = None,

@@ -12,6 +12,7 @@ import typer
 
 from scissionlite.bundle import Bundle, Manifest
 from scissionlite.cli.key_options import EdgeKeyOption, KeyOption, TrustOption, device_keys
+from scissionlite.cli.link_options import endpoint_to_connect
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import (
     JsonOption,
@@ -26,7 +27,7 @@ from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import ImageError, ScissionLiteError
 from scissionlite.image_files import find_images
 from scissionlite.images import Preprocessing
-from scissionlite.offloader import Answer, Device
+from scissionlite.offloader import Answer, Device, wire
 from scissionlite.signals import end_in_order, leave_at_once
 
 
@@ -70,10 +71,17 @@ def run(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     connect: Annotated[
-        str | None, typer.Option(help="Tensor endpoint of the edge daemon: tcp://host:5555.")
+        str | None,
+        typer.Option(
+            help="Tensor endpoint of the edge daemon: tcp://host:5555.",
+            callback=endpoint_to_connect,
+        ),
     ] = None,
     control: Annotated[
-        str | None, typer.Option(help="Its control endpoint.", show_default="the next port")
+        str | None,
+        typer.Option(
+            help="Its control endpoint.", show_default="the next port", callback=endpoint_to_connect
+        ),
     ] = None,
     key: KeyOption = None,
     edge_key: EdgeKeyOption = None,
@@ -82,9 +90,18 @@ def run(
         Literal["local"] | None,
         typer.Option(help="'local' answers here whenever the edge cannot."),
     ] = None,
-    deadline: Annotated[float, typer.Option(help="Seconds until an answer is due.")] = 5.0,
+    deadline: Annotated[
+        float,
+        typer.Option(
+            help="Seconds until an answer is due.", min=0.001, max=wire.MAX_DEADLINE_MS / 1000
+        ),
+    ] = 5.0,
     threads: ThreadsOption = None,
     runtime: SliceRuntimeOption = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The device's name for the daemon.", show_default="the host's name"),
+    ] = None,
     slowdown: Annotated[
         float, typer.Option(help="Emulate a device this many times slower.", min=1, max=10_000)
     ] = 1.0,
@@ -114,6 +131,7 @@ def run(
             runtime=runtime,
             slowdown=slowdown,
             keys=device_keys(key, edge_key),
+            name=name,
         )
     end_in_order()
     with device:

@@ -12,8 +12,10 @@ import typer
 
 from scissionlite.bundle import Bundle
 from scissionlite.cli.key_options import KeyOption, TrustOption, edge_keys
+from scissionlite.cli.link_options import endpoint_to_bind
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import JsonOption, error_console, print_table
+from scissionlite.cli.struct_options import FieldOptions, struct_options
 from scissionlite.cli.usage import usage_errors
 from scissionlite.offloader import EdgeKeys, EdgeLimits, EdgeServer
 from scissionlite.offloader.wire.control import StatsReply
@@ -22,6 +24,7 @@ from scissionlite.signals import leave_at_once
 _DEFAULTS = EdgeLimits()
 
 
+@struct_options
 def serve(
     bundle: Annotated[
         Path | None,
@@ -34,21 +37,25 @@ def serve(
         str,
         typer.Option(
             help="Tensor endpoint to listen on; port * is any free one. tcp://0.0.0.0:5555 listens "
-            "on every network, and needs --key and --authorized."
+            "on every network, and needs --key and --authorized.",
+            callback=endpoint_to_bind,
         ),
     ] = "tcp://127.0.0.1:5555",
     control: Annotated[
         str | None,
-        typer.Option(help="Control endpoint to listen on.", show_default="the next port"),
+        typer.Option(
+            help="Control endpoint to listen on.",
+            show_default="the next port",
+            callback=endpoint_to_bind,
+        ),
     ] = None,
     threads: ThreadsOption = None,
     runtime: SliceRuntimeOption = None,
-    credit: Annotated[
-        int, typer.Option(help="Requests that a device may have unanswered.", min=1, max=1024)
-    ] = _DEFAULTS.credit,
-    devices: Annotated[
-        int, typer.Option(help="Devices that may be connected at once.", min=1)
-    ] = _DEFAULTS.devices,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The daemon's name for devices.", show_default="the host's name"),
+    ] = None,
+    limits: Annotated[EdgeLimits, FieldOptions("Limits")] = _DEFAULTS,
     key: KeyOption = None,
     authorized: Annotated[
         Path | None,
@@ -71,9 +78,6 @@ def serve(
             show_default="none",
         ),
     ] = [],  # noqa: B006 - typer reads it and never changes it
-    profile_seconds: Annotated[
-        float, typer.Option(help="The longest time that such a profile may take.", min=1)
-    ] = _DEFAULTS.profile_seconds,
     json: JsonOption = False,
 ) -> None:
     """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C)."""
@@ -88,7 +92,8 @@ def serve(
             control=control,
             threads=threads,
             runtime=runtime,
-            limits=EdgeLimits(credit=credit, devices=devices, profile_seconds=profile_seconds),
+            limits=limits,
+            name=name,
             profile_models=profile_models,
             keys=keys,
             insecure=insecure,

@@ -112,7 +112,7 @@ class _Group:
             fields[field.name] = tuple(value) if _several(field) else value
         if self._changes:
             return Changes(**{name: value for name, value in fields.items() if value is not None})
-        with usage_errors(ScissionLiteError):
+        with usage_errors(), usage_errors(ScissionLiteError):
             return self._struct(**fields)
 
     def _parameter(self, field: Field) -> inspect.Parameter:

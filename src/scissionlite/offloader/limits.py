@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import msgspec
 
 from scissionlite.offloader.wire.control import MAX_CREDIT, MISSED_HEARTBEATS
+
+_SHORTEST = 0.01  # seconds that an option takes; only tests want less
 
 
 class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,12 +42,12 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     3.0
     """
 
-    credit: int = 8
-    queue: int = 64
-    devices: int = 256
-    heartbeat: float = 1.0
-    client_silence: float = 30.0
-    profile_seconds: float = 1800.0
+    credit: Annotated[int, msgspec.Meta(ge=1, le=MAX_CREDIT)] = 8
+    queue: Annotated[int, msgspec.Meta(ge=1)] = 64
+    devices: Annotated[int, msgspec.Meta(ge=1)] = 256
+    heartbeat: Annotated[float, msgspec.Meta(ge=_SHORTEST, le=3600)] = 1.0
+    client_silence: Annotated[float, msgspec.Meta(ge=_SHORTEST)] = 30.0
+    profile_seconds: Annotated[float, msgspec.Meta(ge=_SHORTEST)] = 1800.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.credit <= MAX_CREDIT or self.queue < 1 or not 0 < self.heartbeat <= 3600:

@@ -11,5 +11,6 @@
 ``messages``     Request -> frames, frames -> Reply
 ``link``         EdgeLink: one life of the link, from Hello to the end
 ``socket_pair``  SocketPair: PUSH and DEALER, for EdgeLink and EdgeClient
+``diagnosis``    why no connection can be made, as the system says it
 ``edge_client``  EdgeClient: probes and profiles, in the caller's thread
 """

@@ -26,7 +26,7 @@ class Credit:
         self._connected = False
         self._limit = 0
         self._unanswered = 0
-        self._trouble = "no answer yet"
+        self._trouble = "no answer in time"
         self._refusal: OffloadError | None = None
         self._closed: OffloadError | None = None
 
@@ -101,6 +101,12 @@ class Credit:
             self._trouble = trouble
             self._refusal = refusal or self._refusal
             self._changed.notify_all()
+
+    def explain(self, trouble: str) -> None:
+        """Say why there is no connection, if there is none; of any thread."""
+        with self._changed:
+            if not self._connected:
+                self._trouble = trouble
 
     def close(self, error: OffloadError) -> None:
         """Allow none for good: whoever waits, now or later, gets the error."""

@@ -20,6 +20,7 @@ from scissionlite.errors import (
     WireError,
 )
 from scissionlite.offloader import wire
+from scissionlite.offloader.device.diagnosis import connection_trouble
 from scissionlite.offloader.device.socket_pair import (
     HANDSHAKE_TROUBLE,
     SocketPair,
@@ -203,7 +204,9 @@ class EdgeClient:
                     f"the edge daemon at {self._endpoints.tensors} answers neither probes nor "
                     "requests for profiles: it is older than this build, update it"
                 )
-        raise self._unavailable(f"no answer within {self._timeout:g} s")
+        endpoints = (self._endpoints.tensors, self._endpoints.control)
+        troubles = dict.fromkeys(filter(None, map(connection_trouble, endpoints)))
+        raise self._unavailable("; ".join([f"no answer within {self._timeout:g} s", *troubles]))
 
     def _receive(self, until: float) -> tuple[control.ToDevice, list[memoryview]] | None:
         """Wait for a control message until a monotonic time; None if there was none."""

@@ -43,6 +43,8 @@ class EdgeLink:
         The edge's Welcome, once received.
     refusal : str or None
         Why keys keep this device from the edge, once that is known.
+    failed : str or None
+        The endpoint to which an attempt to connect failed last.
     poller : zmq.Poller
         Waits for anything to read here.
 
@@ -63,6 +65,8 @@ class EdgeLink:
         self.refusal: str | None = None
         self.welcome: control.Welcome | None = None
         self.poller = zmq.Poller()
+        self.failed: str | None = None
+        self._endpoints = endpoints
         self._push_ready = False
         self._give_up_at = time.monotonic() + _HELLO_TIMEOUT
         self._next_ping = math.inf
@@ -112,7 +116,10 @@ class EdgeLink:
                 return self.refusal or HANDSHAKE_TROUBLE
             if each.event == zmq.EVENT_DISCONNECTED:
                 return "the connection was dropped"
-            if each.socket == zmq.PUSH:
+            if each.event == zmq.EVENT_CONNECT_RETRIED:
+                push = each.socket == zmq.PUSH
+                self.failed = self._endpoints.tensors if push else self._endpoints.control
+            elif each.socket == zmq.PUSH:
                 self._push_ready = True
                 self._give_up_at = math.inf if self.ready else self._give_up_at
         return None

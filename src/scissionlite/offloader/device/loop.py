@@ -24,6 +24,7 @@ from scissionlite.errors import (
     WireError,
 )
 from scissionlite.offloader.device.credit import Credit
+from scissionlite.offloader.device.diagnosis import Diagnosis
 from scissionlite.offloader.device.link import EdgeLink
 from scissionlite.offloader.device.messages import DeviceMessages, Request
 from scissionlite.offloader.device.socket_pair import (
@@ -116,6 +117,7 @@ class DeviceLoop:
         self._pending: dict[int, Request] = {}
         self._link: EdgeLink | None = None
         self._backoff = Backoff()
+        self._diagnosis = Diagnosis(credit.explain)
         self._session: int | None = None
 
     def step(self) -> None:
@@ -131,6 +133,9 @@ class DeviceLoop:
                 self._lose(trouble)
             else:
                 self._refuse(unauthorized(self._endpoints, trouble), trouble)
+        if self._link is not None and self._link.failed is not None:
+            self._diagnosis.ask(self._link.failed)
+            self._link.failed = None
         if self._link is not None and self._link.ready and not self._credit.connected:
             self._greet(self._link)
         self._take_new_requests()
@@ -209,6 +214,7 @@ class DeviceLoop:
             logger.info("the edge daemon at %s was restarted", self._endpoints.tensors)
         self._session = link.welcome.session
         self._backoff.succeeded()
+        self._diagnosis.reason = None
         for request in self._pending.values():
             request.sent = False
         self._credit.grant(link.welcome.credit)
@@ -257,7 +263,7 @@ class DeviceLoop:
                 text = f"no answer from {self._endpoints.tensors} within the deadline ({state})"
                 self._fail(request, DeadlineExceededError(text))
         if self._link is not None and (trouble := self._link.check_clock()):
-            self._lose(trouble)
+            self._lose(trouble if self._link.ready else self._diagnosis.reason or trouble)
 
     def _lose(self, trouble: str, refusal: OffloadError | None = None) -> None:
         """Close the sockets; new ones are opened after a pause that grows."""
