@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from conftest import BundleFactory
 from peers import (
     LOCAL,
     LONG,
@@ -229,6 +230,32 @@ def test_run_says_goodbye_at_sigterm(
     edge.request()
     assert process.terminate() == 128 + signal.SIGTERM
     assert edge.wait_for(control.Goodbye) == device_id
+
+
+def test_the_log_of_serve_says_who_comes_and_goes(
+    make_bundle: BundleFactory, frames: Frames, free_port: Callable[[], int]
+) -> None:
+    bundle = make_bundle(runtime="onnx")  # which starts faster
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scissionlite", "serve", str(bundle.path), "--bind", endpoint],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with Device(bundle, endpoint, name="camera 7", deadline=LONG) as device:
+        device.infer(frames[0])
+    with EdgeClient(endpoint):
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=LONG)
+    assert process.returncode == 0
+    loaded, ready, connected, left, client = log.splitlines()
+    assert "onnx runs the edge slice" in loaded
+    assert ready.startswith(f"Serving tiny-1 (split, TL 2x2 int8, bundle {bundle.id[:12]}) on")
+    assert "INFO" in connected
+    assert "device 'camera 7' connected" in connected
+    assert "device 'camera 7' left" in left
+    assert "edge client" in client
 
 
 def test_limits_and_names_are_options(

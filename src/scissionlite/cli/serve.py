@@ -83,6 +83,7 @@ def serve(
     """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C)."""
     leave_at_once()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("scissionlite").setLevel(logging.INFO)  # who connects, and who is silent
     opened = None if bundle is None else Bundle.load(bundle, trust)
     keys = edge_keys(key, authorized)
     with usage_errors():

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 
 import zmq
 
@@ -44,16 +45,24 @@ _IDLE = 60.0  # the longest wait for anything; something wakes the thread up lon
 
 
 class Backoff:
-    """Growing pauses between attempts to connect.
+    """Growing pauses between attempts to connect, and why attempts fail.
+
+    Parameters
+    ----------
+    explain
+        Called with the reason, in any thread.
 
     Attributes
     ----------
     next_at : float
         Monotonic time of the next attempt.
+    diagnosis : Diagnosis
+        Of the attempts since the last connection.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, explain: Callable[[str], None]) -> None:
         self.next_at = 0.0
+        self.diagnosis = Diagnosis(explain)
         self._pause = FIRST_RETRY
 
     def failed(self) -> None:
@@ -68,6 +77,7 @@ class Backoff:
     def succeeded(self) -> None:
         """Begin with the shortest pause again."""
         self._pause = FIRST_RETRY
+        self.diagnosis.reason = None
 
 
 class DeviceLoop:
@@ -116,8 +126,7 @@ class DeviceLoop:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._pending: dict[int, Request] = {}
         self._link: EdgeLink | None = None
-        self._backoff = Backoff()
-        self._diagnosis = Diagnosis(credit.explain)
+        self._backoff = Backoff(credit.explain)
         self._session: int | None = None
 
     def step(self) -> None:
@@ -134,7 +143,7 @@ class DeviceLoop:
             else:
                 self._refuse(unauthorized(self._endpoints, trouble), trouble)
         if self._link is not None and self._link.failed is not None:
-            self._diagnosis.ask(self._link.failed)
+            self._backoff.diagnosis.ask(self._link.failed)
             self._link.failed = None
         if self._link is not None and self._link.ready and not self._credit.connected:
             self._greet(self._link)
@@ -214,7 +223,6 @@ class DeviceLoop:
             logger.info("the edge daemon at %s was restarted", self._endpoints.tensors)
         self._session = link.welcome.session
         self._backoff.succeeded()
-        self._diagnosis.reason = None
         for request in self._pending.values():
             request.sent = False
         self._credit.grant(link.welcome.credit)
@@ -263,7 +271,7 @@ class DeviceLoop:
                 text = f"no answer from {self._endpoints.tensors} within the deadline ({state})"
                 self._fail(request, DeadlineExceededError(text))
         if self._link is not None and (trouble := self._link.check_clock()):
-            self._lose(trouble if self._link.ready else self._diagnosis.reason or trouble)
+            self._lose(trouble if self._link.ready else self._backoff.diagnosis.reason or trouble)
 
     def _lose(self, trouble: str, refusal: OffloadError | None = None) -> None:
         """Close the sockets; new ones are opened after a pause that grows."""

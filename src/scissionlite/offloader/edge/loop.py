@@ -179,7 +179,8 @@ class EdgeLoop:
             elif isinstance(message, Stats):
                 self._send(device_id, self.stats())
             elif isinstance(message, Goodbye):
-                self._schedule.remove(device_id)
+                if (name := self._schedule.remove(device_id)) is not None:
+                    logger.info("device %r left", name)
                 self._services.remove(device_id)
             else:
                 self._services.take(device_id, message, peer)

@@ -87,15 +87,16 @@ class Schedule:
         device.heard = now
         return True
 
-    def remove(self, device_id: bytes) -> None:
-        """Drop a device and its waiting requests."""
+    def remove(self, device_id: bytes) -> str | None:
+        """Drop a device and its waiting requests; return its name, None if it is not known."""
         device = self._devices.pop(device_id, None)
         if device is None:
-            return
+            return None
         if device.jobs:
             self._turns.remove(device_id)
         self._waiting -= len(device.jobs)
         self._held.difference_update((device_id, job.request_id) for job in device.jobs)
+        return device.name
 
     def remove_silent(self, now: float) -> list[str]:
         """Drop every device that was silent for too long; return their names."""
