@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from profiles import JPEG, written
 
 import scissionlite as sl
+from scissionlite.demo.comparison import Row
+from scissionlite.demo.figure import draw
 from scissionlite.scissiontl.figures import pareto_figure, split_figure
 from scissionlite.scissiontl.planner import pareto
 from scissionlite.scissiontl.report import write_report
@@ -101,3 +105,33 @@ def test_leakage_has_a_panel_where_it_was_measured(
     assert len(pareto_figure(sl.plan(*profiles, LINK)).axes) == 2
     unmeasured = written(leakages=())
     assert len(pareto_figure(sl.plan(unmeasured, written("edge"), LINK)).axes) == 1
+
+
+def test_the_accuracy_axis_of_the_demo_ends_at_100_percent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+        drawn.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    rows = [
+        Row(
+            link=sl.Link(0.01, 1e6),
+            configuration=name,
+            slicing_point=None,
+            predicted=0.03,
+            median=0.03,
+            p95=0.04,
+            sent_bytes=1000,
+            float32_bytes=None,
+            accuracy=accuracy,
+            images=3,
+        )
+        for name, accuracy in (("local", 1.0), ("int8 TL (ours)", 0.98))
+    ]
+    draw(rows, "a network", tmp_path / "comparison.png")
+    assert drawn[0].axes[2].get_xlim() == (95, 100)

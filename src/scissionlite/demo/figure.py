@@ -36,7 +36,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         panels[1].bar_label(sent, fmt="%.1f", padding=3, fontsize=8)
         accuracies = [row.accuracy * 100 for row in own]
         # Points, since an axis of bars would have to start at zero.
-        panels[2].plot(accuracies, y, "o", color=colours[i])
+        panels[2].plot(accuracies, y, "o", color=colours[i], clip_on=False)
         for value, height_of in zip(accuracies, y, strict=True):
             offset = {"xytext": (7, 0), "textcoords": "offset points"}
             panels[2].annotate(
@@ -47,9 +47,11 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     panels[0].set_xlabel("latency, ms (median; whisker: 95th percentile)")
     panels[1].set_xlabel("bytes sent, kB")
     panels[2].set_xlabel("accuracy, %")
-    panels[2].set_xlim(max(0, min(row.accuracy for row in rows) * 100 - 3), 101)
+    # The axis ends at 100%. A label that stands beside a point there reaches over its end.
+    panels[2].set_xlim(max(0, min(row.accuracy for row in rows) * 100 - 3), 100)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[:2]:
         panel.margins(x=0.14)
     panels[2].grid(axis="x", alpha=0.3)
     panels[0].legend(fontsize=8, frameon=False, loc="best")

@@ -250,6 +250,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     def slowed(self, factor: float) -> Profile:
         """The profile of an imagined machine ``factor`` times slower, for what-if questions.
 
+        It keeps its name, by which a table of links knows it.
         The Offloader's seconds stay: threads that wake up and the kernel's TCP take most of them.
         """
         if not 0 < factor < float("inf"):
@@ -257,7 +258,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         replace = msgspec.structs.replace
         return replace(
             self,
-            name=f"{self.name} slowed {factor:g}x",
             slowdown=self.slowdown * factor,
             blocks=tuple(replace(b, latency=b.latency * factor) for b in self.blocks),
             slices=tuple(

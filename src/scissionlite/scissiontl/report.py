@@ -153,6 +153,8 @@ def _one_pair(plans: Sequence[Plan]) -> list[Plan]:
 
 def _machine(profile: Profile) -> str:
     text = f"{profile.name}, {profile.runtime}"
+    if profile.slowdown != 1:
+        text += f", imagined {profile.slowdown:g} times slower"
     if profile.host is not None:
         text += f", {profile.host.cpu}, {profile.host.threads} thread(s)"
     return text
