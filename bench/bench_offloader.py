@@ -2,11 +2,14 @@
 
 The slices compute almost nothing. So over loopback the time is that of the wire: framing, digest,
 sockets, threads. The reference there is the int8 payload sent there and back by two bare ZeroMQ
-sockets. Over the paper's link, emulated (58.8 Mbit/s, 27.4 ms), it is the float32 split.
+sockets. Over the paper's link, emulated (58.8 Mbit/s, 27.4 ms), it is the float32 split. The cost
+of encryption (CURVE) is measured in turns with the same requests in the clear.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +23,10 @@ from bundles import Toy, write_bundle
 from torch import nn
 
 import scissionlite as sl
+from bench.conftest import Measure
 from scissionlite import _core
 from scissionlite.demo.link_emulator import LinkEmulator
+from scissionlite.keys.files import make_key_pair
 
 SHAPES = [(1, 16, 28, 28), (1, 64, 112, 112)]
 SPECS = [sl.TransferSpec(), sl.TransferSpec.paper(), sl.TransferSpec.float32_split()]
@@ -73,6 +78,44 @@ def test_round_trip(
         nbytes = spec.packed_nbytes(shape)
         describe(record, spec.label, shape, nbytes, reference=False, over="loopback")
         record(device.infer, x)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("in_flight", [1, 8])
+def test_encryption(
+    measure: Measure, tmp_path: Path, shape: tuple[int, ...], in_flight: int
+) -> None:
+    spec = sl.TransferSpec()
+    bundle = make_bundle(tmp_path, shape, spec)
+    x = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    decoded = sl.decode(sl.encode(np.maximum(x, 0), spec, scale_of(spec)))
+
+    def infer(device: sl.Device) -> None:
+        for future in [device.submit(x) for _ in range(in_flight)]:
+            future.result()
+
+    with contextlib.ExitStack() as opened:
+        devices = []
+        for edge_keys, keys in (make_keys(tmp_path), (None, None)):
+            edge = opened.enter_context(
+                sl.EdgeServer(bundle, "tcp://127.0.0.1:*", threads=1, keys=edge_keys)
+            )
+            device = sl.Device(
+                bundle, edge.endpoint, control=edge.control_endpoint, threads=1, keys=keys
+            )
+            devices.append(opened.enter_context(device))
+            np.testing.assert_array_equal(device.infer(x), decoded[:, :, 0, 0])
+        encrypted, clear = (functools.partial(infer, device) for device in devices)
+        nbytes = spec.packed_nbytes(shape)
+        what = f"{nbytes} bytes, {in_flight} in flight"
+        measure("encryption (CURVE) on loopback", what, encrypted, clear, "in the clear")
+
+
+def make_keys(folder: Path) -> tuple[sl.EdgeKeys, sl.DeviceKeys]:
+    for name in ("edge", "device"):
+        make_key_pair(folder / name)
+    edge_keys = sl.EdgeKeys(folder / "edge", authorized=folder / "device.pub")
+    return edge_keys, sl.DeviceKeys(folder / "device", folder / "edge.pub")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
