@@ -83,6 +83,7 @@ def test_images_are_read_as_the_network_was_trained(folder: Path, tmp_path: Path
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
         "interpolation": "bicubic",
+        "bits": 16,
     }
     # timm's own transforms, and no code of this project.
     data = importlib.import_module("timm.data")
