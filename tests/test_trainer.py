@@ -336,8 +336,9 @@ def test_an_interrupted_training_has_less_left_to_do(textures: Path, tmp_path: P
         trainer.train(
             small_network(), Interrupted(data, 2 * len(data)), recipe, checkpoint=checkpoint
         )
-    # Two epochs, batch statistics and a first look: enough for what is left, not for everything.
-    rest = Interrupted(data, 3 * len(data) + 16)
+    # Two epochs, batch statistics, a first look, and 64 samples that the digest of the data reads
+    # twice: enough for what is left, not for everything.
+    rest = Interrupted(data, 3 * len(data) + 16 + 2 * 64)
     record = trainer.train(small_network(), rest, recipe, checkpoint=checkpoint)
     assert record.epochs == 3
 
