@@ -120,7 +120,7 @@ def test_plans_are_ranked_by_any_objective(objective: Objective, value: Any) -> 
 
 
 def test_energy_needs_a_power() -> None:
-    with pytest.raises(PlanError, match="needs the device's power"):
+    with pytest.raises(PlanError, match="needs the device's power: power=WATTS"):
         sl.plan(written(), written("edge"), LINK, objective="energy")
     with pytest.raises(PlanError, match="power of -1 W"):
         sl.plan(written(), written("edge"), LINK, power=-1)

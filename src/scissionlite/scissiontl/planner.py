@@ -285,7 +285,7 @@ def _check_objective(objective: str) -> None:
 
 def _check_power(power: float | None, objective: str) -> None:
     if objective == "energy" and power is None:
-        raise PlanError("ranking by energy needs the device's power, in watts")
+        raise PlanError("ranking by energy needs the device's power: power=WATTS")
     if power is not None and not 0 < power < math.inf:
         raise PlanError(f"a power of {power} W cannot be")
 
