@@ -47,11 +47,9 @@ def drop(owner: dict[str, Any]) -> list[str]:
 def wait_until_held(before: tuple[int, int]) -> None:
     """Wait until no more is held than before; the threads end by themselves."""
     until = time.monotonic() + LONG
-    while held() > before and time.monotonic() < until:
+    while (now := held())[0] > before[0] or now[1] > before[1]:
+        assert time.monotonic() < until, f"{now} held, {before} before"
         time.sleep(0.01)
-    now = held()
-    assert now[0] <= before[0]
-    assert now[1] <= before[1]
 
 
 @pytest.fixture
