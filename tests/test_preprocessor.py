@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import scissionlite as sl
 from scissionlite.errors import BundleError, PrepareError, RuntimeUnavailableError
 from scissionlite.preprocessor import inserter, splitter, trainer
+from scissionlite.preprocessor.choosing import choose
 from scissionlite.preprocessor.data import ImageFolder, input_batches
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.splitter import AccuracyWarning
@@ -415,3 +416,8 @@ def test_a_network_of_one_batch_size_is_trained_and_scored_with_it(tmp_path: Pat
     accuracy = prepared(1).manifest.accuracy
     assert accuracy is not None
     assert accuracy.samples == 4
+    chosen = choose(
+        graph, [sl.Plan(kind="local")], accuracy_drop=0, validate=data, out=tmp_path / "chosen"
+    ).bundle.manifest.accuracy
+    assert chosen is not None
+    assert chosen.before == accuracy.before

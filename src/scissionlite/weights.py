@@ -158,8 +158,7 @@ def _memory(tensor: torch.Tensor) -> tuple[int, torch.Size] | int:
 def _listed(keys: list[str], what: str) -> str:
     if not keys:
         return ""
-    text = ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" * (len(keys) > _SHOWN))
-    return f"{text} {'is' if len(keys) == 1 else 'are'} {what}"
+    return f"{_shown(keys)} {'is' if len(keys) == 1 else 'are'} {what}"
 
 
 def _misfit_text(stored: object, names: _Names) -> str:
@@ -269,11 +268,11 @@ def _unreadable(path: Path) -> str:
         return "it is not a whole file of torch.save"
     what = "a pickled module" if any("torch.nn." in each for each in objects) else "pickled objects"
     return (
-        f"it holds {what} ({_shown(objects)}), and is not read, since unpickling runs code: where "
-        "you trust it, save the weights alone with torch.save(model.state_dict(), file)"
+        f"it holds {what} ({_shown(sorted(objects))}), and is not read, since unpickling runs "
+        "code: where you trust it, save the weights alone with torch.save(model.state_dict(), file)"
     )
 
 
 def _shown(names: list[str]) -> str:
     more = len(names) - _SHOWN
-    return ", ".join(sorted(names)[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from scissionlite.errors import CaptureError
 from scissionlite.graph.analysis import NodeRecorder, interpret
+from scissionlite.graph.arguments import named_leaves
 
 _OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -159,13 +160,7 @@ def _versions(value: Any) -> list[int]:
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        return [tensor for part in value for tensor in _tensors(part)]
-    return []
+    return [leaf for _, leaf in named_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _is_in_place(module: fx.GraphModule, node: fx.Node) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from scissionlite.atomic_folder import atomic_file
 from scissionlite.errors import KeyFileError
 from scissionlite.keys.files import KeyKind, PublicKey, parse_public, read_lines
 
@@ -129,21 +129,11 @@ def revoke(path: Path, which: str) -> PublicKey:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file in one step: a daemon that reads it finds the old text or the new one."""
-    path = path.resolve()  # the target of a symbolic link is replaced, not the link
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fchmod(file.fileno(), mode)
-                os.fsync(file.fileno())
-            Path(name).rename(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
+        with atomic_file(path) as file:
+            file.write_text(text, encoding="utf-8")
+            file.chmod(mode)
     except OSError as error:
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -15,10 +15,9 @@ from scissionlite.bundle import Accuracy, Bundle
 from scissionlite.errors import PrepareError
 from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
-from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import Data
 from scissionlite.preprocessor.opened_data import open_data
-from scissionlite.preprocessor.pipeline import prepare
+from scissionlite.preprocessor.pipeline import prepare, score_uncut
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.splitter import AccuracyWarning
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
@@ -126,7 +125,7 @@ def choose(
         progress=progress,
     )
     assert data.validate is not None  # as it was given
-    uncut_score = trainer.evaluate(graph.module, data.validate, task=task)
+    uncut_score = score_uncut(graph, data.validate, task)
     prepare_plan = partial(
         prepare,
         graph,

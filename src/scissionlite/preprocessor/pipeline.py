@@ -152,8 +152,7 @@ def prepare(
     if plan.kind == "split":
         _check_batch_size(graph, data, recipe)
     if data.validate is not None and uncut_score is None:
-        batch = 32 if graph.dynamic_batch else len(graph.example[0])
-        uncut_score = trainer.evaluate(graph.module, data.validate, task=task, batch_size=batch)
+        uncut_score = score_uncut(graph, data.validate, task)
     example = _real_input(data.validate or data.train, graph.example)
     split = None
     if plan.kind == "split":
@@ -190,6 +189,13 @@ def prepare(
         )
         files = [each.file for written in slices.values() for each in written]
         return Bundle.write(out, manifest, {file: folder / file for file in files})
+
+
+def score_uncut(graph: Graph, validate: Data, task: Task) -> float:
+    """Score the uncut network, in batches of a size that it takes."""
+    if graph.dynamic_batch:
+        return trainer.evaluate(graph.module, validate, task=task)
+    return trainer.evaluate(graph.module, validate, task=task, batch_size=len(graph.example[0]))
 
 
 def _check_plan(graph: Graph, plan: Plan, max_batch: int) -> None:
