@@ -8,5 +8,5 @@
 ``schedule``   Schedule: devices, and their Jobs in turns
 ``services``   EdgeServices: answers to edge clients
 ``profiling``  Profiling: a profiler's process
-``counters``   Counters of requests and rejected messages
+``metrics``    Metrics: the record of what the daemon does
 """

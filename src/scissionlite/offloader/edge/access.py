@@ -19,7 +19,7 @@ import zmq
 from scissionlite.errors import UnauthorizedKeyError
 from scissionlite.keys.authorized import AuthorizedKeys
 from scissionlite.keys.files import encode_key
-from scissionlite.offloader.edge.counters import Counters
+from scissionlite.offloader.edge.metrics import Metrics
 from scissionlite.offloader.link_keys import EdgeKeys
 
 _REFRESH_INTERVAL = 0.5  # seconds between two looks at the file of authorised keys
@@ -34,13 +34,13 @@ class Access:
     ----------
     keys
         The daemon's keys; None lets everybody in.
-    counters
+    metrics
         Counts the handshakes that are refused.
     """
 
-    def __init__(self, keys: EdgeKeys | None, counters: Counters) -> None:
+    def __init__(self, keys: EdgeKeys | None, metrics: Metrics) -> None:
         self._keys = keys
-        self._counters = counters
+        self._metrics = metrics
         self._authorized: AuthorizedKeys | None = None if keys is None else keys.authorized_keys()
         self._handler: zmq.Socket[bytes] | None = None
         self._refresh_at = 0.0
@@ -106,6 +106,6 @@ class Access:
                     reply = [b"400", b"not authorised", b""]
                     where = address.decode("ascii", "replace")
                     reason = f"{where} has the key {key}, which is not authorised"
-                    self._counters.reject(UnauthorizedKeyError(reason))
+                    self._metrics.reject(UnauthorizedKeyError(reason))
                 self._handler.send_multipart([_VERSION, number, *reply, b""])
         return changed

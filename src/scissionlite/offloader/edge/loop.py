@@ -33,7 +33,7 @@ from scissionlite.offloader.bundle_tensors import (
     result_tensors,
 )
 from scissionlite.offloader.edge.access import Access
-from scissionlite.offloader.edge.counters import Counters
+from scissionlite.offloader.edge.metrics import Metrics, Outcome
 from scissionlite.offloader.edge.schedule import Done, Job, Schedule
 from scissionlite.offloader.edge.services import EdgeServices
 from scissionlite.offloader.edge.sockets import EdgeSockets
@@ -92,7 +92,6 @@ class EdgeLoop:
         jobs: SimpleQueue[Job | None],
         done: SimpleQueue[Done],
     ) -> None:
-        self._bundle = bundle
         self._bundle_prefix = b"" if bundle is None else wire.bundle_prefix(bundle.id)
         self._welcome = welcome
         self._services = EdgeServices(welcome.name, self._send, profile_models, limits)
@@ -100,8 +99,9 @@ class EdgeLoop:
         self._jobs = jobs
         self._done = done
         self._at_work: Job | None = None
-        self._counters = Counters()
-        self._access = Access(keys, self._counters)
+        self.metrics = Metrics(self._schedule)
+        self._recorded = None if bundle is None else self.metrics.add_bundle(bundle)
+        self._access = Access(keys, self.metrics)
 
     def open(
         self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Endpoints, waker: Waker
@@ -118,10 +118,13 @@ class EdgeLoop:
             context,
             endpoints,
             credit=self._welcome.credit,
-            largest_payload=0 if self._bundle is None else max_payload(self._bundle.manifest),
+            largest_payload=0
+            if self._recorded is None
+            else max_payload(self._recorded.bundle.manifest),
             access=self._access,
         )
-        return self._sockets.endpoints
+        self.metrics.endpoints = self._sockets.endpoints
+        return self.metrics.endpoints
 
     def step(self) -> None:
         """Wait for something to do, a heartbeat at most, and do it."""
@@ -133,8 +136,9 @@ class EdgeLoop:
         self._finish()
         self._dispatch()
         self._services.step()
-        for name in self._schedule.remove_silent(time.monotonic()):
-            logger.info("device %r is silent", name)
+        self.metrics.stepped = now = time.monotonic()
+        for name in self._schedule.remove_silent(now):
+            logger.info("device %r is silent", name, extra={"device": name})
 
     def say_goodbye(self) -> None:
         """Send the results that the worker still finished, and Goodbye to every device."""
@@ -145,11 +149,12 @@ class EdgeLoop:
 
     def close(self) -> None:
         """Close the sockets."""
+        self.metrics.endpoints = None
         self._sockets.close()
 
     def stats(self) -> StatsReply:
         """Return the counts so far; may be called by any thread."""
-        return self._counters.stats(len(self._schedule.devices))
+        return self.metrics.stats()
 
     def _read_control(self) -> None:
         for _ in range(_BATCH):
@@ -164,7 +169,7 @@ class EdgeLoop:
                     raise ControlMessageError(f"{len(frames) - 1} frames, 1 expected")
                 message = decode_at_edge(frames[1])
             except WireError as error:
-                self._counters.reject(error)
+                self.metrics.reject(error)
                 if isinstance(error, ForeignDeviceIdError):
                     self._send(device_id, Refused("identity", str(error)))
                 elif isinstance(error, UnauthorizedKeyError):
@@ -180,7 +185,7 @@ class EdgeLoop:
                 self._send(device_id, self.stats())
             elif isinstance(message, Goodbye):
                 if (name := self._schedule.remove(device_id)) is not None:
-                    logger.info("device %r left", name)
+                    logger.info("device %r left", name, extra={"device": name})
                 self._services.remove(device_id)
             else:
                 self._services.take(device_id, message, peer)
@@ -201,7 +206,10 @@ class EdgeLoop:
             try:
                 self._access.check(self._peer_of(device_id) or "")
             except UnauthorizedKeyError as error:
-                logger.warning("a connected device is refused: %s", error)
+                self.metrics.refuse("unauthorized")
+                logger.warning(
+                    "a connected device is refused: %s", error, extra={"code": "unauthorized"}
+                )
                 self._send(device_id, Refused("unauthorized", str(error)))
                 self._schedule.remove(device_id)
                 self._services.remove(device_id)
@@ -214,22 +222,27 @@ class EdgeLoop:
             refused = Refused(
                 "protocol", f"it speaks protocol {PROTOCOL_VERSION}, the device {hello.protocol}"
             )
-        elif self._bundle is None:
+        elif self._recorded is None:
             refused = Refused("bundle-mismatch", "it serves no bundle, only probes and profiles")
-        elif hello.bundle != self._bundle.id:
+        elif hello.bundle != (bundle := self._recorded.bundle).id:
             refused = Refused(
                 "bundle-mismatch",
-                f"it serves bundle {self._bundle.id[:12]} ({self._bundle.manifest.model[:100]}), "
+                f"it serves bundle {bundle.id[:12]} ({bundle.manifest.model[:100]}), "
                 f"the device has {hello.bundle[:12]}: copy the same bundle to both",
             )
         elif not self._schedule.greet(device_id, hello.name, time.monotonic(), peer):
             refused = Refused("full", "it serves as many devices as its limits allow")
         if refused is not None:
-            logger.warning("device %r refused: %s", hello.name, refused.reason)
+            self.metrics.refuse(refused.code)
+            extra = {"device": hello.name, "code": refused.code}
+            logger.warning("device %r refused: %s", hello.name, refused.reason, extra=extra)
             self._send(device_id, refused)
             return
         who = self._access.describe(peer)
-        logger.info("device %r connected, %s: %s", hello.name, who, hello.runtime)
+        if (usage := self._schedule.usage(device_id)) is not None:
+            usage.address = who
+        extra = {"device": hello.name, "peer": who, "bundle": hello.bundle}
+        logger.info("device %r connected, %s: %s", hello.name, who, hello.runtime, extra=extra)
         self._send(device_id, self._welcome)
 
     def _read_requests(self) -> None:
@@ -246,9 +259,9 @@ class EdgeLoop:
                 if header.kind is wire.MessageKind.PROBE:
                     self._services.take_probe(header)
                     continue
-                if self._bundle is None or header.bundle_id != self._bundle_prefix:
+                if self._recorded is None or header.bundle_id != self._bundle_prefix:
                     raise BundleMismatchError("the request is for another bundle")
-                check_request(self._bundle.manifest, header.tensors)
+                check_request(self._recorded.bundle.manifest, header.tensors)
             except (WireError, BundleMismatchError) as error:
                 self._reject_request(error, peer, frames[0])
                 continue
@@ -256,22 +269,26 @@ class EdgeLoop:
             device_id, request_id = header.device_id, header.request_id
             expires = now + header.deadline_ms / 1000
             if not self._schedule.hear(device_id, now):
+                self.metrics.refuse("unknown-device")
                 self._fail(device_id, request_id, "unknown-device", "say Hello first")
                 continue
             job = Job(device_id, request_id, header.tensors, payloads, now, expires)
+            usage = self._schedule.usage(device_id)
+            self._recorded.receive(usage, _nbytes(frames))
             if not self._schedule.add(job):
-                self._counters.busy += 1
+                self._recorded.end(usage, "busy")
                 self._fail(device_id, request_id, "busy", "too many requests wait")
 
     def _reject_request(
         self, error: WireError | BundleMismatchError, peer: str, header: memoryview
     ) -> None:
         """Count a request that breaks a rule, and tell the device, if it is the sender itself."""
-        self._counters.reject(error)
         sender = wire.sender(header)
-        if sender is None or isinstance(error, UnauthorizedKeyError | ForeignDeviceIdError):
-            return
-        if self._peer_of(sender[0]) in (None, peer):
+        impostor = isinstance(error, UnauthorizedKeyError | ForeignDeviceIdError)
+        if sender is None or impostor or self._peer_of(sender[0]) not in (None, peer):
+            self.metrics.reject(error)
+        else:
+            self.metrics.reject(error, self._schedule.usage(sender[0]))
             code: FailureCode = "malformed" if isinstance(error, WireError) else "bundle-mismatch"
             self._fail(*sender, code, f"{type(error).__name__}: {error}")
 
@@ -283,7 +300,7 @@ class EdgeLoop:
                 self._jobs.put(job)
                 return
             self._schedule.done(job)
-            self._counters.expired += 1
+            self._end(job, "expired")
             self._fail(job.device_id, job.request_id, "expired", "the deadline passed in the queue")
 
     def _finish(self) -> None:
@@ -295,15 +312,16 @@ class EdgeLoop:
                 try:
                     self._send_result(done)
                 except ScissionLiteError as error:
-                    self._counters.failed += 1
+                    self._end(done.job, "failed")
                     self._fail(done.job.device_id, done.job.request_id, "execution", str(error))
 
     def _send_result(self, done: Done) -> None:
-        assert self._bundle is not None  # or there were no request
+        assert self._recorded is not None  # or there were no request
         if done.outputs is None:
             raise OffloadError(done.reason)
-        manifest = self._bundle.manifest
+        manifest = self._recorded.bundle.manifest
         tensors = result_tensors(manifest, request_batch(manifest, done.job.tensors))
+        self._recorded.batch_size.add(tensors[0].shape[0])
         answered = [(array.dtype.name, array.shape) for array in done.outputs]
         if answered != [("float32", tensor.shape) for tensor in tensors]:
             raise OffloadError(
@@ -322,8 +340,14 @@ class EdgeLoop:
         )
         frames = wire.pack(header, [np.ascontiguousarray(array).data for array in done.outputs])
         result = Result(done.job.request_id, done.queue, done.decode, done.run)
-        self._counters.served += 1  # before the device can know
+        self._end(done.job, "served", _nbytes(frames))  # before the device can know
         self._send(done.job.device_id, result, frames)
+        self._recorded.time(done)
+
+    def _end(self, job: Job, outcome: Outcome, nbytes: int = 0) -> None:
+        """Record how a job ended."""
+        assert self._recorded is not None  # or there were no request
+        self._recorded.end(self._schedule.usage(job.device_id), outcome, nbytes)
 
     def _fail(self, device_id: bytes, request_id: int, code: FailureCode, message: str) -> None:
         self._send(device_id, Failed(request_id, code, message[:1000]))
@@ -332,3 +356,7 @@ class EdgeLoop:
         self, device_id: bytes, message: ToDevice, tensors: Sequence[wire.Buffer] = ()
     ) -> None:
         self._sockets.send(device_id, message, tensors)
+
+
+def _nbytes(frames: Sequence[wire.Buffer]) -> int:
+    return sum(memoryview(frame).nbytes for frame in frames)

@@ -7,6 +7,7 @@ from collections import deque
 import msgspec
 
 from scissionlite.offloader.bundle_tensors import Outputs
+from scissionlite.offloader.edge.metrics import DeviceUsage
 from scissionlite.offloader.limits import EdgeLimits
 from scissionlite.offloader.wire import TensorHeader
 
@@ -38,6 +39,7 @@ class _Device(msgspec.Struct, eq=False):
     peer: str
     heard: float
     jobs: deque[Job] = msgspec.field(default_factory=deque)
+    usage: DeviceUsage = msgspec.field(default_factory=DeviceUsage)
 
 
 class Schedule:
@@ -65,6 +67,25 @@ class Schedule:
         """Ids of the devices connected."""
         return list(self._devices)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._waiting
+
+    @property
+    def capacity(self) -> int:
+        """Requests that may wait for their turn."""
+        return self._capacity
+
+    @property
+    def most_devices(self) -> int:
+        """Devices that may be connected at once."""
+        return self._most_devices
+
+    def records(self) -> list[tuple[str, float, DeviceUsage]]:
+        """Name, monotonic time of the last sign of life, and record of each device."""
+        return [(each.name, each.heard, each.usage) for each in list(self._devices.values())]
+
     def greet(self, device_id: bytes, name: str, now: float, peer: str = "") -> bool:
         """Add a device that has said Hello; False if there is no room for one more."""
         if device_id in self._devices:
@@ -79,6 +100,11 @@ class Schedule:
         """Who said Hello with a device id (:meth:`.access.Access.peer`); None if nobody did."""
         device = self._devices.get(device_id)
         return None if device is None else device.peer
+
+    def usage(self, device_id: bytes) -> DeviceUsage | None:
+        """Return the record of a device; None if it is not connected."""
+        device = self._devices.get(device_id)
+        return None if device is None else device.usage
 
     def hear(self, device_id: bytes, now: float) -> bool:
         """Record a sign of life; False if the device is not connected."""
