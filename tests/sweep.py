@@ -1,14 +1,16 @@
 """The sweep: capture, cut, prepare and answer, for many networks of torchvision and timm.
 
-    python -m tests.sweep                                       # all that have no record yet
+    python -m tests.sweep                                       # all that have no row yet
     python -m tests.sweep torchvision:resnet18 timm:levit_128s  # these, again
     python -m tests.sweep --refused                             # those that were not equal, again
-    python -m tests.sweep --document docs/models.md             # and write the table into it
+    python -m tests.sweep --document table.md                   # in another file
+
+The table is in ``docs/models.md`` (``--document``). Each row is written as soon as its network is
+checked, so a sweep that is interrupted goes on. A table holds for the versions of torch,
+torchvision and timm that it names: with others, it begins anew.
 
 Every network is checked by :mod:`sweep_network` in a process of its own, with one thread, a limit
 of time and a limit of memory. A process that crashes or is killed is a row of the table, too.
-Records are appended to ``build/sweep/records.jsonl`` (``--out``), so a sweep that is interrupted
-goes on. Of several records of a network the last one counts.
 
 The networks are
 
@@ -29,17 +31,16 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import msgspec
 import torch
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from sweep_network import Record, check  # noqa: E402  # tests/ is on the path of pytest alone
+from sweep_network import Record, check, versions  # noqa: E402  # tests/ is on the path of pytest alone
 
 from scissionlite.models import load_model  # noqa: E402
 
@@ -60,7 +61,7 @@ TIMM = """
 """.split()  # noqa: SIM905  # a list literal would be a line a name
 """The smallest model of each family, the smallest first."""
 
-BEGIN = "<!-- python -m tests.sweep --document docs/models.md writes what follows -->"
+BEGIN = "<!-- python -m tests.sweep writes what follows -->"
 
 SECONDS, GIGABYTES = 600, 14
 """Limits for one network: of time, and of memory that its process may allocate."""
@@ -75,29 +76,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     load_model("timm:test_resnet")  # imported here, before the processes of networks are forked
     importlib.import_module("torch._dynamo")
-    path = options.out / "records.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records, commit = read(path), _commit()
+    document, commit = options.document, _commit()
+    rows = read(document.read_text())
     for name in options.names or networks():
-        known = records.get(name)
-        if known is None or options.names or (options.refused and not known.equal):
+        known = rows.get(name)
+        if known is None or options.names or (options.refused and not answered_equally(known)):
             record = run(name, seconds=options.seconds, gigabytes=options.gigabytes)
             record.commit = commit
-            records[name] = record
-            with path.open("ab") as file:
-                file.write(msgspec.json.encode(record) + b"\n")
-            print(row(record), flush=True)
-    if options.document is not None:
-        text = options.document.read_text().partition(BEGIN)[0]
-        options.document.write_text(text + BEGIN + "\n\n" + report(records))
+            rows[name] = row(record)
+            print(rows[name], flush=True)
+            # What stands above the table is read again, since it may have been edited.
+            text = document.read_text().partition(BEGIN)[0]
+            document.write_text(text + BEGIN + "\n\n" + report(rows))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.sweep")
-    parser.add_argument("names", nargs="*", help="networks; by default all that have no record")
+    parser.add_argument("names", nargs="*", help="networks; by default all that have no row")
     parser.add_argument("--refused", action="store_true", help="check again what was not equal")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "sweep", help="for records")
-    parser.add_argument("--document", type=Path, help="write the table into this file")
+    document = ROOT / "docs" / "models.md"
+    parser.add_argument("--document", type=Path, default=document, help="with the table")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="limit for one network")
     parser.add_argument("--gigabytes", type=float, default=GIGABYTES, help="limit of its memory")
     parser.add_argument("--families", action="store_true", help="find timm's smallest models")
@@ -134,12 +132,22 @@ def smallest_models() -> list[str]:
     return [name for _, name in sorted(smallest)[:FAMILIES]]
 
 
-def read(path: Path) -> dict[str, Record]:
-    """The last record of each network."""
-    if not path.exists():
+def read(text: str) -> dict[str, str]:
+    """The rows of a document's table by network; none if it is of other versions."""
+    table = text.partition(BEGIN)[2]
+    if versions() not in table:
         return {}
-    records = (msgspec.json.decode(line, type=Record) for line in path.read_bytes().splitlines())
-    return {record.network: record for record in records}
+    lines = [line for line in table.splitlines() if line.startswith(("| torchvision:", "| timm:"))]
+    return {_cells(line)["network"]: line for line in lines}
+
+
+def answered_equally(row: str) -> bool:
+    """Whether a network's row says that it answered equally at every step."""
+    return _cells(row)["result"].partition(",")[0] == "equal"
+
+
+def _cells(row: str) -> dict[str, str]:
+    return dict(zip(COLUMNS, row.removeprefix("| ").removesuffix(" |").split(" | "), strict=True))
 
 
 def run(name: str, *, seconds: float = SECONDS, gigabytes: float = GIGABYTES) -> Record:
@@ -193,20 +201,19 @@ COLUMNS = (
 )
 
 
-def report(records: dict[str, Record]) -> str:
+def report(rows: Mapping[str, str]) -> str:
     """The table of all networks as Markdown, with a sentence that counts the results."""
-    known = [records[name] for name in networks() if name in records]
-    equal = sum(record.equal for record in known)
-    versions = ", ".join(dict.fromkeys(record.versions for record in known))
-    missing = [name for name in networks() if name not in records]
+    names = networks()
+    known = [rows[name] for name in names if name in rows]
+    missing = [name for name in names if name not in rows]
     return "\n".join(
         [
-            f"{len(known)} of {len(networks())} networks were checked with {versions}. {equal} of "
-            "them answered equally at every step.",
+            f"{len(known)} of {len(names)} networks were checked with {versions()}. "
+            f"{sum(map(answered_equally, known))} of them answered equally at every step.",
             "",
             _line(COLUMNS),
             _line(["---"] * len(COLUMNS)),
-            *map(row, known),
+            *known,
             "",
             *([f"Not checked yet: {', '.join(missing)}.", ""] if missing else []),
         ]
@@ -221,14 +228,20 @@ def row(record: Record) -> str:
             " x ".join(map(str, record.input)),
             f"{record.parameters / 1e6:.1f}",
             f"{record.capture_seconds:.1f}",
-            f"{record.points}",
+            f"{record.points}" + (f" (max_tensors={record.tensors})" if record.tensors > 1 else ""),
             f"{len(record.cuts)}",
             record.prepared_at,
             record.transfer,
-            "equal" if record.equal else f"{record.stage}: {_plain(record.reason)}",
+            _result(record),
             record.commit,
         ]
     )
+
+
+def _result(record: Record) -> str:
+    if not record.equal:
+        return f"{record.stage}: {_plain(record.reason)}"
+    return f"equal, {record.rounding}" if record.rounding else "equal"
 
 
 def _plain(reason: str) -> str:

@@ -44,7 +44,7 @@ NOT_RUN = {  # first words of a command
     "python -m bench.accuracy ": "trains networks for hours, on the project's shared/data",
     "R=": "a part of bench.accuracy's commands",
     "L=": "a part of bench.accuracy's commands",
-    "python -m tests.sweep ": "captures 1,500 networks in hours",
+    "python -m tests.sweep": "captures 1,500 networks in hours",
     "python bench/": "measures for minutes, on the project's shared/data",
     "scissionlite demo ": "trains and measures for ten minutes; `make demo` is a smaller one",
     "scissionlite plan $OUT/here.json $OUT/here.json --max-leakage ": (

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from sweep import BEGIN, ROOT, networks, read
-from sweep_network import check
+from sweep import BEGIN, COLUMNS, ROOT, answered_equally, main, networks, read, report, row
+from sweep_network import (
+    DifferentError,
+    Record,
+    check,
+    compare,
+    rounding,
+    tensors_of,
+    versions,
+)
 from torch import fx, nn
 
 import scissionlite as sl
@@ -40,12 +48,35 @@ class _Constant(_Small):
         return super().forward(x * 0)
 
 
+class _TwoBranches(nn.Module):
+    """Two branches that meet in the last operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (
+            nn.Sequential(nn.Conv2d(3, 4, 3, stride=stride), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+            for stride in (4, 8)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.add(self.first(x).flatten(1), self.second(x).flatten(1))
+
+
+class _Amplifying(nn.Module):
+    """Rounds its input to a multiple of 1/128, which in float64 it does not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 1e5) - 1e5
+
+
 def crashes() -> nn.Module:
     """A network whose process ends before it is built."""
     os._exit(3)
 
 
-SMALL, CONSTANT = (f"{__name__}:{each.__name__}" for each in (_Small, _Constant))
+SMALL, CONSTANT, TWO_BRANCHES = (
+    f"{__name__}:{each.__name__}" for each in (_Small, _Constant, _TwoBranches)
+)
 
 
 def test_a_network_is_checked_from_capture_to_bundle() -> None:
@@ -58,6 +89,27 @@ def test_a_network_is_checked_from_capture_to_bundle() -> None:
     assert len(record.cuts) == record.points == 5
     assert record.transfer == sl.TransferSpec().label
     assert stages == ["build", "capture", *(f"cut {cut}" for cut in record.cuts), "prepare"]
+
+
+def test_where_two_tensors_cross_everywhere_two_are_cut() -> None:
+    record = check(TWO_BRANCHES)
+    assert (record.reason, record.tensors) == ("", 2)
+    assert len(record.cuts) == record.points > 0
+    assert f" | {record.points} (max_tensors=2) | " in row(record)
+
+
+def test_a_difference_is_held_to_the_networks_own_rounding() -> None:
+    network, x, record = _Amplifying(), torch.linspace(0.1, 0.9, 50), Record(network="amplifying")
+    (answer,), (own,) = tensors_of(network, [x]), rounding(network, [x])
+    assert 0.002 < own < 1 / 256
+    compare(record, [answer.numpy()], network, [x], "itself")
+    assert record.rounding == ""
+    compare(record, [x.numpy()], network, [x], "exact")  # off by 0.4%, all of it rounding
+    assert record.rounding.startswith("within its own rounding (exact: 0.4% apart; ")
+    record.stage = "done"
+    assert answered_equally(row(record))
+    with pytest.raises(DifferentError, match=r"wrong: off by 0\.02, and the largest value is 0\.8"):
+        compare(record, [answer.numpy() + np.float32(0.02)], network, [x], "wrong")
 
 
 def _scaled_edge(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,39 +167,72 @@ def test_a_vision_transformer_is_checked() -> None:
 def test_a_network_that_answers_always_the_same_shows_nothing() -> None:
     record = check(CONSTANT)
     assert not record.equal
-    assert "two inputs have the same output" in record.reason
+    assert "two inputs have the same answer" in record.reason
 
 
-def test_a_sweep_writes_records_and_a_table(tmp_path: Path) -> None:
-    document = tmp_path / "models.md"
-    document.write_text(f"# By hand\n\n{BEGIN}\n\nold\n")
-    names = ["torchvision:squeezenet1_1", "timm:no_such_network", f"{__name__}:crashes"]
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "tests.sweep", *names),
-            *("--out", str(tmp_path), "--document", str(document)),
-        ],
+def sweep(document: Path, *arguments: str) -> list[str]:
+    """Run a sweep in a process of its own; the rows that it prints."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.sweep", *arguments, "--document", str(document)],
         cwd=ROOT,
         check=True,
+        stdout=subprocess.PIPE,
+        text=True,
         timeout=300,  # a guard against hangs, never a measure
     )
-    records = read(tmp_path / "records.jsonl")
-    assert {name: (record.stage, record.reason[:33]) for name, record in records.items()} == {
-        names[0]: ("done", ""),
-        names[1]: ("build", "timm:no_such_network cannot be bu"),
-        names[2]: ("build", "the process ended with exit code "),
-    }
+    return finished.stdout.splitlines()
+
+
+def test_a_sweep_writes_a_table(tmp_path: Path) -> None:
+    document = tmp_path / "models.md"
+    document.write_text(f"# By hand\n\n{BEGIN}\n\nold\n")
+    small, unknown, crashing = sweep(
+        document, "torchvision:squeezenet1_1", "timm:no_such_network", f"{__name__}:crashes"
+    )
+    assert small.startswith("| torchvision:squeezenet1_1 | 1 x 3 x 96 x 96 | 1.2 |")
+    assert answered_equally(small)
+    assert "| build: timm:no_such_network cannot be built" in unknown
+    assert "| build: the process ended with exit code 3 |" in crashing
     text = document.read_text()
     assert text.startswith(f"# By hand\n\n{BEGIN}\n\n1 of ")
     assert "old" not in text
-    assert "| torchvision:squeezenet1_1 | 1 x 3 x 96 x 96 | 1.2 |" in text
+    assert f"\n{small}\n" in text
+
+
+def _row(name: str, result: str) -> str:
+    return "| " + " | ".join([name, *["x"] * (len(COLUMNS) - 3), result, "1234567"]) + " |"
+
+
+def test_a_sweep_goes_on_from_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "models.md"
+    first, second, third = names = networks()[:3]
+    rows = {first: _row(first, "equal"), second: _row(second, "capture: a \\| b")}
+    document.write_text(f"# By hand\n\n{BEGIN}\n\n{report(rows)}")
+    monkeypatch.setattr("sweep.networks", lambda: names)
+    monkeypatch.setattr("sweep.run", lambda name, **limits: Record(network=name, stage="done"))
+
+    def swept(*arguments: str) -> list[str]:
+        main([*arguments, "--document", str(document)])
+        return [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+
+    assert swept() == [f"| {third}"]
+    text = document.read_text()
+    assert all(row in text for row in rows.values()), "a row that was there is kept"
+    assert text.startswith(f"# By hand\n\n{BEGIN}\n\n3 of 3 networks")
+    assert " 2 of them answered equally" in text
+    assert swept() == []
+    assert swept("--refused") == [f"| {second}"]
+    assert swept(first) == [f"| {first}"]
+    document.write_text(document.read_text().replace(versions(), "torch 1.0"))
+    assert len(swept()) == 3, "rows of other versions do not count"
 
 
 def test_the_document_counts_its_rows() -> None:
-    results = (ROOT / "docs" / "models.md").read_text().partition(BEGIN)[2].strip()
-    counts, *rows = (line for line in results.splitlines() if re.match(r"\d|\| t", line))
-    names = [row.split(" | ")[0].removeprefix("| ") for row in rows]
-    assert names == [name for name in networks() if name in names]
-    equal = sum(row.split(" | ")[-2] == "equal" for row in rows)
-    assert counts.startswith(f"{len(rows)} of {len(networks())} networks were checked")
-    assert f" {equal} of them answered equally" in counts
+    text = (ROOT / "docs" / "models.md").read_text()
+    rows = read(text)
+    if not rows:
+        pytest.skip("the table is of other versions of torch, torchvision or timm")
+    assert list(rows) == [name for name in networks() if name in rows]
+    assert text.endswith(f"{BEGIN}\n\n{report(rows)}")
