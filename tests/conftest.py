@@ -18,6 +18,7 @@ from bundles import Toy, write_bundle
 from filelock import FileLock
 from hypothesis import settings
 from networks import small_network
+from peers import HANDMADE
 from processes import Process
 from torch import nn
 
@@ -83,6 +84,8 @@ def sockets() -> Iterator[Callable[[int], zmq.Socket[bytes]]]:
         return made
 
     yield make
+    while HANDMADE:
+        HANDMADE.pop().close()
     for each in every:
         each.close()
     context.term()

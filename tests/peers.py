@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from scissionlite.offloader.bundle_tensors import result_tensors
 from scissionlite.offloader.device.side import DeviceSide
 from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.stopwatch import Stopwatch
+from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
 
 Frames = list[npt.NDArray[np.uint8]]
@@ -25,17 +28,39 @@ LONG = 60.0  # seconds; only a hang waits so long
 
 
 Sockets = Callable[[int], "zmq.Socket[bytes]"]
+HANDMADE: list[HandmadeEdge] = []
+"""Those whose threads live: closed before their sockets."""
 
 
 class HandmadeEdge:
-    """The sockets of an edge daemon; the test decides what they answer."""
+    """The sockets of an edge daemon; the test decides what they answer.
+
+    A thread owns them. It answers probes, as long as ``answers_probes``, and heartbeats if
+    ``answers_pings``.
+    """
 
     def __init__(self, sockets: Sockets, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._pull, self._router = sockets(zmq.PULL), sockets(zmq.ROUTER)
-        self._router.router_handover = 1
-        self.endpoint = f"tcp://127.0.0.1:{self._pull.bind_to_random_port('tcp://127.0.0.1')}"
-        self.control = f"tcp://127.0.0.1:{self._router.bind_to_random_port('tcp://127.0.0.1')}"
+        pull, router = sockets(zmq.PULL), sockets(zmq.ROUTER)
+        router.router_handover = 1
+        self.endpoint = f"tcp://127.0.0.1:{pull.bind_to_random_port('tcp://127.0.0.1')}"
+        self.control = f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}"
+        self.answers_probes, self.answers_pings = True, False
+        self.probes: list[int] = []  # bytes of those that arrived
+        self._heard: SimpleQueue[tuple[bytes, control.ToEdge]] = SimpleQueue()
+        self._requests: SimpleQueue[wire.Header] = SimpleQueue()
+        self._to_send: SimpleQueue[Sequence[wire.Buffer]] = SimpleQueue()
+        self._waker, self._ended = Waker(), False
+        self._thread = threading.Thread(target=self._serve, args=(pull, router), name="handmade")
+        self._thread.start()
+        HANDMADE.append(self)
+
+    def close(self) -> None:
+        """End the thread; the sockets are closed by who made them."""
+        self._ended = True
+        self._waker.wake()
+        self._thread.join(LONG)
+        self._waker.close()
 
     def greet(self, credit: int = 8, heartbeat: float = 30.0) -> bytes:
         """Wait for a Hello, answer Welcome, return the device's id."""
@@ -45,22 +70,20 @@ class HandmadeEdge:
 
     def hello(self) -> control.Hello:
         """Wait for a Hello, and answer nothing."""
-        _, frame = self._router.recv_multipart()
-        message = control.decode_at_edge(frame)
+        _, message = self._heard.get(timeout=LONG / 2)
         assert isinstance(message, control.Hello)
         return message
 
     def wait_for(self, kind: type[control.ToEdge]) -> bytes:
         """Wait for a control message of a kind, skip others; return who sent it."""
         while True:
-            device_id, frame = self._router.recv_multipart()
-            if isinstance(control.decode_at_edge(frame), kind):
+            device_id, message = self._heard.get(timeout=LONG / 2)
+            if isinstance(message, kind):
                 return device_id
 
     def request(self) -> wire.Header:
         """Wait for a request."""
-        header, _ = wire.unpack(self._pull.recv_multipart(), wire.MessageKind.REQUEST)
-        return header
+        return self._requests.get(timeout=LONG / 2)
 
     def send(self, device_id: bytes, message: control.ToDevice, *frames: wire.Buffer) -> None:
         """Send a control message and the frames that follow it."""
@@ -68,7 +91,35 @@ class HandmadeEdge:
 
     def send_raw(self, device_id: bytes, *frames: wire.Buffer) -> None:
         """Send frames as they are."""
-        self._router.send_multipart([device_id, *frames])
+        self._to_send.put([device_id, *frames])
+        self._waker.wake()
+
+    def _serve(self, pull: zmq.Socket[bytes], router: zmq.Socket[bytes]) -> None:
+        poller = zmq.Poller()
+        poller.register(pull, zmq.POLLIN)
+        poller.register(router, zmq.POLLIN)
+        while not self._ended:
+            self._waker.wait(poller, int(1000 * LONG))
+            while not self._to_send.empty():
+                router.send_multipart(self._to_send.get())
+            while pull.poll(0):
+                header, _ = wire.unpack(
+                    pull.recv_multipart(), wire.MessageKind.REQUEST, wire.MessageKind.PROBE
+                )
+                if header.kind is wire.MessageKind.REQUEST:
+                    self._requests.put(header)
+                    continue
+                self.probes.append(header.tensors[0].nbytes)
+                reply = control.ProbeReply(header.request_id, self.probes[-1])
+                if self.answers_probes:
+                    router.send_multipart([header.device_id, control.encode(reply)])
+            while router.poll(0):
+                device_id, frame = router.recv_multipart()
+                message = control.decode_at_edge(frame)
+                self._heard.put((device_id, message))
+                if isinstance(message, control.Ping) and self.answers_pings:
+                    pong = control.Pong(message.sequence)
+                    router.send_multipart([device_id, control.encode(pong)])
 
     def answer(self, request: wire.Header, output: npt.NDArray[np.float32]) -> None:
         """Answer a request."""

@@ -213,3 +213,47 @@ def test_it_runs_as_a_program(echo_port: int, start_process: Callable[..., Proce
         assert receive(connection, 1) == b"x"
         assert time.monotonic() - start >= 0.01
     assert process.terminate() == 0
+
+
+def test_swallowed_bytes_never_come_and_new_connections_live_when_it_is_mended(
+    echo_port: int,
+) -> None:
+    with LinkEmulator([(0, "127.0.0.1", echo_port)], rtt=0) as link:
+        with connect(link.ports[0]) as connection, connect(link.ports[0]) as other:
+            for each in (connection, other):
+                each.sendall(b"a")
+                assert receive(each, 1) == b"a"
+            link.swallow(0)
+            connection.sendall(b"b")
+            connection.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            link.mend()
+            other.sendall(b"c")  # it lost nothing
+            assert receive(other, 1) == b"c"
+            connection.sendall(b"d")
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+        with connect(link.ports[0]) as fresh:
+            fresh.sendall(b"e")
+            assert receive(fresh, 1) == b"e"
+
+
+@pytest.mark.parametrize("down", [False, True])
+def test_a_large_write_stalls_its_connection_until_the_path_is_mended(
+    echo_port: int, down: bool
+) -> None:
+    with LinkEmulator([(0, "127.0.0.1", echo_port)], rtt=0) as link:
+        link.pass_small(0, 1000, down=down)
+        with connect(link.ports[0]) as connection:
+            connection.sendall(bytes(1000))
+            assert receive(connection, 1000) == bytes(1000)
+            connection.sendall(bytes(5000))
+            time.sleep(0.1)
+            connection.sendall(b"x")
+            connection.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            link.mend()
+            connection.settimeout(30)
+            assert receive(connection, 5001) == bytes(5000) + b"x"

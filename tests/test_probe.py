@@ -165,7 +165,8 @@ def test_probes_and_downloads_take_a_visit(sockets: Sockets, tiny_bundle: Bundle
         stranger = control.Failed(3, "unknown-device", "say Visit first")
         device.stats()
         device.send(*wire.pack(probe_header(device.id, 3, 10), [bytes(10)]))
-        assert device.receive()[0] == stranger
+        reason = "say Hello or Visit first"
+        assert device.receive()[0] == control.Failed(3, "unknown-device", reason)
         device.send_control(control.ProbeDownload(3, 10))
         assert device.receive()[0] == stranger
         device.send_control(control.Ping(1))  # of neither a device nor an edge client: no Pong
@@ -183,6 +184,15 @@ def test_probes_and_downloads_take_a_visit(sockets: Sockets, tiny_bundle: Bundle
         device.send_control(control.ProbeDownload(3, 10))
         assert device.receive()[0] == stranger
         assert edge.stats().devices == 0  # an edge client is none
+
+
+def test_a_device_that_said_hello_may_probe(sockets: Sockets, tiny_bundle: Bundle) -> None:
+    with EdgeServer(tiny_bundle, LOCAL) as edge:
+        device = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+        assert isinstance(device.hello(), control.Welcome)
+        for nbytes in (1, control.MAX_PROBE_BYTES):
+            device.send(*wire.pack(probe_header(device.id, 1 << 63, nbytes), [bytes(nbytes)]))
+            assert device.receive() == (control.ProbeReply(1 << 63, nbytes), [])
 
 
 def test_a_silent_edge_client_is_removed() -> None:

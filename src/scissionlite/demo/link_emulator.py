@@ -5,7 +5,8 @@ put bytes on the link at its rate; the bytes arrive half a round trip later. Byt
 link has no room are not read, so the sender meets back pressure as on a real link. The first bytes
 of a connection wait one more round trip, as for TCP's handshake. Nothing is faster than the link.
 Scheduling on the host adds a little: well below 1 ms per direction on an idle machine. Losses are
-not emulated, and neither is TCP's slow start on the real link.
+not emulated, and neither is TCP's slow start on the real link. A link that looks alive and does not
+pass its bytes is (:mod:`.link_faults`).
 
 Run it as its own process with ``python -m scissionlite.demo.link_emulator --help``.
 """
@@ -22,9 +23,11 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any
+
+from scissionlite.demo.link_faults import ConnectionFault, PathFault
 
 PAPER_RTT = 0.0274
 """Round-trip time of the paper's link, in seconds."""
@@ -76,6 +79,7 @@ class LinkEmulator:
         self._rtt = rtt
         self._up = _Direction(rtt / 2, bandwidth)
         self._down = _Direction(rtt / 2, bandwidth)
+        self._faults = [(PathFault(), PathFault()) for _ in forwards]  # up and down
         self._listeners: list[socket.socket] = []
         self._connections: set[asyncio.Task[None]] = set()
         # select() wakes up within microseconds; epoll rounds every sleep up to milliseconds.
@@ -120,6 +124,27 @@ class LinkEmulator:
         """Mend the link: listen again on the same ports."""
         self._call(self._listen())
 
+    def swallow(self, index: int, *, down: bool = False) -> None:
+        """Take the bytes that are sent to a forwarded port, and drop them.
+
+        Parameters
+        ----------
+        index
+            Which of ``forwards``.
+        down
+            Its answers instead.
+        """
+        self._call_soon(self._faults[index][down].swallow)
+
+    def pass_small(self, index: int, largest: int, *, down: bool = False) -> None:
+        """Pass only writes of at most ``largest`` bytes; a larger one stalls its connection."""
+        self._call_soon(self._faults[index][down].pass_small, largest)
+
+    def mend(self) -> None:
+        """End the faults of :meth:`swallow` and :meth:`pass_small`."""
+        for fault in (each for both in self._faults for each in both):
+            self._call_soon(fault.mend)
+
     def close(self) -> None:
         """Drop every connection and stop; may be called again."""
         if self._loop.is_closed():
@@ -144,6 +169,12 @@ class LinkEmulator:
 
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=30)
+
+    def _call_soon(self, function: Callable[..., None], *arguments: int) -> None:
+        async def call() -> None:
+            function(*arguments)
+
+        self._call(call())
 
     async def _listen(self) -> None:
         # Not asyncio's server: closed at the wrong moment, it leaks what it has just accepted.
@@ -191,9 +222,10 @@ class LinkEmulator:
                     *self._targets[index], limit=_MAX_CHUNK
                 )
                 writers.append(far_writer)
+                up, down = (fault.filter() for fault in self._faults[index])
                 await _both(
-                    _Pump(self._up, reader, far_writer).run(),
-                    _Pump(self._down, far_reader, writer).run(),
+                    _Pump(self._up, reader, far_writer, up).run(),
+                    _Pump(self._down, far_reader, writer, down).run(),
                 )
             finally:
                 for each in writers:
@@ -243,9 +275,14 @@ class _Pump:
     """Moves the bytes of one connection in one direction."""
 
     def __init__(
-        self, link: _Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        link: _Direction,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        fault: ConnectionFault,
     ) -> None:
         self._link = link
+        self._fault = fault
         self._reader = reader
         self._writer = writer
         self._under_way: deque[tuple[float, bytes]] = deque()
@@ -258,7 +295,9 @@ class _Pump:
 
     async def _send(self) -> None:
         while True:
-            data = await self._reader.read(self._link.chunk)
+            data = await self._reader.read(self._fault.read_size(self._link.chunk))
+            if not await self._fault.passes(data):
+                continue
             due = await self._link.serialise(len(data))
             self._under_way.append((due, data))
             self._bytes_under_way += len(data)

@@ -16,6 +16,7 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
 from scissionlite.offloader import wire
 from scissionlite.offloader.device.credit import Credit
+from scissionlite.offloader.device.link_meter import LinkMeter
 from scissionlite.offloader.device.loop import DeviceLoop
 from scissionlite.offloader.device.messages import Reply, Request
 from scissionlite.offloader.link_keys import DeviceKeys
@@ -46,6 +47,8 @@ class EdgeConnection:
     ----------
     endpoint : str
         The daemon's tensor endpoint.
+    meter : LinkMeter
+        Measures the link.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class EdgeConnection:
         give_up_early: bool = False,
     ) -> None:
         self.endpoint = endpoints.tensors
+        self.meter = LinkMeter()
         self._credit = Credit(endpoints)
         self._outbox: deque[Request] = deque()
         self._make_loop = functools.partial(
@@ -68,6 +72,7 @@ class EdgeConnection:
             self._credit,
             self._outbox,
             keys,
+            self.meter,
             give_up_early=give_up_early,
         )
         self._request_ids = itertools.count()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 
@@ -12,9 +13,11 @@ import zmq
 from scissionlite.errors import WireError
 from scissionlite.offloader import wire
 from scissionlite.offloader.device.socket_pair import HANDSHAKE_TROUBLE, SocketPair
+from scissionlite.offloader.device.tensor_path import TensorPath
 from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints
+from scissionlite.offloader.wire.probe import probe_header
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,8 @@ class EdgeLink:
         Sent at once.
     keys
         Of the device and the daemon; None sends in the clear.
+    path
+        Whether the tensor port is reached, over all links to this edge.
 
     Attributes
     ----------
@@ -61,35 +66,47 @@ class EdgeLink:
         device_id: bytes,
         hello: control.Hello,
         keys: DeviceKeys | None,
+        path: TensorPath,
     ) -> None:
         self.refusal: str | None = None
         self.welcome: control.Welcome | None = None
         self.poller = zmq.Poller()
         self.failed: str | None = None
         self._endpoints = endpoints
+        self._device_id = device_id
+        self._path = path
         self._push_ready = False
         self._give_up_at = time.monotonic() + _HELLO_TIMEOUT
         self._next_ping = math.inf
-        self._pings = 0
+        self._ping = (0, math.inf)  # the last one's sequence number, and when it was sent
         self._sockets = SocketPair(
             context, endpoints, device_id, keys, largest_frame=wire.MAX_TENSOR_BYTES
         )
         self._sockets.register(self.poller)
         self._sockets.send(hello)
+        path.open(time.monotonic())
 
     @property
     def ready(self) -> bool:
-        """Whether requests can be sent: Welcome received, and the tensor port reached."""
-        return self.welcome is not None and self._push_ready
+        """Whether requests can be sent: Welcome received, and the tensor port's path proven."""
+        return self._connected and self._path.proven
 
     @property
     def next_event(self) -> float:
         """Monotonic time at which :meth:`check_clock` is to be called next."""
-        return min(self._give_up_at, self._next_ping)
+        path_event = self._path.next_event if self._connected else math.inf
+        return min(self._give_up_at, self._next_ping, path_event)
 
-    def send(self, frames: list[wire.Buffer]) -> bool:
-        """Send a request without copying its payload; False if the socket has no room."""
-        return self._sockets.push(frames)
+    def send(self, request_id: int, frames: list[wire.Buffer], left: float) -> bool:
+        """Send a request that has so many seconds left; False if the socket has no room.
+
+        Its payload is not copied.
+        """
+        if not self._sockets.push(frames):
+            return False
+        nbytes = sum(map(len, frames))
+        self._path.request_sent(request_id, nbytes, time.monotonic(), left)
+        return True
 
     def messages(self) -> Iterator[tuple[control.ToDevice, list[memoryview]]]:
         """Read the edge's control messages, each with the frames that follow it."""
@@ -101,11 +118,13 @@ class EdgeLink:
                 continue
             if received is None:
                 return
+            now = time.monotonic()
             if isinstance(received[0], control.Welcome):
                 self.welcome = received[0]
-                self._next_ping = time.monotonic() + self.welcome.heartbeat
-            if self.ready:
+                self._next_ping = now
+            if self._connected:
                 self._give_up_at = math.inf
+            self._measure(*received, now)
             yield received
 
     def lost(self) -> str | None:
@@ -121,29 +140,59 @@ class EdgeLink:
                 self.failed = self._endpoints.tensors if push else self._endpoints.control
             elif each.socket == zmq.PUSH:
                 self._push_ready = True
-                self._give_up_at = math.inf if self.ready else self._give_up_at
+                self._give_up_at = math.inf if self._connected else self._give_up_at
         return None
 
     def check_clock(self) -> str | None:
         """Send a heartbeat when it is time; return what is wrong when it is time to give up."""
         now = time.monotonic()
         if now >= self._give_up_at:
-            if self.ready:
+            if self._connected:
                 return "the edge daemon is silent"
             if self.welcome is not None:
                 return "the tensor port cannot be reached, only the control port"
             if self._push_ready:
                 return "nothing answers at the control port"
             return "no connection"
-        if self.welcome is not None and now >= self._next_ping:
-            self._sockets.send(control.Ping(self._pings))
-            self._pings += 1
-            self._next_ping = now + self.welcome.heartbeat
-            # Counts from the first unanswered Ping on; anything that the edge sends answers it.
-            patience = control.MISSED_HEARTBEATS * self.welcome.heartbeat
-            self._give_up_at = min(self._give_up_at, now + patience)
-        return None
+        if self.welcome is None:
+            return None
+        if now >= self._next_ping:
+            self._send_ping(self.welcome.heartbeat, now)
+        if not self._push_ready:
+            return None
+        if (probe := self._path.probe_due(now, self.welcome.heartbeat)) is not None:
+            self._send_probe(*probe)
+        return self._path.lost(now)
 
     def close(self, *, goodbye: bool = False) -> None:
         """Close the sockets, after a Goodbye if asked; drop what was not sent."""
+        self._path.close(time.monotonic())
         self._sockets.close(goodbye=goodbye)
+
+    @property
+    def _connected(self) -> bool:
+        return self.welcome is not None and self._push_ready
+
+    def _send_ping(self, heartbeat: float, now: float) -> None:
+        self._ping = (self._ping[0] + 1, now)
+        self._sockets.send(control.Ping(self._ping[0]))
+        self._next_ping = now + heartbeat
+        # Counts from the first unanswered Ping on; anything that the edge sends answers it.
+        self._give_up_at = min(self._give_up_at, now + control.MISSED_HEARTBEATS * heartbeat)
+
+    def _send_probe(self, probe_id: int, nbytes: int) -> None:
+        header = probe_header(self._device_id, probe_id, nbytes)
+        # No room is no answer: the path counts the probe as lost.
+        self._sockets.push(wire.pack(header, [os.urandom(nbytes)]))
+
+    def _measure(self, message: control.ToDevice, frames: list[memoryview], now: float) -> None:
+        """Take what an answer says about the path, and about the link."""
+        if isinstance(message, control.Pong) and message.sequence == self._ping[0]:
+            self._path.meter.round_trip(now - self._ping[1], idle=self._path.idle)
+        elif isinstance(message, control.Result):
+            edge_seconds = message.queue + message.decode + message.run
+            self._path.answered(message.request, sum(map(len, frames)), now, edge_seconds)
+        elif isinstance(message, control.ProbeReply):
+            self._path.answered(message.request, 0, now, 0.0)
+        elif isinstance(message, control.Failed) and message.code != "unknown-device":
+            self._path.answered(message.request, 0, now, math.inf)

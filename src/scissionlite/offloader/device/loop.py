@@ -7,6 +7,7 @@ request again. Inference is idempotent, and the edge ignores a request that it a
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -27,6 +28,7 @@ from scissionlite.errors import (
 from scissionlite.offloader.device.credit import Credit
 from scissionlite.offloader.device.diagnosis import Diagnosis
 from scissionlite.offloader.device.link import EdgeLink
+from scissionlite.offloader.device.link_meter import LinkMeter
 from scissionlite.offloader.device.messages import DeviceMessages, Request
 from scissionlite.offloader.device.socket_pair import (
     FIRST_RETRY,
@@ -34,6 +36,7 @@ from scissionlite.offloader.device.socket_pair import (
     unauthorized,
     unavailable,
 )
+from scissionlite.offloader.device.tensor_path import TensorPath
 from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
@@ -97,6 +100,8 @@ class DeviceLoop:
         New requests, appended by other threads; each has reserved credit.
     keys
         Of the device and the daemon; None sends in the clear.
+    meter
+        Measures the link.
     waker
         Wakes the loop up.
     give_up_early
@@ -112,18 +117,22 @@ class DeviceLoop:
         credit: Credit,
         outbox: deque[Request],
         keys: DeviceKeys | None,
+        meter: LinkMeter,
         waker: Waker,
         *,
         give_up_early: bool,
     ) -> None:
         self._endpoints = endpoints
-        self._keys = keys
         self._messages = DeviceMessages(bundle, name)
         self._credit = credit
         self._waker = waker
         self._outbox = outbox
         self._give_up_early = give_up_early
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        path = TensorPath(meter, pause=give_up_early)
+        self._make_link = functools.partial(
+            EdgeLink, self._context, endpoints, keys=keys, path=path
+        )
         self._pending: dict[int, Request] = {}
         self._link: EdgeLink | None = None
         self._backoff = Backoff(credit.explain)
@@ -166,13 +175,7 @@ class DeviceLoop:
 
     def _open(self) -> None:
         try:
-            self._link = EdgeLink(
-                self._context,
-                self._endpoints,
-                self._messages.new_device_id(),
-                self._messages.hello,
-                self._keys,
-            )
+            self._link = self._make_link(self._messages.new_device_id(), self._messages.hello)
         except zmq.ZMQError as error:
             self._lose(str(error))
 
@@ -188,6 +191,8 @@ class DeviceLoop:
             self._refuse(self._refusal(message), message.reason)
         elif isinstance(message, control.Goodbye):
             self._lose("the edge daemon was shut down")
+        elif isinstance(message, control.Failed) and message.code == "unknown-device":
+            self._lose("the edge daemon was restarted")
         elif isinstance(message, control.Result | control.Failed):
             request = self._pending.get(message.request)
             if request is None:
@@ -208,9 +213,7 @@ class DeviceLoop:
             f"the edge daemon at {self._endpoints.tensors} answers {message.code}: "
             f"{message.message}"
         )
-        if message.code == "unknown-device":
-            self._lose("the edge daemon was restarted")
-        elif message.code == "expired":
+        if message.code == "expired":
             self._fail(request, DeadlineExceededError(text))
         elif message.code == "bundle-mismatch":
             self._fail(request, BundleMismatchError(text))
@@ -255,7 +258,8 @@ class DeviceLoop:
             if request.sent or left <= 0:
                 continue
             try:
-                request.sent = self._link.send(self._messages.pack_request(request, left))
+                frames = self._messages.pack_request(request, left)
+                request.sent = self._link.send(request.id, frames, left)
             except WireError as error:
                 self._fail(request, OffloadError(f"the request cannot be sent: {error}"))
                 continue

@@ -257,7 +257,8 @@ class EdgeLoop:
                 )
                 self._check_owner(peer, header.device_id)
                 if header.kind is wire.MessageKind.PROBE:
-                    self._services.take_probe(header)
+                    known = self._schedule.hear(header.device_id, time.monotonic())
+                    self._services.take_probe(header, from_device=known)
                     continue
                 if self._recorded is None or header.bundle_id != self._bundle_prefix:
                     raise BundleMismatchError("the request is for another bundle")

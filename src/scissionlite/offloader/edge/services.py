@@ -115,8 +115,8 @@ class EdgeServices:
         else:
             self._start_profiling(sender, message)
 
-    def take_probe(self, header: wire.Header) -> None:
-        """Answer a probe that arrived at the tensor port.
+    def take_probe(self, header: wire.Header, *, from_device: bool) -> None:
+        """Answer a probe that arrived at the tensor port, from a device or an edge client.
 
         Raises
         ------
@@ -124,10 +124,11 @@ class EdgeServices:
             If it is not a probe.
         """
         nbytes = check_probe(header)
-        if self.hear(header.device_id):
+        if from_device or self.hear(header.device_id):
             self._send(header.device_id, ProbeReply(header.request_id, nbytes), ())
         else:
-            self._fail(header.device_id, header.request_id, "unknown-device", "say Visit first")
+            reason = "say Hello or Visit first"
+            self._fail(header.device_id, header.request_id, "unknown-device", reason)
 
     def step(self) -> None:
         """Answer a profile that is done, and drop silent clients."""
