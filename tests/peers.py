@@ -85,6 +85,10 @@ class HandmadeEdge:
         """Wait for a request."""
         return self._requests.get(timeout=LONG / 2)
 
+    def has_request(self, seconds: float) -> bool:
+        """Wait for a request for so long; return whether there is one, and leave it there."""
+        return bool(self._pull.poll(int(1000 * seconds)))
+
     def send(self, device_id: bytes, message: control.ToDevice, *frames: wire.Buffer) -> None:
         """Send a control message and the frames that follow it."""
         self.send_raw(device_id, control.encode(message), *frames)

@@ -45,9 +45,17 @@ class Process:
         assert self._popen.wait(timeout=60) == 0
         return output
 
+    def send_signal(self, number: int) -> None:
+        """Send a signal, and do not wait."""
+        self._popen.send_signal(number)
+
     def terminate(self, number: int = signal.SIGTERM) -> int:
         """Send SIGTERM, or another signal, and wait; return the exit code."""
-        self._popen.send_signal(number)
+        self.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for its end; return the exit code."""
         return self._popen.wait(timeout=60)
 
     def kill(self) -> None:

@@ -214,8 +214,8 @@ def test_a_hello_that_cannot_be_served_is_refused(tiny_bundle: Bundle, sockets: 
     with EdgeServer(tiny_bundle, LOCAL) as edge:
         device = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
         for hello, code in (
-            (control.Hello(3, tiny_bundle.id, "future", {}), "protocol"),
-            (control.Hello(2, "0" * 64, "other", {}), "bundle-mismatch"),
+            (control.Hello(4, tiny_bundle.id, "future", {}), "protocol"),
+            (control.Hello(3, "0" * 64, "other", {}), "bundle-mismatch"),
         ):
             device.send_control(hello)
             refused, _ = device.receive()

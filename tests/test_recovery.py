@@ -225,7 +225,6 @@ def test_a_device_that_the_edge_does_not_know_says_hello_again(
     ("code", "error"),
     [
         ("malformed", EdgeExecutionError),
-        ("busy", EdgeExecutionError),
         ("execution", EdgeExecutionError),
         ("expired", DeadlineExceededError),
         ("bundle-mismatch", BundleMismatchError),

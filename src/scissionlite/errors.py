@@ -51,6 +51,7 @@ for a missed deadline. ``tests/test_errors.py`` compares this tree with the clas
   * OffloadError (RuntimeError)
     * EdgeUnavailableError (ConnectionError)
     * DeadlineExceededError (TimeoutError)
+      * EdgeBusyError
     * BundleMismatchError
     * AuthorizationError (PermissionError)
     * EdgeExecutionError
@@ -247,6 +248,10 @@ class EdgeUnavailableError(OffloadError, ConnectionError):
 
 class DeadlineExceededError(OffloadError, TimeoutError):
     """No answer came within the request's deadline."""
+
+
+class EdgeBusyError(DeadlineExceededError):
+    """The edge daemon turned the request away, as full, every time until the deadline."""
 
 
 class BundleMismatchError(OffloadError):

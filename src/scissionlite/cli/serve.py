@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -80,7 +82,7 @@ def serve(
     ] = [],  # noqa: B006 - typer reads it and never changes it
     json: JsonOption = False,
 ) -> None:
-    """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C)."""
+    """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C); SIGHUP reads the keys again."""
     leave_at_once()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("scissionlite").setLevel(logging.INFO)  # who connects, and who is silent
@@ -102,9 +104,14 @@ def serve(
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
+    signal.signal(signal.SIGHUP, lambda *_: server.reload())
     _print_ready(server, opened, keys, json)
     server.serve_forever()
     _print_closed(server.stats(), json)
+    if server.working:
+        # Python's own exit would end the thread amid a runtime's code, which aborts the process.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _print_ready(

@@ -18,9 +18,11 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     Parameters
     ----------
     credit
-        Requests that one device may have unanswered, 1 to 1024.
+        Most requests that one device may have unanswered, 1 to 1024; fewer where the devices
+        share the queue.
     queue
-        Requests of all devices together that may wait for their turn; more are answered "busy".
+        Requests of all devices together that may wait for their turn. The devices connected share
+        it, with one request each at least; what is over it is answered "busy".
     devices
         Devices that may be connected at once; more are refused.
     heartbeat
@@ -30,6 +32,8 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
         Seconds of silence after which a client that probes or profiles is dropped.
     profile_seconds
         Longest time in seconds that a profile may take.
+    stop_seconds
+        Longest time in seconds for the answers to what was accepted, when the daemon is stopped.
 
     Raises
     ------
@@ -48,6 +52,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat: Annotated[float, msgspec.Meta(ge=_SHORTEST, le=3600)] = 1.0
     client_silence: Annotated[float, msgspec.Meta(ge=_SHORTEST)] = 30.0
     profile_seconds: Annotated[float, msgspec.Meta(ge=_SHORTEST)] = 1800.0
+    stop_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.credit <= MAX_CREDIT or self.queue < 1 or not 0 < self.heartbeat <= 3600:
@@ -62,6 +67,8 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
                 "client_silence and profile_seconds must be above 0 seconds, "
                 f"got {self.client_silence} and {self.profile_seconds}"
             )
+        if not 0 <= self.stop_seconds <= 3600:
+            raise ValueError(f"stop_seconds must be 0 to 3600, got {self.stop_seconds}")
 
     @property
     def device_silence(self) -> float:

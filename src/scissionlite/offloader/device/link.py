@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import zmq
+from msgspec import structs
 
 from scissionlite.errors import WireError
 from scissionlite.offloader import wire
@@ -122,6 +123,8 @@ class EdgeLink:
             if isinstance(received[0], control.Welcome):
                 self.welcome = received[0]
                 self._next_ping = now
+            elif isinstance(received[0], control.Grant) and self.welcome is not None:
+                self.welcome = structs.replace(self.welcome, credit=received[0].credit)
             if self._connected:
                 self._give_up_at = math.inf
             self._measure(*received, now)

@@ -20,6 +20,7 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import (
     BundleMismatchError,
     DeadlineExceededError,
+    EdgeBusyError,
     EdgeExecutionError,
     EdgeUnavailableError,
     OffloadError,
@@ -181,6 +182,8 @@ class DeviceLoop:
 
     def _wait(self) -> None:
         times = [request.expires for request in self._pending.values()]
+        if self._credit.connected:
+            times += [request.send_at for request in self._pending.values() if not request.sent]
         times.append(self._backoff.next_at if self._link is None else self._link.next_event)
         left = min(max(min(times) - time.monotonic(), 0.0), _IDLE)
         poller = zmq.Poller() if self._link is None else self._link.poller
@@ -189,6 +192,9 @@ class DeviceLoop:
     def _handle(self, message: control.ToDevice, frames: list[memoryview]) -> None:
         if isinstance(message, control.Refused):
             self._refuse(self._refusal(message), message.reason)
+        elif isinstance(message, control.Grant):
+            if self._credit.connected:
+                self._credit.grant(message.credit)
         elif isinstance(message, control.Goodbye):
             self._lose("the edge daemon was shut down")
         elif isinstance(message, control.Failed) and message.code == "unknown-device":
@@ -213,7 +219,9 @@ class DeviceLoop:
             f"the edge daemon at {self._endpoints.tensors} answers {message.code}: "
             f"{message.message}"
         )
-        if message.code == "expired":
+        if message.code == "busy":
+            request.postpone()
+        elif message.code == "expired":
             self._fail(request, DeadlineExceededError(text))
         elif message.code == "bundle-mismatch":
             self._fail(request, BundleMismatchError(text))
@@ -255,7 +263,7 @@ class DeviceLoop:
                     self._fail(request, unavailable(self._endpoints, self._credit.trouble))
                 continue
             left = request.expires - time.monotonic()
-            if request.sent or left <= 0:
+            if request.sent or left <= 0 or time.monotonic() < request.send_at:
                 continue
             try:
                 frames = self._messages.pack_request(request, left)
@@ -270,12 +278,19 @@ class DeviceLoop:
         now = time.monotonic()
         for request in list(self._pending.values()):
             if now >= request.expires:
-                connected = self._credit.connected
-                state = "the edge daemon is there" if connected else self._credit.trouble
-                text = f"no answer from {self._endpoints.tensors} within the deadline ({state})"
-                self._fail(request, DeadlineExceededError(text))
+                self._fail(request, self._overdue(request))
         if self._link is not None and (trouble := self._link.check_clock()):
             self._lose(trouble if self._link.ready else self._backoff.diagnosis.reason or trouble)
+
+    def _overdue(self, request: Request) -> DeadlineExceededError:
+        where = self._endpoints.tensors
+        if self._credit.connected and request.refusals and not request.sent:
+            return EdgeBusyError(
+                f"the edge daemon at {where} was busy until the deadline: it turned the request "
+                f"away {request.refusals} times. Send fewer requests at once, or raise its --queue"
+            )
+        state = "the edge daemon is there" if self._credit.connected else self._credit.trouble
+        return DeadlineExceededError(f"no answer from {where} within the deadline ({state})")
 
     def _lose(self, trouble: str, refusal: OffloadError | None = None) -> None:
         """Close the sockets; new ones are opened after a pause that grows."""

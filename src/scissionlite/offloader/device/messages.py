@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import random
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 
@@ -16,6 +18,8 @@ from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import Outputs, request_batch, result_tensors
 from scissionlite.offloader.wire import control
 
+_FIRST_PAUSE, _LAST_PAUSE = 0.02, 0.5  # seconds before a request is sent to a busy edge again
+
 
 class Reply(msgspec.Struct, frozen=True):
     """The edge's answer to a request: the outputs, and the edge's times in seconds."""
@@ -27,14 +31,26 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, eq=False):
-    """A request under way; ``expires`` is a monotonic time."""
+    """A request under way; ``expires`` and ``send_at`` are monotonic times.
+
+    ``refusals`` counts how often the edge was too busy for it.
+    """
 
     id: int
     tensors: tuple[wire.TensorHeader, ...]
     payloads: Sequence[wire.Buffer]
     expires: float
     sent: bool = False
+    send_at: float = 0.0
+    refusals: int = 0
     reply: Future[Reply] = msgspec.field(default_factory=Future)
+
+    def postpone(self) -> None:
+        """Send it again after a pause: the edge was busy. Pauses grow, and differ by chance."""
+        self.sent = False
+        pause = min(_FIRST_PAUSE * 2**self.refusals, _LAST_PAUSE)
+        self.send_at = time.monotonic() + random.uniform(0.5, 1.0) * pause
+        self.refusals += 1
 
 
 class DeviceMessages:

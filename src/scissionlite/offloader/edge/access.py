@@ -80,6 +80,10 @@ class Access:
         if self._authorized is not None and peer not in self._authorized:
             raise UnauthorizedKeyError(f"the key {peer} is not authorised")
 
+    def reload(self) -> None:
+        """Look at the file of authorised keys in the next step; of any thread."""
+        self._refresh_at = 0.0
+
     def describe(self, peer: str) -> str:
         """Describe a peer for the log, by the name of its key or by its address."""
         if self._authorized is None:

@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 import zmq
+from msgspec import structs
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import (
@@ -45,6 +46,7 @@ from scissionlite.offloader.wire.control import (
     Failed,
     FailureCode,
     Goodbye,
+    Grant,
     Hello,
     Ping,
     Pong,
@@ -61,6 +63,7 @@ from scissionlite.offloader.wire.endpoints import Endpoints
 logger = logging.getLogger(__name__)
 
 _BATCH = 64  # messages read from one socket before the other has its turn
+_LAST_BATCH = 4096  # messages read when the daemon is stopped: what has arrived by then
 
 
 class EdgeLoop:
@@ -139,6 +142,22 @@ class EdgeLoop:
         self.metrics.stepped = now = time.monotonic()
         for name in self._schedule.remove_silent(now):
             logger.info("device %r is silent", name, extra={"device": name})
+        for device_id, credit in self._schedule.new_credits():
+            self._send(device_id, Grant(credit))
+
+    @property
+    def idle(self) -> bool:
+        """Whether every request that was accepted is answered."""
+        return self._schedule.empty
+
+    def reload(self) -> None:
+        """Read again what may change while the daemon runs, in the next step; of any thread."""
+        self._access.reload()
+
+    def stop_accepting(self) -> None:
+        """Take no device any more, and no request but those that have arrived."""
+        self._read_requests(most=_LAST_BATCH)
+        self._schedule.accepting = False
 
     def say_goodbye(self) -> None:
         """Send the results that the worker still finished, and Goodbye to every device."""
@@ -238,15 +257,18 @@ class EdgeLoop:
             logger.warning("device %r refused: %s", hello.name, refused.reason, extra=extra)
             self._send(device_id, refused)
             return
+        if not self._schedule.accepting:
+            self._send(device_id, Goodbye())
+            return
         who = self._access.describe(peer)
         if (usage := self._schedule.usage(device_id)) is not None:
             usage.address = who
         extra = {"device": hello.name, "peer": who, "bundle": hello.bundle}
         logger.info("device %r connected, %s: %s", hello.name, who, hello.runtime, extra=extra)
-        self._send(device_id, self._welcome)
+        self._send(device_id, structs.replace(self._welcome, credit=self._schedule.credit))
 
-    def _read_requests(self) -> None:
-        for _ in range(_BATCH):
+    def _read_requests(self, most: int = _BATCH) -> None:
+        for _ in range(most):
             peer, frames = self._sockets.receive_tensors()
             if not frames:
                 return
@@ -273,6 +295,8 @@ class EdgeLoop:
                 self.metrics.refuse("unknown-device")
                 self._fail(device_id, request_id, "unknown-device", "say Hello first")
                 continue
+            if not self._schedule.accepting:
+                continue  # the device sends it elsewhere, or again, after the Goodbye
             job = Job(device_id, request_id, header.tensors, payloads, now, expires)
             usage = self._schedule.usage(device_id)
             self._recorded.receive(usage, _nbytes(frames))

@@ -38,6 +38,7 @@ class _Device(msgspec.Struct, eq=False):
     name: str
     peer: str
     heard: float
+    credit: int
     jobs: deque[Job] = msgspec.field(default_factory=deque)
     usage: DeviceUsage = msgspec.field(default_factory=DeviceUsage)
 
@@ -45,22 +46,32 @@ class _Device(msgspec.Struct, eq=False):
 class Schedule:
     """Devices and their waiting requests, served in turns. Of one thread.
 
+    Credit is a promise: together the devices are promised no more than the queue holds, except
+    that each has one request.
+
     Parameters
     ----------
     limits
         Credit, queue and silence. Twice the credit may wait, since a device drops a request at
         its deadline but the edge only at its turn.
+
+    Attributes
+    ----------
+    accepting : bool
+        Whether it takes requests; false once the daemon is told to stop.
     """
 
     def __init__(self, limits: EdgeLimits) -> None:
-        self._jobs_per_device = 2 * limits.credit
-        self._capacity = limits.queue
+        self.accepting = True
+        self._most_credit = limits.credit
+        self._queue = limits.queue
         self._silence = limits.device_silence
         self._most_devices = limits.devices
         self._devices: dict[bytes, _Device] = {}
         self._turns: deque[bytes] = deque()  # devices with waiting jobs, the next one first
         self._held: set[tuple[bytes, int]] = set()  # waiting or at work
         self._waiting = 0
+        self._shared_anew = False  # whether devices have come or gone
 
     @property
     def devices(self) -> list[bytes]:
@@ -75,7 +86,7 @@ class Schedule:
     @property
     def capacity(self) -> int:
         """Requests that may wait for their turn."""
-        return self._capacity
+        return max(self._queue, len(self._devices))
 
     @property
     def most_devices(self) -> int:
@@ -86,14 +97,36 @@ class Schedule:
         """Name, monotonic time of the last sign of life, and record of each device."""
         return [(each.name, each.heard, each.usage) for each in list(self._devices.values())]
 
+    @property
+    def credit(self) -> int:
+        """Each device's share of the queue, in requests."""
+        return max(1, min(self._most_credit, self._queue // max(1, len(self._devices))))
+
+    @property
+    def empty(self) -> bool:
+        """Whether no request waits or is at work."""
+        return not self._held
+
+    def new_credits(self) -> list[tuple[bytes, int]]:
+        """Grant every device its share; return the devices for which that is a change."""
+        if not self._shared_anew:
+            return []
+        self._shared_anew, share = False, self.credit
+        changed = [each for each in self._devices.items() if each[1].credit != share]
+        for _, device in changed:
+            device.credit = share
+        return [(device_id, share) for device_id, _ in changed]
+
     def greet(self, device_id: bytes, name: str, now: float, peer: str = "") -> bool:
         """Add a device that has said Hello; False if there is no room for one more."""
         if device_id in self._devices:
             self._devices[device_id].heard = now
         elif len(self._devices) < self._most_devices:
-            self._devices[device_id] = _Device(name, peer, now)
+            self._devices[device_id] = _Device(name, peer, now, 0)
+            self._shared_anew = True
         else:
             return False
+        self._devices[device_id].credit = self.credit
         return True
 
     def peer(self, device_id: bytes) -> str | None:
@@ -118,6 +151,7 @@ class Schedule:
         device = self._devices.pop(device_id, None)
         if device is None:
             return None
+        self._shared_anew = True
         if device.jobs:
             self._turns.remove(device_id)
         self._waiting -= len(device.jobs)
@@ -144,7 +178,9 @@ class Schedule:
         jobs = self._devices[job.device_id].jobs
         if key in self._held:
             return True
-        if self._waiting >= self._capacity or len(jobs) >= self._jobs_per_device:
+        if self._waiting >= self.capacity:
+            return False
+        if len(jobs) >= 2 * self._most_credit:
             return False
         if not jobs:
             self._turns.append(job.device_id)

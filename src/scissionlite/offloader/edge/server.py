@@ -87,6 +87,7 @@ class EdgeServer:
         insecure: bool = False,
     ) -> None:
         limits = limits or EdgeLimits()
+        self._stop_seconds = limits.stop_seconds
         opened = Bundle.load(bundle) if isinstance(bundle, str | Path) else bundle
         self._binds = Endpoints.to_bind(bind, control)
         if keys is None:
@@ -126,6 +127,11 @@ class EdgeServer:
         """The control endpoint listened on; empty before :meth:`start`."""
         return "" if self._threads is None else self._threads.endpoints.control
 
+    @property
+    def working(self) -> bool:
+        """Whether a request is at work still, after :meth:`close`: a slice cannot be stopped."""
+        return self._threads is not None and self._threads.here and self._threads.working
+
     def start(self) -> None:
         """Listen, and serve in threads of its own.
 
@@ -137,7 +143,9 @@ class EdgeServer:
         self._check_process()
         if self._threads is not None or self._stop:
             raise OffloadError("an EdgeServer is started once; make another one")
-        self._threads = EdgeThreads(self._loop, self._side, self._jobs, self._done, self._binds)
+        self._threads = EdgeThreads(
+            self._loop, self._side, self._jobs, self._done, self._binds, self._stop_seconds
+        )
         # At exit, daemon threads end with the process.
         weakref.finalize(self, self._threads.drop).atexit = False
 
@@ -165,8 +173,19 @@ class EdgeServer:
         """Ask :meth:`serve_forever` to return; nothing else, so signal handlers may call it."""
         self._stop = True
 
+    def reload(self) -> None:
+        """Read again what may change while it serves: the list of authorised keys.
+
+        The list is read again by itself when it changes. Signal handlers may call this.
+        """
+        if self._threads is not None and self._threads.here:
+            self._threads.reload()
+
     def close(self) -> None:
-        """Finish the request at work, say Goodbye to the devices and stop; may be called again."""
+        """Answer what was accepted, say Goodbye to the devices and stop; may be called again.
+
+        It takes no longer than ``limits.stop_seconds``; what has no answer by then gets none.
+        """
         self._stop = True
         if self._threads is not None and self._threads.here:
             self._threads.close()

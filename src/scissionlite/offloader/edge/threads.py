@@ -36,6 +36,8 @@ class EdgeThreads:
         To the worker and from it.
     binds
         Where to listen.
+    stop_seconds
+        Longest time for the answers to what was accepted, when it is stopped.
 
     Attributes
     ----------
@@ -57,8 +59,10 @@ class EdgeThreads:
         jobs: SimpleQueue[Job | None],
         done: SimpleQueue[Done],
         binds: Endpoints,
+        stop_seconds: float,
     ) -> None:
         self._loop = loop
+        self._stop_seconds = stop_seconds
         self._side = side
         self._jobs = jobs
         self._done = done
@@ -87,20 +91,29 @@ class EdgeThreads:
         """Whether the threads are in this process, not in the one that forked it."""
         return os.getpid() == self._process
 
+    @property
+    def working(self) -> bool:
+        """Whether the worker runs."""
+        return self._worker.is_alive()
+
     def wait(self, seconds: float) -> bool:
         """Wait for the threads' end, at most so long; return whether they ended."""
         self._io.join(seconds)
         return not self._io.is_alive()
 
     def close(self) -> None:
-        """Finish the request at work, say Goodbye to the devices and stop; may be called again."""
+        """Answer what was accepted, say Goodbye to the devices and stop; may be called again."""
         self.stop()
         self._io.join()
+
+    def reload(self) -> None:
+        """Have the loop read again what may change while it runs; signal handlers may call it."""
+        self._loop.reload()
+        self._waker.wake()
 
     def stop(self) -> None:
         """Close, without waiting; takes no lock, so finalizers may call it."""
         self._stop = True
-        self._jobs.put(None)
         self._waker.wake()
 
     def drop(self) -> None:
@@ -117,14 +130,20 @@ class EdgeThreads:
 
     def _serve(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Do all I/O; the first thread."""
+        stopped = 0.0
         try:
             while not self._stop:
+                self._loop.step()
+            self._loop.stop_accepting()
+            stopped = time.monotonic() + self._stop_seconds
+            while not self._loop.idle and time.monotonic() < stopped:
                 self._loop.step()
         except Exception as error:
             logger.exception("the edge daemon broke down")
             self.failure = error
         self._jobs.put(None)
-        self._worker.join()
+        # A slice that runs cannot be interrupted; the thread ends with it, or with the process.
+        self._worker.join(max(0.0, stopped - time.monotonic()))
         self._loop.say_goodbye()
         self._loop.close()
         self._waker.close()

@@ -16,7 +16,7 @@ import msgspec
 from scissionlite.errors import ControlMessageError, ControlSizeError
 from scissionlite.runtimes import RuntimeName
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_CONTROL_BYTES = 1 << 16
 MAX_CREDIT = 1024
 MISSED_HEARTBEATS = 3
@@ -28,6 +28,7 @@ BundleId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 RequestId = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+CreditCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_CREDIT)]
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True, forbid_unknown_fields=True):
@@ -50,9 +51,15 @@ class Welcome(msgspec.Struct, tag="welcome", frozen=True, forbid_unknown_fields=
     """
 
     session: RequestId
-    credit: Annotated[int, msgspec.Meta(ge=1, le=MAX_CREDIT)]
+    credit: CreditCount
     name: Name
     heartbeat: Annotated[float, msgspec.Meta(gt=0, le=3600)]
+
+
+class Grant(msgspec.Struct, tag="credit", frozen=True, forbid_unknown_fields=True):
+    """Edge to device: another credit from now on, because devices have come or gone."""
+
+    credit: CreditCount
 
 
 RefusalCode = Literal["bundle-mismatch", "protocol", "identity", "unauthorized", "full"]
@@ -206,6 +213,7 @@ class ProfileReply(msgspec.Struct, tag="profile-reply", frozen=True, forbid_unkn
 ToEdge = Hello | Ping | Goodbye | Stats | ClientHello | ProbeDownload | ProfileRequest
 ToDevice = (
     Welcome
+    | Grant
     | Refused
     | Pong
     | Result
