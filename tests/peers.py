@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,11 @@ class HandmadeEdge:
         """Wait for a request."""
         return self._requests.get(timeout=LONG / 2)
 
-    def has_request(self, seconds: float) -> bool:
-        """Wait for a request for so long; return whether there is one, and leave it there."""
-        return bool(self._pull.poll(int(1000 * seconds)))
+    def next_request(self, seconds: float) -> wire.Header | None:
+        """Wait for a request for so long; None if there is none."""
+        with contextlib.suppress(Empty):
+            return self._requests.get(timeout=seconds)
+        return None
 
     def send(self, device_id: bytes, message: control.ToDevice, *frames: wire.Buffer) -> None:
         """Send a control message and the frames that follow it."""

@@ -113,7 +113,7 @@ def test_a_smaller_credit_holds_from_then_on(
         edge.answer(requests.pop(), zeros)
         edge.answer(requests.pop(), zeros)
         third = edge.request()
-        assert not edge.has_request(seconds=0.3)
+        assert edge.next_request(seconds=0.3) is None
         edge.send(device_id, control.Grant(5))
         for request in (third, edge.request(), edge.request(), edge.request()):
             edge.answer(request, zeros)
@@ -150,8 +150,8 @@ def test_an_edge_that_is_busy_until_the_deadline_has_an_error_of_its_own(
     with device_of(edge, tiny_bundle, fallback=fallback) as device:
         submitting = background(device.submit, frames[0], 1.0)
         device_id = edge.greet()
-        while edge.has_request(seconds=1.5):
-            edge.send(device_id, control.Failed(edge.request().request_id, "busy", "many wait"))
+        while (request := edge.next_request(seconds=1.5)) is not None:
+            edge.send(device_id, control.Failed(request.request_id, "busy", "many wait"))
         future = submitting.result(LONG)
         if fallback is None:
             with pytest.raises(EdgeBusyError, match=r"turned the request away \d+ times"):

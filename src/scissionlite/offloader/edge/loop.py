@@ -142,8 +142,7 @@ class EdgeLoop:
         self.metrics.stepped = now = time.monotonic()
         for name in self._schedule.remove_silent(now):
             logger.info("device %r is silent", name, extra={"device": name})
-        for device_id, credit in self._schedule.new_credits():
-            self._send(device_id, Grant(credit))
+        self._share_queue()
 
     @property
     def idle(self) -> bool:
@@ -205,9 +204,15 @@ class EdgeLoop:
             elif isinstance(message, Goodbye):
                 if (name := self._schedule.remove(device_id)) is not None:
                     logger.info("device %r left", name, extra={"device": name})
+                    self._share_queue()
                 self._services.remove(device_id)
             else:
                 self._services.take(device_id, message, peer)
+
+    def _share_queue(self) -> None:
+        """Tell the devices whose credit changes, because others have come or gone."""
+        for device_id, credit in self._schedule.new_credits():
+            self._send(device_id, Grant(credit))
 
     def _peer_of(self, device_id: bytes) -> str | None:
         """Who said Hello or ClientHello with a device id; None if nobody did."""
@@ -266,6 +271,7 @@ class EdgeLoop:
         extra = {"device": hello.name, "peer": who, "bundle": hello.bundle}
         logger.info("device %r connected, %s: %s", hello.name, who, hello.runtime, extra=extra)
         self._send(device_id, structs.replace(self._welcome, credit=self._schedule.credit))
+        self._share_queue()
 
     def _read_requests(self, most: int = _BATCH) -> None:
         for _ in range(most):
