@@ -133,6 +133,24 @@ def away(bundle: str, endpoint: str, control: str) -> None:
     device.close()
 
 
+def several(bundle: str, *endpoints: str) -> None:
+    """Fork a device of two edges; the child uses both of them by its own connections."""
+    half = len(endpoints) // 2
+    device = Device(bundle, endpoints[:half], control=endpoints[half:], deadline=DEADLINE)
+    device.connect()
+    say("parent", edge=device.submit(FRAMES[0]).result().edge)
+
+    def child() -> None:
+        device.connect()
+        say("child", edge=device.submit(FRAMES[0]).result().edge)
+        sys.stdin.readline()  # the test closes the first edge
+        say("child", edge=device.submit(FRAMES[0]).result().edge)
+
+    say("exit", code=status(fork(child)))
+    say("parent", edge=device.submit(FRAMES[0]).result().edge)
+    device.close()
+
+
 def edge(bundle: str) -> None:
     """Fork a process that serves; the child's copy must neither answer nor disturb."""
     server = EdgeServer(bundle, "tcp://127.0.0.1:*")

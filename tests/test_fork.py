@@ -103,3 +103,28 @@ def test_a_child_of_a_daemon_neither_answers_nor_disturbs_it(
     process.write_line()
     assert process.read_json() == {"event": "served", "count": 2}
     assert process.read_all() == ""
+
+
+def test_a_child_has_its_own_connections_to_several_edges(
+    onnx_bundle: Bundle, start_process: Start
+) -> None:
+    with EdgeServer(onnx_bundle, LOCAL) as second:
+        with EdgeServer(onnx_bundle, LOCAL) as first:
+            both = (first, second)
+            process = start_process(
+                "forked_processes",
+                "several",
+                str(onnx_bundle.path),
+                *(each.endpoint for each in both),
+                *(each.control_endpoint for each in both),
+            )
+            endpoints = [each.endpoint for each in both]
+            for name in ("parent", "child"):
+                said = process.read_json()
+                assert said["event"] == name
+                assert said["edge"] in endpoints  # the one that was there first
+        process.write_line()
+        assert process.read_json() == {"event": "child", "edge": second.endpoint}
+        assert process.read_json() == {"event": "exit", "code": 0}
+        assert process.read_json() == {"event": "parent", "edge": second.endpoint}
+        assert process.read_all() == ""

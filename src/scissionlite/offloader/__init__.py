@@ -20,23 +20,35 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scissionlite.offloader.device.device import Answer, Device
+    from scissionlite.offloader.device.answers import Answer
+    from scissionlite.offloader.device.device import Device
+    from scissionlite.offloader.device.link_meter import LinkEstimate
     from scissionlite.offloader.edge.server import EdgeServer
     from scissionlite.offloader.limits import EdgeLimits, Timeouts
     from scissionlite.offloader.link_keys import DeviceKeys, EdgeKeys
 
 # Each side is imported when it is first used: a device does not need the edge's.
 _HOMES = {
-    "Answer": "device.device",
+    "Answer": "device.answers",
     "Device": "device.device",
     "DeviceKeys": "link_keys",
     "EdgeKeys": "link_keys",
     "EdgeLimits": "limits",
     "EdgeServer": "edge.server",
+    "LinkEstimate": "device.link_meter",
     "Timeouts": "limits",
 }
 
-__all__ = ["Answer", "Device", "DeviceKeys", "EdgeKeys", "EdgeLimits", "EdgeServer", "Timeouts"]
+__all__ = [
+    "Answer",
+    "Device",
+    "DeviceKeys",
+    "EdgeKeys",
+    "EdgeLimits",
+    "EdgeServer",
+    "LinkEstimate",
+    "Timeouts",
+]
 
 
 def __getattr__(name: str) -> object:

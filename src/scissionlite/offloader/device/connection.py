@@ -15,6 +15,7 @@ import zmq
 from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
 from scissionlite.offloader import wire
+from scissionlite.offloader.device.alternatives import Alternatives
 from scissionlite.offloader.device.credit import Credit
 from scissionlite.offloader.device.link_meter import LinkMeter
 from scissionlite.offloader.device.loop import DeviceLoop
@@ -39,9 +40,10 @@ class EdgeConnection:
         The device's name in the daemon's log.
     keys
         Of the device and the daemon; None sends in the clear.
-    give_up_early
-        When the connection is lost, fail the unanswered requests at once (there is a fallback)
-        instead of keeping them until their deadlines.
+    credit
+        Of this connection.
+    alternatives
+        Who else answers requests when the connection is lost.
 
     Attributes
     ----------
@@ -57,12 +59,12 @@ class EdgeConnection:
         bundle: Bundle,
         name: str,
         keys: DeviceKeys | None,
-        *,
-        give_up_early: bool = False,
+        credit: Credit,
+        alternatives: Alternatives,
     ) -> None:
         self.endpoint = endpoints.tensors
         self.meter = LinkMeter()
-        self._credit = Credit(endpoints)
+        self._credit = credit
         self._outbox: deque[Request] = deque()
         self._make_loop = functools.partial(
             DeviceLoop,
@@ -73,7 +75,7 @@ class EdgeConnection:
             self._outbox,
             keys,
             self.meter,
-            give_up_early=give_up_early,
+            alternatives=alternatives,
         )
         self._request_ids = itertools.count()
         self._stopped = False
@@ -88,18 +90,31 @@ class EdgeConnection:
         """Whether it has a thread and sockets."""
         return self._thread is not None
 
-    def reserve(self, connect_by: float, expires: float) -> None:
-        """Wait for the connection and for credit for one request.
-
-        Parameters and errors as :meth:`.credit.Credit.reserve`.
+    def start(self) -> None:
+        """Make the connection, if that was not begun yet.
 
         Raises
         ------
         OffloadError
             If this machine has no descriptor or thread left for the connection.
         """
-        self._start()
-        self._credit.reserve(connect_by, expires)
+        with self._lock:
+            if self._thread is not None or self._closed is not None:
+                return
+            waker = None
+            try:
+                waker = Waker()
+                loop = self._make_loop(waker)
+                # A daemon thread: a device that is never closed must not keep Python from exiting.
+                thread = threading.Thread(
+                    target=self._run, args=(loop, waker), name="scissionlite-device", daemon=True
+                )
+                thread.start()
+            except (OSError, zmq.ZMQError, RuntimeError) as error:
+                if waker is not None:
+                    waker.close()
+                raise OffloadError(f"no connection can be made: {error}") from error
+            self._waker, self._thread = waker, thread
 
     def release(self) -> None:
         """Give back the credit that :meth:`reserve` took, for a request that is not sent."""
@@ -119,18 +134,18 @@ class EdgeConnection:
             Ends by ``expires`` (monotonic) at the latest, with an OffloadError if not answered.
             Its callbacks run in the connection's thread.
         """
-        with self._lock:
-            request = Request(next(self._request_ids), tensors, payloads, expires)
-            request.reply.set_running_or_notify_cancel()
-            closed = self._closed
-            if closed is None:
-                assert self._waker is not None  # or there were no credit to reserve
-                self._outbox.append(request)
-                self._waker.wake()
-        if closed is not None:
-            self._credit.release()
-            request.reply.set_exception(closed)
+        request = Request(next(self._request_ids), tensors, payloads, expires)
+        request.reply.set_running_or_notify_cancel()
+        self._add(request)
         return request.reply
+
+    def take_over(self, request: Request) -> bool:
+        """Send a request that another edge was given and lost, if there is credit at once."""
+        if not self._credit.take():
+            return False
+        request.id, request.sent, request.send_at = next(self._request_ids), False, 0.0
+        self._add(request)
+        return True
 
     def close(self) -> None:
         """Say Goodbye, fail the unanswered requests, and stop; may be called again."""
@@ -148,24 +163,16 @@ class EdgeConnection:
         if self._waker is not None:
             self._waker.wake()
 
-    def _start(self) -> None:
+    def _add(self, request: Request) -> None:
         with self._lock:
-            if self._thread is not None or self._closed is not None:
-                return
-            waker = None
-            try:
-                waker = Waker()
-                loop = self._make_loop(waker)
-                # A daemon thread: a device that is never closed must not keep Python from exiting.
-                thread = threading.Thread(
-                    target=self._run, args=(loop, waker), name="scissionlite-device", daemon=True
-                )
-                thread.start()
-            except (OSError, zmq.ZMQError, RuntimeError) as error:
-                if waker is not None:
-                    waker.close()
-                raise OffloadError(f"no connection can be made: {error}") from error
-            self._waker, self._thread = waker, thread
+            closed = self._closed
+            if closed is None:
+                assert self._waker is not None  # or there were no credit to reserve
+                self._outbox.append(request)
+                self._waker.wake()
+        if closed is not None:
+            self._credit.release()
+            request.reply.set_exception(closed)
 
     def _run(self, loop: DeviceLoop, waker: Waker) -> None:
         """Do all I/O until the connection is closed; the connection's thread."""

@@ -9,6 +9,10 @@ from scissionlite.errors import DeadlineExceededError, OffloadError
 from scissionlite.offloader.device.socket_pair import unavailable
 from scissionlite.offloader.wire.endpoints import Endpoints
 
+_FIRST_PAUSE, _LAST_PAUSE = 2.0, 60.0  # seconds that an edge which was lost is to stay
+_STEADY = 60.0  # seconds after which earlier losses are forgotten
+_MOST_LOSSES = 10  # that are counted
+
 
 class Credit:
     """The edge's credit under its lock: callers reserve it, the I/O thread grants it.
@@ -17,12 +21,23 @@ class Credit:
     ----------
     endpoints
         Of the daemon, for error messages.
+    changed
+        Notified whenever something changes here; several edges of one device share it.
+
+    Attributes
+    ----------
+    preferred_from : float
+        Monotonic time from which the edge may be preferred to one that was not lost. It grows with
+        every loss, so that an edge that comes and goes does not take the requests with it.
     """
 
-    def __init__(self, endpoints: Endpoints) -> None:
+    def __init__(self, endpoints: Endpoints, changed: threading.Condition | None = None) -> None:
         self._endpoints = endpoints
-        self._changed = threading.Condition()
+        self._changed = changed or threading.Condition()
         # Under the condition's lock:
+        self.preferred_from = 0.0
+        self._losses = 0
+        self._connected_at = 0.0
         self._connected = False
         self._limit = 0
         self._unanswered = 0
@@ -39,6 +54,16 @@ class Credit:
     def trouble(self) -> str:
         """Why there is no connection, or why the last one ended."""
         return self._trouble
+
+    @property
+    def refusal(self) -> OffloadError | None:
+        """The error that says why the daemon refuses this device, if it does."""
+        return self._refusal
+
+    @property
+    def closed(self) -> OffloadError | None:
+        """The error of a connection that was closed."""
+        return self._closed
 
     def reserve(self, connect_by: float, expires: float) -> None:
         """Wait for the connection and for credit for one request; of callers' threads.
@@ -62,23 +87,33 @@ class Credit:
             If the connection was closed.
         """
         with self._changed:
-            while True:
-                if self._closed is not None:
-                    raise self._closed
-                if self._refusal is not None:
-                    raise self._refusal
-                if self._connected and self._unanswered < self._limit:
-                    self._unanswered += 1
-                    return
-                left = (expires if self._connected else connect_by) - time.monotonic()
-                if left <= 0 and self._connected:
-                    raise DeadlineExceededError(
-                        f"all {self._limit} requests that {self._endpoints.tensors} allows at "
-                        "once were unanswered until the deadline"
-                    )
-                if left <= 0:
-                    raise unavailable(self._endpoints, self._trouble)
-                self._changed.wait(left)
+            while not self.take():
+                self._changed.wait(self.time_to_wait(connect_by, expires))
+
+    def take(self) -> bool:
+        """Reserve credit for one request if there is some at once."""
+        with self._changed:
+            if self._closed is not None or not self._connected or self._unanswered >= self._limit:
+                return False
+            self._unanswered += 1
+            return True
+
+    def time_to_wait(self, connect_by: float, expires: float) -> float:
+        """Return the seconds left to wait in; parameters and errors as :meth:`reserve`."""
+        with self._changed:
+            if self._closed is not None:
+                raise self._closed
+            if self._refusal is not None:
+                raise self._refusal
+            left = (expires if self._connected else connect_by) - time.monotonic()
+            if left <= 0 and self._connected:
+                raise DeadlineExceededError(
+                    f"all {self._limit} requests that {self._endpoints.tensors} allows at "
+                    "once were unanswered until the deadline"
+                )
+            if left <= 0:
+                raise unavailable(self._endpoints, self._trouble)
+            return left
 
     def release(self) -> None:
         """Give back the credit of one request: it was answered, has failed, or was not sent."""
@@ -89,6 +124,10 @@ class Credit:
     def grant(self, limit: int) -> None:
         """Allow so many unanswered requests: there is a connection."""
         with self._changed:
+            if not self._connected:
+                self._connected_at = time.monotonic()
+                pause = min(_FIRST_PAUSE * 2.0 ** (self._losses - 1), _LAST_PAUSE)
+                self.preferred_from = self._connected_at + (pause if self._losses else 0.0)
             self._connected = True
             self._limit = limit
             self._refusal = None
@@ -97,6 +136,9 @@ class Credit:
     def withdraw(self, trouble: str, refusal: OffloadError | None = None) -> None:
         """Allow none: the connection is lost, or the daemon refuses this device."""
         with self._changed:
+            if self._connected:
+                stayed = time.monotonic() - self._connected_at
+                self._losses = 1 if stayed > _STEADY else min(self._losses + 1, _MOST_LOSSES)
             self._connected = False
             self._trouble = trouble
             self._refusal = refusal or self._refusal

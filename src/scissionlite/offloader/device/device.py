@@ -7,75 +7,25 @@ import math
 import platform
 import time
 import weakref
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from scissionlite.bundle import Bundle
-from scissionlite.errors import DeadlineExceededError, OffloadError
 from scissionlite.offloader import wire
-from scissionlite.offloader.bundle_tensors import Outputs
-from scissionlite.offloader.device.futures import AnswerFuture
-from scissionlite.offloader.device.inputs import (
-    CheckedInputs,
-    Input,
-    Output,
-    as_output,
-    check_inputs,
-)
+from scissionlite.offloader.device.answering import Answering
+from scissionlite.offloader.device.answers import Answer, Fallback
+from scissionlite.offloader.device.inputs import Input, Output, check_inputs
 from scissionlite.offloader.device.side import DeviceSide, LocalSide
 from scissionlite.offloader.device.threads import DeviceThreads
-from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.offloader.wire.endpoints import Endpoints
 
 if TYPE_CHECKING:
-    from scissionlite.offloader.device.connection import EdgeConnection
-    from scissionlite.offloader.device.messages import Reply
+    from scissionlite.offloader.device.edges import Edges
+    from scissionlite.offloader.device.link_meter import LinkEstimate
     from scissionlite.offloader.link_keys import DeviceKeys
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """The answer to one input, and how it was made.
-
-    Attributes
-    ----------
-    output : numpy.ndarray, tuple or dict of them
-        float32, as the network itself answers: one array, a tuple, or a dict by name (dotted
-        where it is nested).
-    where : str
-        ``"edge"`` or ``"local"``: the machine that ran the end of the network.
-    latency : float
-        Seconds from :meth:`Device.submit` to the answer.
-    bytes_sent : int
-        Payload bytes sent, counted once even if they were sent again; 0 if none were.
-    timings : dict of str to float
-        Seconds, adding up to ``latency``: on the device ``preprocess``, ``device_slice``,
-        ``encode``, ``local_run`` and ``wait`` (for a connection, for credit, for another
-        inference of this device); at the edge ``edge_queue``, ``edge_decode``, ``edge_run``;
-        and ``transfer``, which is the rest. Stages that did not happen have no entry.
-    """
-
-    output: Output
-    where: Literal["edge", "local"]
-    latency: float
-    bytes_sent: int
-    timings: dict[str, float]
-
-
-class _Work(msgspec.Struct, eq=False):
-    """An inference under way."""
-
-    started: float
-    expires: float
-    watch: Stopwatch
-    inputs: CheckedInputs
-    threads: DeviceThreads
-    future: AnswerFuture[Answer]
-    bytes_sent: int = 0
 
 
 class Device:
@@ -96,14 +46,18 @@ class Device:
         The bundle, or the path of its folder. One of kind "local" is answered here, and
         ``connect`` is not used.
     connect
-        Tensor endpoint of the daemon, ``tcp://host:port``. None answers everything locally.
+        Tensor endpoint of the daemon, ``tcp://host:port``; or of several, in the order of
+        preference. Requests go to the first that is there. When its connection is lost, those
+        without an answer go to the next one. None answers everything locally.
     control
-        Control endpoint of the daemon; by default the port after that of ``connect``.
+        Control endpoint of the daemon, or one for each; by default (and for None) the port after
+        that of ``connect``.
     fallback
-        "local" answers with the bundle's network slice whenever the edge cannot: while it is
-        away, when it fails, and when it does not answer in time. The local run begins early enough
-        to keep the deadline, if that is possible. The slice is loaded at once, so that a missing
-        one is found now.
+        For an input that no edge answers: while they are away, when one fails, and when it does not
+        answer in time. "raise", or None, raises the exception. "local" answers with the bundle's
+        network slice. The local run begins early enough to keep the deadline, if that is possible.
+        The slice is loaded at once, so that a missing one is found now. "last" gives the last
+        answer of an edge again (:attr:`Answer.where` is "last"), and raises before there is one.
     deadline
         Seconds until an answer is due, unless :meth:`infer` or :meth:`submit` say otherwise. A
         local answer may come later: a run that has begun is not interrupted.
@@ -120,7 +74,8 @@ class Device:
         The device's name in the daemon's log; by default the host's name.
     keys
         The device's secret key and the daemon's public key, for a daemon that has keys. The link
-        is encrypted then, and each side knows who the other is.
+        is encrypted then, and each side knows who the other is. One for all daemons, or one for
+        each.
 
     Raises
     ------
@@ -135,49 +90,49 @@ class Device:
     def __init__(
         self,
         bundle: Bundle | str | Path,
-        connect: str | None = None,
+        connect: str | Sequence[str] | None = None,
         *,
-        control: str | None = None,
-        fallback: Literal["local"] | None = None,
+        control: str | Sequence[str | None] | None = None,
+        fallback: Fallback | None = "raise",
         deadline: float = 5.0,
         threads: int | None = None,
         runtime: str | None = None,
         slowdown: float = 1.0,
         name: str | None = None,
-        keys: DeviceKeys | None = None,
+        keys: DeviceKeys | Sequence[DeviceKeys | None] | None = None,
     ) -> None:
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self._deadline = _check_deadline(deadline)
         if not 1 <= slowdown < math.inf:
             raise ValueError(f"slowdown must be at least 1, got {slowdown}")
-        if fallback not in (None, "local"):
-            raise ValueError(f"fallback must be None or 'local', got {fallback!r}")
+        fallback = fallback or "raise"
+        if fallback not in ("local", "last", "raise"):
+            raise ValueError(f"fallback must be 'local', 'last' or 'raise', got {fallback!r}")
         kind = self._bundle.manifest.kind
-        if connect is None and fallback is None and kind != "local":
+        if connect is None and fallback != "local" and kind != "local":
             raise ValueError(
                 f"a bundle of kind {kind!r} needs connect='tcp://host:port' of an edge daemon, "
                 "or fallback='local'"
             )
-        self._slowdown = slowdown
-        self._local: LocalSide | None = None
-        self._side: DeviceSide | None = None
-        connection: Callable[[], EdgeConnection] | None = None
+        local: LocalSide | None = None
+        side: DeviceSide | None = None
+        edges: Callable[[], Edges] | None = None
         if fallback == "local" or kind == "local":
-            self._local = LocalSide(self._bundle, threads, runtime, slowdown)
+            local = LocalSide(self._bundle, threads, runtime, slowdown)
         if connect is not None and kind != "local":
             # Here, since a device that answers locally needs neither ZeroMQ nor the messages.
-            from scissionlite.offloader.device.connection import EdgeConnection
+            from scissionlite.offloader.device.edges import Edges
 
-            self._side = DeviceSide(self._bundle, threads, runtime)
-            connection = functools.partial(
-                EdgeConnection,
-                Endpoints.to_connect(connect, control),
+            side = DeviceSide(self._bundle, threads, runtime)
+            edges = functools.partial(
+                Edges,
+                _links(connect, control, keys),
                 self._bundle,
                 (name or platform.node())[:256],
-                keys,
-                give_up_early=self._local is not None,
+                fallback=fallback != "raise",
             )
-        self._threads = DeviceThreads(connection)
+        self._answering = Answering(self._bundle, fallback, side, local, slowdown)
+        self._threads = DeviceThreads(edges)
         # At exit, daemon threads end with the process.
         weakref.finalize(self, self._threads.drop).atexit = False
 
@@ -197,8 +152,17 @@ class Device:
         """The bundle it runs."""
         return self._bundle
 
+    @property
+    def link(self) -> LinkEstimate | None:
+        """The link to the edge that the next request goes to, as the device's messages show it.
+
+        It is measured all the while. None before the first request was answered, and where there
+        is no edge.
+        """
+        return None if self._threads.edges is None else self._threads.edges.link
+
     def connect(self, timeout: float | None = None) -> None:
-        """Connect to the edge daemon now rather than at first use.
+        """Connect to an edge daemon now rather than at first use.
 
         Parameters
         ----------
@@ -217,11 +181,10 @@ class Device:
             If the device is closed.
         """
         threads = self._threads
-        if threads.connection is None:
+        if threads.edges is None:
             return
         expires = time.monotonic() + _check_deadline(self._deadline if timeout is None else timeout)
-        threads.connection.reserve(expires, expires)
-        threads.connection.release()
+        threads.edges.reserve(expires, expires).release()
         threads.tried = True
 
     def infer(self, x: Input, deadline: float | None = None) -> Output:
@@ -282,28 +245,8 @@ class Device:
         """
         started = time.monotonic()
         expires = started + (self._deadline if deadline is None else _check_deadline(deadline))
-        checked = check_inputs(self._bundle.manifest, x)
-        threads = self._threads
-        if threads.closed:
-            raise OffloadError("the device was closed")
-        future: AnswerFuture[Answer] = AnswerFuture(threads.callbacks, threads.unanswered)
-        work = _Work(started, expires, Stopwatch(self._slowdown), checked, threads, future)
-        future.set_running_or_notify_cancel()
-        if threads.connection is None or self._side is None:
-            self._answer_locally(work)
-            return future
-        try:
-            reply = self._send(work, threads.connection, self._side)
-        except OffloadError:
-            if self._local is None or threads.closed:
-                raise
-            self._answer_locally(work)
-            return future
-        if self._local is not None:
-            # The caller may overwrite its arrays once this returns.
-            work.inputs = tuple(array.copy() for array in checked)
-        reply.add_done_callback(lambda done: self._settle(work, done))
-        return future
+        inputs = check_inputs(self._bundle.manifest, x)
+        return self._answering.begin(self, inputs, self._threads, started, expires)
 
     def close(self) -> None:
         """Say Goodbye, and end every future that has no answer yet with an OffloadError.
@@ -311,83 +254,6 @@ class Device:
         Waits for the callbacks under way, unless one of them calls it.
         """
         self._threads.close()
-
-    def _send(self, work: _Work, connection: EdgeConnection, side: DeviceSide) -> Future[Reply]:
-        """Compute the payloads and send them; the reply comes by the time that remains for it."""
-        threads = work.threads
-        connect_by = expires = work.expires
-        if self._local is not None:
-            # The edge has until a local answer must begin, but half of the time in any case. It
-            # is waited for only at first use: while it is away, local answers come at once.
-            half = (work.expires - work.started) / 2
-            expires -= min(half, 1.25 * self._local.seconds)
-            connect_by = work.started if threads.tried else work.started + half
-        start = time.monotonic()
-        try:
-            connection.reserve(connect_by, expires)
-        finally:
-            threads.tried = True
-        try:
-            if not threads.compute.acquire(timeout=max(expires - time.monotonic(), 0)):
-                raise DeadlineExceededError("other inferences kept the device busy")
-            work.watch.seconds["wait"] = time.monotonic() - start
-            try:
-                tensors, payloads = side.make_request(work.inputs, work.watch)
-            finally:
-                threads.compute.release()
-        except BaseException:
-            connection.release()
-            raise
-        work.bytes_sent = sum(tensor.nbytes for tensor in tensors)
-        return connection.send(tensors, payloads, expires)
-
-    def _settle(self, work: _Work, done: Future[Reply]) -> None:
-        """Turn the edge's reply into the answer, in the connection's thread: compute nothing."""
-        error = done.exception()
-        if error is None:
-            reply = done.result()
-            seconds = work.watch.seconds
-            seconds["edge_queue"] = reply.queue
-            seconds["edge_decode"] = reply.decode
-            seconds["edge_run"] = reply.run
-            work.future.set_result(self._answer(work, reply.outputs, "edge", "transfer"))
-        elif self._local is None or work.threads.closed:
-            work.future.set_exception(error)
-        else:
-            try:
-                job = work.threads.fallback.submit(self._answer_locally, work)
-            except RuntimeError:  # closed meanwhile
-                work.future.set_exception(error)
-            else:
-                job.add_done_callback(lambda ended: _pass_on_failure(ended, work.future))
-
-    def _answer_locally(self, work: _Work) -> None:
-        assert self._local is not None
-        with work.threads.compute:
-            outputs = self._local.answer(work.inputs, work.watch)
-        work.future.set_result(self._answer(work, outputs, "local", "wait"))
-
-    def _answer(
-        self,
-        work: _Work,
-        outputs: Outputs,
-        where: Literal["edge", "local"],
-        rest: str,
-    ) -> Answer:
-        latency = time.monotonic() - work.started
-        timings = work.watch.seconds
-        timings[rest] = timings.get(rest, 0.0) + max(latency - sum(timings.values()), 0.0)
-        output = as_output(self._bundle.manifest, outputs)
-        return Answer(output, where, latency, work.bytes_sent, timings)
-
-
-def _pass_on_failure(ended: Future[None], future: Future[Answer]) -> None:
-    try:
-        ended.result()
-    except CancelledError:
-        future.set_exception(OffloadError("the device was closed"))
-    except Exception as error:
-        future.set_exception(error)
 
 
 def _check_deadline(deadline: float) -> float:
@@ -397,3 +263,24 @@ def _check_deadline(deadline: float) -> float:
             f"got {deadline}"
         )
     return deadline
+
+
+def _links(
+    connect: str | Sequence[str],
+    control: str | Sequence[str | None] | None,
+    keys: DeviceKeys | Sequence[DeviceKeys | None] | None,
+) -> list[tuple[Endpoints, DeviceKeys | None]]:
+    """Pair each edge's endpoints with its keys."""
+    tensors = [connect] if isinstance(connect, str) else list(connect)
+    if not tensors or len(set(tensors)) < len(tensors):
+        raise ValueError(f"connect needs one or more different endpoints, got {connect!r}")
+    controls = [control] if control is None or isinstance(control, str) else list(control)
+    controls = controls * len(tensors) if control is None else controls
+    every_key = list(keys) if isinstance(keys, Sequence) else [keys] * len(tensors)
+    if not len(tensors) == len(controls) == len(every_key):
+        raise ValueError(
+            f"control and keys need one value for each of the {len(tensors)} edges in connect, "
+            f"got {len(controls)} and {len(every_key)}"
+        )
+    endpoints = map(Endpoints.to_connect, tensors, controls)
+    return list(zip(endpoints, every_key, strict=True))

@@ -26,6 +26,7 @@ from scissionlite.errors import (
     OffloadError,
     WireError,
 )
+from scissionlite.offloader.device.alternatives import Alternatives
 from scissionlite.offloader.device.credit import Credit
 from scissionlite.offloader.device.diagnosis import Diagnosis
 from scissionlite.offloader.device.link import EdgeLink
@@ -45,6 +46,7 @@ from scissionlite.offloader.wire.endpoints import Endpoints
 
 logger = logging.getLogger(__name__)
 
+_LOOK_AGAIN = 0.02  # seconds until a request that has no edge is offered to the others again
 _IDLE = 60.0  # the longest wait for anything; something wakes the thread up long before
 
 
@@ -105,9 +107,9 @@ class DeviceLoop:
         Measures the link.
     waker
         Wakes the loop up.
-    give_up_early
-        When the connection is lost, fail the unanswered requests at once (there is a fallback)
-        instead of keeping them until their deadlines.
+    alternatives
+        Who else answers requests when the connection is lost. Those that nobody takes are kept
+        until their deadlines.
     """
 
     def __init__(
@@ -121,16 +123,16 @@ class DeviceLoop:
         meter: LinkMeter,
         waker: Waker,
         *,
-        give_up_early: bool,
+        alternatives: Alternatives,
     ) -> None:
         self._endpoints = endpoints
-        self._messages = DeviceMessages(bundle, name)
+        self._messages = DeviceMessages(bundle, name, endpoints)
         self._credit = credit
         self._waker = waker
         self._outbox = outbox
-        self._give_up_early = give_up_early
+        self._alternatives = alternatives
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        path = TensorPath(meter, pause=give_up_early)
+        path = TensorPath(meter, pause=alternatives.fallback)
         self._make_link = functools.partial(
             EdgeLink, self._context, endpoints, keys=keys, path=path
         )
@@ -185,6 +187,8 @@ class DeviceLoop:
         if self._credit.connected:
             times += [request.send_at for request in self._pending.values() if not request.sent]
         times.append(self._backoff.next_at if self._link is None else self._link.next_event)
+        if self._pending and not self._credit.connected and self._alternatives.several:
+            times.append(time.monotonic() + _LOOK_AGAIN)
         left = min(max(min(times) - time.monotonic(), 0.0), _IDLE)
         poller = zmq.Poller() if self._link is None else self._link.poller
         self._waker.wait(poller, math.ceil(1000 * left))
@@ -249,7 +253,8 @@ class DeviceLoop:
         self._lose(reason, refusal)
         self._backoff.refused()
         for request in list(self._pending.values()):
-            self._fail(request, refusal)
+            if not self._hand_over(request):
+                self._fail(request, refusal)
 
     def _take_new_requests(self) -> None:
         while self._outbox:
@@ -259,7 +264,7 @@ class DeviceLoop:
     def _send_unsent(self) -> None:
         for request in list(self._pending.values()):
             if self._link is None or not self._credit.connected:
-                if self._give_up_early:
+                if not self._hand_over(request) and self._alternatives.fallback:
                     self._fail(request, unavailable(self._endpoints, self._credit.trouble))
                 continue
             left = request.expires - time.monotonic()
@@ -273,6 +278,15 @@ class DeviceLoop:
                 continue
             if not request.sent:
                 self._lose("the connection takes no more requests")
+
+    def _hand_over(self, request: Request) -> bool:
+        """Give a request of a lost connection to another edge; False if none takes it now."""
+        del self._pending[request.id]
+        if self._alternatives.take_over(request):
+            self._credit.release()
+            return True
+        self._pending[request.id] = request
+        return False
 
     def _check_clock(self) -> None:
         now = time.monotonic()

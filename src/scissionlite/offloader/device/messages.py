@@ -17,13 +17,15 @@ from scissionlite.errors import TensorMismatchError
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import Outputs, request_batch, result_tensors
 from scissionlite.offloader.wire import control
+from scissionlite.offloader.wire.endpoints import Endpoints
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.02, 0.5  # seconds before a request is sent to a busy edge again
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The edge's answer to a request: the outputs, and the edge's times in seconds."""
+    """The edge's answer to a request: its tensor endpoint, the outputs, its times in seconds."""
 
+    edge: str
     outputs: Outputs
     queue: float
     decode: float
@@ -54,7 +56,7 @@ class Request(msgspec.Struct, eq=False):
 
 
 class DeviceMessages:
-    """The messages of one device and one bundle.
+    """The messages of one device and one bundle to one edge.
 
     Attributes
     ----------
@@ -64,7 +66,7 @@ class DeviceMessages:
         The first message of each connection.
     """
 
-    def __init__(self, bundle: Bundle, name: str) -> None:
+    def __init__(self, bundle: Bundle, name: str, endpoints: Endpoints) -> None:
         runtimes = [f"{role}={','.join(bundle.runtimes(role))}" for role in bundle.manifest.slices]
         self.hello = control.Hello(
             control.PROTOCOL_VERSION,
@@ -73,6 +75,7 @@ class DeviceMessages:
             {"machine": os.uname().machine, "slices": " ".join(runtimes)[:256]},
         )
         self.new_device_id()
+        self._edge = endpoints.tensors
         self._manifest = bundle.manifest
         self._bundle_prefix = wire.bundle_prefix(bundle.id)
 
@@ -122,4 +125,4 @@ class DeviceMessages:
             np.frombuffer(payload, dtype=np.float32).copy().reshape(tensor.shape)
             for payload, tensor in zip(payloads, tensors, strict=True)
         )
-        return Reply(outputs, result.queue, result.decode, result.run)
+        return Reply(self._edge, outputs, result.queue, result.decode, result.run)

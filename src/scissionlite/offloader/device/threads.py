@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from scissionlite.offloader.device.futures import AnswerFuture, CallbackThread
 
 if TYPE_CHECKING:
-    from scissionlite.offloader.device.connection import EdgeConnection
+    from scissionlite.offloader.device.edges import Edges
 
 
 class DeviceThreads:
@@ -25,12 +25,12 @@ class DeviceThreads:
     Parameters
     ----------
     connect
-        Makes the connection to the edge; None for a device without an edge.
+        Makes the connections to the edges; None for a device without an edge.
 
     Attributes
     ----------
-    connection : EdgeConnection or None
-        With the I/O thread.
+    edges : Edges or None
+        With an I/O thread each.
     fallback : concurrent.futures.ThreadPoolExecutor
         One thread, for local answers to what the edge did not answer.
     callbacks : CallbackThread
@@ -45,14 +45,14 @@ class DeviceThreads:
         Whether the device was closed.
     """
 
-    def __init__(self, connect: Callable[[], EdgeConnection] | None) -> None:
+    def __init__(self, connect: Callable[[], Edges] | None) -> None:
         self._connect = connect
         self.closed = False
         self._prepare()
         _DEVICES.add(self)
 
     def _prepare(self) -> None:
-        self.connection = None if self._connect is None else self._connect()
+        self.edges = None if self._connect is None else self._connect()
         self.fallback = ThreadPoolExecutor(1, thread_name_prefix="scissionlite-fallback")
         self.callbacks = CallbackThread()
         self.compute = threading.Lock()
@@ -65,8 +65,8 @@ class DeviceThreads:
         A callback may call it. Otherwise it waits for the callbacks under way.
         """
         self.closed = True
-        if self.connection is not None:
-            self.connection.close()
+        if self.edges is not None:
+            self.edges.close()
         self.fallback.shutdown(wait=True, cancel_futures=True)
         self.callbacks.close()
 
@@ -79,10 +79,10 @@ class DeviceThreads:
         if self.closed:
             return
         self.callbacks.stop()
-        if self.connection is not None and self.connection.started:
-            self.connection.stop()
+        if self.edges is not None and self.edges.started:
+            self.edges.stop()
             warnings.warn(
-                f"a Device for {self.connection.endpoint} was not closed: use "
+                f"a Device for {self.edges.endpoint} was not closed: use "
                 "`with sl.Device(...) as device:`, or call device.close()",
                 ResourceWarning,
                 stacklevel=2,
@@ -94,7 +94,7 @@ class DeviceThreads:
         What they share may be locked here for ever, so nothing of it is used again.
         """
         # Never freed: the descriptors of its sockets are the parent's, too.
-        _LEFT_TO_PARENT.append(self.connection)
+        _LEFT_TO_PARENT.append(self.edges)
         self.callbacks.abandon()
         for future in list(self.unanswered):
             future.abandon()

@@ -1,0 +1,191 @@
+"""How one input is answered: by an edge, or else by the fallback."""
+
+from __future__ import annotations
+
+import copy
+import time
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from scissionlite.bundle import Bundle
+from scissionlite.errors import DeadlineExceededError, OffloadError
+from scissionlite.offloader.bundle_tensors import Outputs
+from scissionlite.offloader.device.answers import Answer, Fallback, Inference
+from scissionlite.offloader.device.futures import AnswerFuture
+from scissionlite.offloader.device.inputs import CheckedInputs, as_output
+from scissionlite.offloader.device.side import DeviceSide, LocalSide
+from scissionlite.offloader.device.threads import DeviceThreads
+from scissionlite.offloader.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from scissionlite.offloader.device.edges import Edges
+    from scissionlite.offloader.device.messages import Reply
+
+
+class Answering:
+    """Answers the inputs of a device; any number of threads may use it.
+
+    Parameters
+    ----------
+    bundle
+        The bundle.
+    fallback
+        What becomes of an input that no edge answers.
+    side
+        The device's part of the computation; None answers everything locally.
+    local
+        The uncut network, where answers may be local.
+    slowdown
+        As the stopwatch's.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        fallback: Fallback,
+        side: DeviceSide | None,
+        local: LocalSide | None,
+        slowdown: float,
+    ) -> None:
+        self._manifest = bundle.manifest
+        self._fallback = fallback
+        self._side = side
+        self._local = local
+        self._slowdown = slowdown
+        self._last: tuple[Answer, float] | None = None  # of an edge, and when it came
+
+    def begin(
+        self,
+        device: object,
+        inputs: CheckedInputs,
+        threads: DeviceThreads,
+        started: float,
+        expires: float,
+    ) -> AnswerFuture[Answer]:
+        """Begin to answer one input; parameters and errors as :meth:`.Device.submit`.
+
+        ``started`` and ``expires`` are monotonic times.
+        """
+        if threads.closed:
+            raise OffloadError("the device was closed")
+        future: AnswerFuture[Answer] = AnswerFuture(threads.callbacks, threads.unanswered)
+        watch = Stopwatch(self._slowdown)
+        work = Inference(device, started, expires, watch, inputs, threads, future)
+        future.set_running_or_notify_cancel()
+        if threads.edges is None or self._side is None:
+            self._answer_locally(work)
+            return future
+        try:
+            reply = self._send(work, threads.edges, self._side)
+        except OffloadError:
+            if threads.closed or not (self._local or self._repeat_last(work)):
+                raise
+            if self._local is not None:
+                self._answer_locally(work)
+            return future
+        if self._local is not None:
+            # The caller may overwrite its arrays once this returns.
+            work.inputs = tuple(array.copy() for array in inputs)
+        reply.add_done_callback(lambda done: self._settle(work, done))
+        return future
+
+    def _send(self, work: Inference, edges: Edges, side: DeviceSide) -> Future[Reply]:
+        """Compute the payloads and send them; the reply comes by the time that remains for it."""
+        threads = work.threads
+        connect_by = expires = work.expires
+        if self._fallback != "raise":
+            # The edge has until a local answer must begin, but half of the time in any case. It
+            # is waited for only at first use: while it is away, the fallback answers at once.
+            half = (work.expires - work.started) / 2
+            expires -= 0.0 if self._local is None else min(half, 1.25 * self._local.seconds)
+            connect_by = work.started if threads.tried else work.started + half
+        start = time.monotonic()
+        try:
+            connection = edges.reserve(connect_by, expires)
+        finally:
+            threads.tried = True
+        try:
+            if not threads.compute.acquire(timeout=max(expires - time.monotonic(), 0)):
+                raise DeadlineExceededError("other inferences kept the device busy")
+            work.watch.seconds["wait"] = time.monotonic() - start
+            try:
+                tensors, payloads = side.make_request(work.inputs, work.watch)
+            finally:
+                threads.compute.release()
+        except BaseException:
+            connection.release()
+            raise
+        work.bytes_sent = sum(tensor.nbytes for tensor in tensors)
+        return connection.send(tensors, payloads, expires)
+
+    def _settle(self, work: Inference, done: Future[Reply]) -> None:
+        """Turn the edge's reply into the answer, in the connection's thread: compute nothing."""
+        error = done.exception()
+        if error is None:
+            reply = done.result()
+            seconds = work.watch.seconds
+            seconds["edge_queue"] = reply.queue
+            seconds["edge_decode"] = reply.decode
+            seconds["edge_run"] = reply.run
+            answer = self._answer(work, reply.outputs, "edge", "transfer", reply.edge)
+            if self._fallback == "last":
+                # A copy: the caller owns its answer, and may write to it.
+                self._last = copy.deepcopy(answer), time.monotonic()
+            work.future.set_result(answer)
+        elif self._local is not None and not work.threads.closed:
+            try:
+                job = work.threads.fallback.submit(self._answer_locally, work)
+            except RuntimeError:  # closed meanwhile
+                work.future.set_exception(error)
+            else:
+                job.add_done_callback(lambda ended: _pass_on_failure(ended, work.future))
+        elif work.threads.closed or not self._repeat_last(work):
+            work.future.set_exception(error)
+
+    def _answer_locally(self, work: Inference) -> None:
+        assert self._local is not None
+        with work.threads.compute:
+            outputs = self._local.answer(work.inputs, work.watch)
+        work.future.set_result(self._answer(work, outputs, "local", "wait"))
+
+    def _repeat_last(self, work: Inference) -> bool:
+        """Give the last answer of an edge again; False if there is none, or it is not wanted."""
+        if (last := self._last) is None:
+            return False
+        answer, came = last
+        now = time.monotonic()
+        repeated = msgspec.structs.replace(
+            copy.deepcopy(answer),
+            where="last",
+            latency=now - work.started,
+            bytes_sent=work.bytes_sent,
+            timings={"wait": now - work.started},
+            age=now - came,
+        )
+        work.future.set_result(repeated)
+        return True
+
+    def _answer(
+        self,
+        work: Inference,
+        outputs: Outputs,
+        where: Literal["edge", "local"],
+        rest: str,
+        edge: str | None = None,
+    ) -> Answer:
+        latency = time.monotonic() - work.started
+        timings = work.watch.seconds
+        timings[rest] = timings.get(rest, 0.0) + max(latency - sum(timings.values()), 0.0)
+        output = as_output(self._manifest, outputs)
+        return Answer(output, where, latency, work.bytes_sent, timings, edge)
+
+
+def _pass_on_failure(ended: Future[None], future: Future[Answer]) -> None:
+    try:
+        ended.result()
+    except CancelledError:
+        future.set_exception(OffloadError("the device was closed"))
+    except Exception as error:
+        future.set_exception(error)
