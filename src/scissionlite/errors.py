@@ -7,6 +7,7 @@ for a missed deadline. ``tests/test_errors.py`` compares this tree with the clas
 * ScissionLiteError
   * CodecError (ValueError)
   * ImageError (ValueError)
+  * VideoError (ValueError)
   * IsaError (RuntimeError)
   * ModelError (ValueError)
   * CaptureError (RuntimeError)
@@ -68,6 +69,10 @@ class CodecError(ScissionLiteError, ValueError):
 
 class ImageError(ScissionLiteError, ValueError):
     """An image file cannot be read, or its values have no plain meaning; the message names it."""
+
+
+class VideoError(ScissionLiteError, ValueError):
+    """A video or camera cannot be opened, or gives no more frames; the message names it."""
 
 
 class IsaError(ScissionLiteError, RuntimeError):

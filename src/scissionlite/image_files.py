@@ -83,6 +83,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _NOT_OF_USERS
 
 
+def has_image_suffix(name: str) -> bool:
+    """Whether a file of this name is an image by its suffix."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
 def find_images(folder: str | Path) -> FoundImages:
     """Find all image files below a folder, by their suffix; links to folders are followed.
 
@@ -104,7 +109,7 @@ def find_images(folder: str | Path) -> FoundImages:
             folders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
-        images = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        images = [name for name in names if has_image_suffix(name)]
         shown = [Path(place, name) for name in images if not is_hidden(name)]
         open_folders = [name for name in folders if not is_hidden(name)]
         files += shown

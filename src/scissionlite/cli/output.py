@@ -15,10 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scissionlite.cli.logs import logs_json
-
-logger = logging.getLogger(__name__)
-
 error_console = Console(stderr=True, soft_wrap=True)
 """Errors and progress go here, so that the output stream holds only the answer."""
 
@@ -27,11 +23,39 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def print_error(message: str) -> None:
     """Print a failure as one line on the error stream."""
-    if logs_json():
-        logger.error("%s", printable(message))
-        return
-    error_console.print("[bold red]error:[/]", end=" ")
+    _print_line("error:", "bold red", message)
+
+
+def print_warning(message: str) -> None:
+    """Print a warning as one line on the error stream."""
+    _print_line("warning:", "bold yellow", message)
+
+
+def print_note(message: str) -> None:
+    """Print a line of news on the error stream."""
     error_console.print(printable(message), markup=False, highlight=False)
+
+
+@contextmanager
+def warnings_of_the_log() -> Iterator[None]:
+    """Print what the library logs inside, as lines that a live line makes room for."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print_warning(record.getMessage())
+
+    logger, handler = logging.getLogger("scissionlite"), Handler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _print_line(kind: str, style: str, message: str) -> None:
+    # In one piece: a live line may follow what is printed.
+    line = Text.assemble((kind, style), " ", printable(message))
+    error_console.print(line, highlight=False)
 
 
 def printable(text: str) -> str:
@@ -47,8 +71,7 @@ def warnings_in_one_line() -> Iterator[None]:
     """Show warnings that arise inside without the place in the code that Python would show."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        error_console.print("[bold yellow]warning:[/]", end=" ")
-        error_console.print(str(message), markup=False, highlight=False)
+        print_warning(str(message))
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -23,7 +23,13 @@ from scissionlite.errors import ScissionLiteError
 Context: TypeAlias = Any
 """A context of a command. Its class is click's or typer's own, which depends on typer's version."""
 
-_EXTRAS = {"torch": "torch", "matplotlib": "demo"}
+_EXTRAS = {
+    "cv2": "camera",
+    "inotify_simple": "watch",
+    "matplotlib": "demo",
+    "paho": "mqtt",
+    "torch": "torch",
+}
 """The packages that commands import without asking, and the extras that install them."""
 
 _ARGUMENT = re.compile(r"(?:\b[A-Z]\w*: )?(?<![\w./-])([a-z_]+)=(?:'([^']*)'|(?=([^\s:;,.)])?))")

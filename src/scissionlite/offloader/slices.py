@@ -80,9 +80,7 @@ def open_slice(
         except RuntimeUnavailableError as error:
             failures.append(str(error))
             continue
-        also = "".join(f"; {failure}" for failure in failures)
-        extra = {"runtime": name, "role": role, "bundle": bundle.id}
-        logger.info("%s runs the %s slice%s", name, role, also, extra=extra)
+        logger.info("%s runs the %s slice%s", name, role, "".join(f"; {f}" for f in failures))
         warm_up_slice(loaded, inputs)
         return loaded
     raise RuntimeUnavailableError(f"the {role} slice cannot run here: {'; or '.join(failures)}")

@@ -167,7 +167,7 @@ class EdgeServices:
             self.remove(next(iter(self._clients)))
         self._clients.pop(sender, None)  # so that it goes to the end
         self._clients[sender] = _Client(peer, time.monotonic())
-        logger.info("edge client %r connected", hello.name, extra={"client": hello.name})
+        logger.info("edge client %r connected", hello.name)
         self._send(sender, ClientWelcome(self._name), ())
 
     def _start_profiling(self, client: bytes, request: ProfileRequest) -> None:
@@ -189,7 +189,7 @@ class EdgeServices:
         except OSError as error:
             self._fail(client, request.request, "execution", f"no profiler: {error}")
             return
-        logger.info("profiling %s", model, extra={"model": model})
+        logger.info("profiling %s", model)
 
     def _answer(self, work: Profiling) -> None:
         try:

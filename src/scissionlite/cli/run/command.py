@@ -1,0 +1,171 @@
+"""``scissionlite run``: answers for pictures, as a device."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from scissionlite.bundle import Bundle
+from scissionlite.cli.key_options import EdgeKeyOption, KeyOption, TrustOption, device_keys
+from scissionlite.cli.link_options import endpoint_to_connect
+from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
+from scissionlite.cli.output import JsonOption, print_note, warnings_of_the_log
+from scissionlite.cli.run.answering import Writer, answer_all
+from scissionlite.cli.run.live_line import LiveLine
+from scissionlite.cli.run.pipeline import Pipeline
+from scissionlite.cli.run.sink_options import (
+    JsonLinesOption,
+    MqttCaOption,
+    MqttIdOption,
+    MqttOption,
+    SinkRequest,
+)
+from scissionlite.cli.run.sinks import Sink
+from scissionlite.cli.run.source_options import (
+    CameraOption,
+    ExistingOption,
+    FpsOption,
+    FramesOption,
+    ImagesArgument,
+    RescanOption,
+    SourceRequest,
+    VideoOption,
+    WatchOption,
+)
+from scissionlite.cli.usage import usage_errors
+from scissionlite.errors import ScissionLiteError
+from scissionlite.offloader import Device, wire
+from scissionlite.signals import end_in_order, leave_at_once
+
+SHOWN_ROWS = 20
+"""Rows in the table of a source that may have any number of them."""
+
+
+def run(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    images: ImagesArgument = [],  # noqa: B006 - typer reads it and never changes it
+    watch: WatchOption = None,
+    existing: ExistingOption = False,
+    rescan: RescanOption = None,
+    camera: CameraOption = None,
+    video: VideoOption = None,
+    fps: FpsOption = None,
+    frames: FramesOption = None,
+    connect: Annotated[
+        str | None,
+        typer.Option(
+            help="Tensor endpoint of the edge daemon: tcp://host:5555.",
+            callback=endpoint_to_connect,
+        ),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            help="Its control endpoint.", show_default="the next port", callback=endpoint_to_connect
+        ),
+    ] = None,
+    key: KeyOption = None,
+    edge_key: EdgeKeyOption = None,
+    trust: TrustOption = None,
+    fallback: Annotated[
+        Literal["local"] | None,
+        typer.Option(help="'local' answers here whenever the edge cannot."),
+    ] = None,
+    deadline: Annotated[
+        float,
+        typer.Option(
+            help="Seconds until an answer is due.", min=0.001, max=wire.MAX_DEADLINE_MS / 1000
+        ),
+    ] = 5.0,
+    in_flight: Annotated[
+        int,
+        typer.Option(
+            help="Requests under way at once. More give more answers a second, each of which takes "
+            "longer.",
+            min=1,
+            max=1024,
+        ),
+    ] = 1,
+    threads: ThreadsOption = None,
+    runtime: SliceRuntimeOption = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The device's name for the daemon.", show_default="the host's name"),
+    ] = None,
+    slowdown: Annotated[
+        float, typer.Option(help="Emulate a device this many times slower.", min=1, max=10_000)
+    ] = 1.0,
+    repeat: Annotated[
+        int, typer.Option(help="Answer every image file this many times.", min=1)
+    ] = 1,
+    warm_up: Annotated[int, typer.Option(help="Answers before the counted ones.", min=0)] = 1,
+    json: JsonOption = False,
+    jsonl: JsonLinesOption = False,
+    mqtt: MqttOption = None,
+    mqtt_ca: MqttCaOption = None,
+    mqtt_id: MqttIdOption = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No lines about how it goes on the error stream.")
+    ] = False,
+) -> None:
+    """Answer image files, a watched folder, a camera or a video, and say how long it took.
+
+    Each answer says which machine gave it. A picture that cannot be read, or that gets no answer,
+    is an error line; the others are answered, and the exit code is 1. Hidden files and folders in
+    a folder are left out. Ctrl-C ends it after the answers that are under way.
+    """
+    leave_at_once()
+    pictures = SourceRequest(images, watch, existing, rescan, camera, video, fps, frames)
+    pictures.check(repeat)
+    answers = SinkRequest(json, jsonl, mqtt, mqtt_ca, mqtt_id)
+    answers.check()
+    opened = Bundle.load(bundle, trust)
+    preprocessing = opened.manifest.preprocessing
+    if preprocessing is None:
+        raise ScissionLiteError(f"{bundle} has no preprocessing, so it cannot read images")
+    with ExitStack() as stack:
+        stack.enter_context(warnings_of_the_log())
+        source = pictures.open(preprocessing)
+        stack.callback(source.close)
+        with usage_errors():
+            device = Device(
+                opened,
+                connect,
+                control=control,
+                fallback=fallback,
+                deadline=deadline,
+                threads=threads,
+                runtime=runtime,
+                slowdown=slowdown,
+                keys=device_keys(key, edge_key),
+                name=name,
+            )
+        sinks: list[Sink] = []
+        live = LiveLine(
+            not quiet,
+            drawn=not answers.may_share_terminal,
+            has_edge=connect is not None and opened.manifest.kind != "local",
+            dropped=lambda: source.dropped,
+            troubles=lambda: [sink.trouble for sink in sinks],
+        )
+        sinks += answers.open(
+            live.make_room,
+            name or platform.node(),
+            newest=SHOWN_ROWS if pictures.is_endless else None,
+        )
+        for sink in sinks:
+            stack.callback(sink.close)
+        writer = Writer(sinks, live)
+        pipeline = Pipeline(
+            source, device, writer.write, in_flight=in_flight, repeat=repeat, warm_up=warm_up
+        )
+        end_in_order()
+        stack.enter_context(device)
+        if not quiet and pictures.announcement is not None:
+            print_note(pictures.announcement)
+        code = answer_all(pipeline, writer, live, quiet=quiet)
+    raise typer.Exit(code)
