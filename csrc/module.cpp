@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <string>
 #include <string_view>
@@ -12,6 +14,7 @@
 
 #include "calls.h"
 #include "dispatch.h"
+#include "frames.h"
 #include "transfer.h"
 
 namespace py = pybind11;
@@ -85,6 +88,20 @@ PYBIND11_MODULE(_core, module) {
         return names;
       },
       "The ISAs that this CPU can run, best first.");
+  module.def(
+      "discard_frames",
+      [](std::uintptr_t init, std::uintptr_t receive, std::uintptr_t more, std::uintptr_t close,
+         std::uintptr_t socket, std::size_t most) {
+        using scissionlite::Libzmq;
+        const Libzmq libzmq{reinterpret_cast<Libzmq::Init>(init),
+                            reinterpret_cast<Libzmq::Receive>(receive),
+                            reinterpret_cast<Libzmq::More>(more),
+                            reinterpret_cast<Libzmq::Close>(close)};
+        const py::gil_scoped_release released;
+        return scissionlite::discard_frames(libzmq, reinterpret_cast<void*>(socket), most);
+      },
+      py::arg("init"), py::arg("receive"), py::arg("more"), py::arg("close"), py::arg("socket"),
+      py::arg("most"), "Read frames of a ZeroMQ message and throw them away.");
   module.def(
       "isa", [] { return std::string(scissionlite::active_isa()); },
       "The ISA in use: SCISSIONLITE_ISA if set, else the best one.");

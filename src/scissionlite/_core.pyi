@@ -231,6 +231,25 @@ def kernels() -> list[tuple[str, str]]:
 def available_isas() -> list[str]:
     """List the ISAs that this build has and this CPU can run, best first."""
 
+def discard_frames(init: int, receive: int, more: int, close: int, socket: int, most: int) -> bool:
+    """Read at most ``most`` frames of a ZeroMQ message under way and throw them away.
+
+    Parameters
+    ----------
+    init, receive, more, close : int
+        Addresses of libzmq's ``zmq_msg_init``, ``zmq_msg_recv``, ``zmq_msg_more`` and
+        ``zmq_msg_close``.
+    socket : int
+        Address of the socket.
+    most : int
+        Frames read at most.
+
+    Returns
+    -------
+    bool
+        Whether the message has ended.
+    """
+
 def isa() -> str:
     """Return the ISA in use: SCISSIONLITE_ISA if set, else the best one.
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from scissionlite.bundle import Manifest
 from scissionlite.errors import OffloadError, TensorMismatchError
-from scissionlite.offloader.wire import Encoding, TensorHeader, payload_bytes
+from scissionlite.offloader.wire import Encoding, TensorHeader, header_length, payload_bytes
 
 Outputs: TypeAlias = tuple[npt.NDArray[np.float32], ...]
 """The network's outputs in order."""
@@ -101,6 +101,18 @@ def max_payload(manifest: Manifest) -> int:
         else:
             most = max(most, payload_bytes(tensor.encoding, tensor.shape, tensor.pool))
     return most
+
+
+def largest_request(manifest: Manifest) -> int:
+    """Return the most bytes that header and payloads of a request can have together."""
+    tensors = request_tensors(manifest, batch=_largest_batch(manifest))
+    return len(tensors) * max_payload(manifest) + header_length(tensors)
+
+
+def largest_result(manifest: Manifest) -> int:
+    """Return the most bytes that header and payloads of a result can have together."""
+    tensors = result_tensors(manifest, _largest_batch(manifest))
+    return sum(tensor.nbytes for tensor in tensors) + header_length(tensors)
 
 
 def result_tensors(manifest: Manifest, batch: int | None = None) -> tuple[TensorHeader, ...]:

@@ -9,6 +9,9 @@ import msgspec
 
 from scissionlite.offloader.wire.control import MAX_CREDIT, MISSED_HEARTBEATS
 
+MAX_CLIENTS = 64
+"""Edge clients at once; the one longest silent makes room."""
+
 _SHORTEST = 0.01  # seconds that an option takes; only tests want less
 
 
@@ -32,6 +35,9 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
         Seconds of silence after which a client that probes or profiles is dropped.
     profile_seconds
         Longest time in seconds that a profile may take.
+    memory
+        Most memory in MiB for messages that have not ended, and again for answers that devices
+        have not read. A connection that holds most of it is ended.
     stop_seconds
         Longest time in seconds for the answers to what was accepted, when the daemon is stopped.
 
@@ -52,6 +58,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat: Annotated[float, msgspec.Meta(ge=_SHORTEST, le=3600)] = 1.0
     client_silence: Annotated[float, msgspec.Meta(ge=_SHORTEST)] = 30.0
     profile_seconds: Annotated[float, msgspec.Meta(ge=_SHORTEST)] = 1800.0
+    memory: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)] = 256
     stop_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
 
     def __post_init__(self) -> None:
@@ -67,6 +74,8 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
                 "client_silence and profile_seconds must be above 0 seconds, "
                 f"got {self.client_silence} and {self.profile_seconds}"
             )
+        if not 16 <= self.memory <= 1 << 20:
+            raise ValueError(f"memory must be 16 to {1 << 20} MiB, got {self.memory}")
         if not 0 <= self.stop_seconds <= 3600:
             raise ValueError(f"stop_seconds must be 0 to 3600, got {self.stop_seconds}")
 

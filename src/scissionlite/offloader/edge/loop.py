@@ -29,11 +29,11 @@ from scissionlite.errors import (
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import (
     check_request,
-    max_payload,
     request_batch,
     result_tensors,
 )
 from scissionlite.offloader.edge.access import Access
+from scissionlite.offloader.edge.bounds import bounds_of
 from scissionlite.offloader.edge.metrics import Metrics, Outcome
 from scissionlite.offloader.edge.schedule import Done, Job, Schedule
 from scissionlite.offloader.edge.services import EdgeServices
@@ -117,14 +117,13 @@ class EdgeLoop:
             If an endpoint cannot be listened on.
         """
         self._waker = waker
+        manifest = None if self._recorded is None else self._recorded.bundle.manifest
         self._sockets = EdgeSockets(
             context,
             endpoints,
-            credit=self._welcome.credit,
-            largest_payload=0
-            if self._recorded is None
-            else max_payload(self._recorded.bundle.manifest),
+            bounds=bounds_of(self._schedule.limits, manifest),
             access=self._access,
+            on_end=self.metrics.refuse,
         )
         self.metrics.endpoints = self._sockets.endpoints
         return self.metrics.endpoints
@@ -139,6 +138,7 @@ class EdgeLoop:
         self._finish()
         self._dispatch()
         self._services.step()
+        self._sockets.look_at_connections()
         self.metrics.stepped = now = time.monotonic()
         for name in self._schedule.remove_silent(now):
             logger.info("device %r is silent", name, extra={"device": name})
@@ -176,7 +176,7 @@ class EdgeLoop:
 
     def _read_control(self) -> None:
         for _ in range(_BATCH):
-            peer, frames = self._sockets.receive_control()
+            peer, frames, connection = self._sockets.receive_control()
             if not frames:
                 return
             device_id = bytes(frames[0])
@@ -192,6 +192,7 @@ class EdgeLoop:
                     self._send(device_id, Refused("identity", str(error)))
                 elif isinstance(error, UnauthorizedKeyError):
                     self._send(device_id, Refused("unauthorized", str(error)))
+                    self._sockets.end_soon(connection)
                 continue
             now = time.monotonic()
             if isinstance(message, Hello):
@@ -275,7 +276,7 @@ class EdgeLoop:
 
     def _read_requests(self, most: int = _BATCH) -> None:
         for _ in range(most):
-            peer, frames = self._sockets.receive_tensors()
+            peer, frames, connection = self._sockets.receive_tensors()
             if not frames:
                 return
             try:
@@ -293,6 +294,8 @@ class EdgeLoop:
                 check_request(self._recorded.bundle.manifest, header.tensors)
             except (WireError, BundleMismatchError) as error:
                 self._reject_request(error, peer, frames[0])
+                if isinstance(error, UnauthorizedKeyError):
+                    self._sockets.end_soon(connection)
                 continue
             now = time.monotonic()
             device_id, request_id = header.device_id, header.request_id

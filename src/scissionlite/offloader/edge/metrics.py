@@ -21,6 +21,7 @@ from scissionlite.offloader.wire.control import RefusalCode, StatsReply
 
 if TYPE_CHECKING:
     from scissionlite.bundle import Bundle
+    from scissionlite.offloader.edge.connections import Trouble
     from scissionlite.offloader.edge.schedule import Done, Schedule
     from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -209,8 +210,8 @@ class Metrics:
                 "%s (%d so far): %s", kind, count, error, extra={"error": kind, "count": count}
             )
 
-    def refuse(self, code: RefusalCode | Literal["unknown-device"]) -> None:
-        """Count a device that was not let in."""
+    def refuse(self, code: RefusalCode | Trouble | Literal["unknown-device"]) -> None:
+        """Count a device that was not let in, or a connection that was ended or refused."""
         self.refused[code] = self.refused.get(code, 0) + 1
 
     @property

@@ -57,12 +57,15 @@ class Schedule:
 
     Attributes
     ----------
+    limits : EdgeLimits
+        As given.
     accepting : bool
         Whether it takes requests; false once the daemon is told to stop.
     """
 
     def __init__(self, limits: EdgeLimits) -> None:
         self.accepting = True
+        self.limits = limits
         self._most_credit = limits.credit
         self._queue = limits.queue
         self._silence = limits.device_silence

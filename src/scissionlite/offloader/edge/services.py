@@ -19,7 +19,7 @@ import zstandard
 from scissionlite.errors import OffloadError
 from scissionlite.offloader import wire
 from scissionlite.offloader.edge.profiling import Profiling
-from scissionlite.offloader.limits import EdgeLimits
+from scissionlite.offloader.limits import MAX_CLIENTS, EdgeLimits
 from scissionlite.offloader.wire.control import (
     MAX_PROBE_BYTES,
     ClientHello,
@@ -39,8 +39,6 @@ from scissionlite.offloader.wire.probe import check_probe
 logger = logging.getLogger(__name__)
 
 Send = Callable[[bytes, ToDevice, Sequence[wire.Buffer]], None]
-
-_MAX_CLIENTS = 64  # at once; the one longest silent makes room
 
 
 class _Client(NamedTuple):
@@ -163,7 +161,7 @@ class EdgeServices:
             reason = "an edge client's identity is 16 bytes, the first not zero"
             self._send(sender, Refused("identity", reason), ())
             return
-        if sender not in self._clients and len(self._clients) >= _MAX_CLIENTS:
+        if sender not in self._clients and len(self._clients) >= MAX_CLIENTS:
             self.remove(next(iter(self._clients)))
         self._clients.pop(sender, None)  # so that it goes to the end
         self._clients[sender] = _Client(peer, time.monotonic())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import zmq
@@ -11,22 +12,29 @@ import zmq
 from scissionlite.errors import OffloadError
 from scissionlite.offloader import wire
 from scissionlite.offloader.edge.access import Access
+from scissionlite.offloader.edge.bounds import Bounds
+from scissionlite.offloader.edge.connections import Connection, Connections, Trouble
+from scissionlite.offloader.edge.frames import FrameReader
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints
 
 _LINGER_MS = 500  # for the Goodbyes and the last results
-_SLACK_BYTES = 1 << 16  # over the largest valid frame, so that a near miss is named, not cut off
+_PULL, _ROUTER = 0, 1  # the order of the two
+_MOST_FRAMES = (2 + wire.MAX_TENSORS, 3)  # one more than a valid message has, for each socket
+_SLACK_BYTES = 1 << 16  # over the largest control message, so that a near miss is named
+_FAREWELL = 1.0  # seconds in which a peer can read why its connection is ended
 
 
 class Received(NamedTuple):
     """A message: who sent it (:meth:`.access.Access.peer`), and its frames, which are not copied.
 
-    Without frames, there was no message.
+    Without frames, there was no message. Frames over those of any valid message are left out.
     """
 
     peer: str
     frames: list[memoryview]
+    connection: Connection | None = None
 
 
 class EdgeSockets:
@@ -38,12 +46,12 @@ class EdgeSockets:
         Makes the sockets.
     endpoints
         Where to listen.
-    credit
-        Requests that a device may have unanswered.
-    largest_payload
-        Most bytes of a request's payload.
+    bounds
+        What connections may hold.
     access
         Who may connect.
+    on_end
+        Called with the reason when a connection is ended or refused.
 
     Raises
     ------
@@ -56,18 +64,22 @@ class EdgeSockets:
         context: zmq.Context[zmq.Socket[bytes]],
         endpoints: Endpoints,
         *,
-        credit: int,
-        largest_payload: int,
+        bounds: Bounds,
         access: Access,
+        on_end: Callable[[Trouble], None],
     ) -> None:
         self._access = access
         self._pull = context.socket(zmq.PULL)
         self._router = context.socket(zmq.ROUTER)
-        largest = max(largest_payload, wire.MAX_HEADER_BYTES, control.MAX_PROBE_BYTES)
-        self._pull.rcvhwm = 2 * credit
-        self._pull.maxmsgsize = _SLACK_BYTES + largest
+        self._pull.rcvhwm = bounds.messages
+        self._pull.maxmsgsize = bounds.frame
         self._router.sndhwm = self._router.rcvhwm = control.MAX_CREDIT
-        self._router.maxmsgsize = _SLACK_BYTES + control.MAX_CONTROL_BYTES
+        self._router.maxmsgsize = control.MAX_CONTROL_BYTES + _SLACK_BYTES
+        sockets = [self._pull, self._router]
+        self._readers = [FrameReader(*each) for each in zip(sockets, _MOST_FRAMES, strict=True)]
+        self._drained = [False, False]
+        self._connections = Connections(sockets, bounds, on_end)
+        self._routes: dict[bytes, Connection] = {}  # of control messages, by their identities
         # Sending to a device that is gone is an error. Nobody takes the place of a device that is
         # there (no handover): one that comes back has a new identity.
         self._router.router_mandatory = 1
@@ -99,16 +111,27 @@ class EdgeSockets:
         return Endpoints(_bound(self._pull), _bound(self._router))
 
     def wait(self, waker: Waker, milliseconds: int) -> None:
-        """Wait for a message or for a wake-up."""
-        waker.wait(self._poller, milliseconds)
+        """Wait for a message or for a wake-up, or until the connections are to be looked at."""
+        seconds = min(milliseconds / 1000, self._connections.seconds_to_look)
+        waker.wait(self._poller, math.ceil(1000 * seconds))
+
+    def look_at_connections(self) -> None:
+        """End the connections that hold too much."""
+        if self._connections.look(self._drained):
+            self._drained = [False, False]
 
     def receive_tensors(self) -> Received:
         """Read a tensor message."""
-        return self._receive(self._pull)
+        return self._receive(_PULL)
 
     def receive_control(self) -> Received:
         """Read the sender's identity and a control message's frames."""
-        return self._receive(self._router)
+        received = self._receive(_ROUTER)
+        if received.connection is not None:
+            if len(self._routes) > 2 * control.MAX_CREDIT:
+                self._routes = {i: c for i, c in self._routes.items() if c.handle is not None}
+            self._routes[bytes(received.frames[0])] = received.connection
+        return received
 
     def send(
         self, device_id: bytes, message: control.ToDevice, tensors: Sequence[wire.Buffer] = ()
@@ -117,23 +140,45 @@ class EdgeSockets:
 
         A device that is gone, or does not read, gets nothing: it asks again if it needs to.
         """
-        with contextlib.suppress(zmq.ZMQError):
-            self._router.send_multipart(
-                [device_id, control.encode(message), *tensors], zmq.NOBLOCK, copy=False
-            )
+        frames = [device_id, control.encode(message), *tensors]
+        connection = self._routes.get(device_id)
+        nbytes = sum(memoryview(frame).nbytes for frame in frames)
+        if connection is not None and not self._connections.may_send(connection, nbytes):
+            return
+        try:
+            self._router.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            if connection is not None:
+                self._connections.end(connection, "reads nothing of what it asks for")
+        except zmq.ZMQError:
+            self._routes.pop(device_id, None)  # it is gone
+
+    def end_soon(self, connection: Connection | None) -> None:
+        """End a connection whose peer may not use the daemon, once it can have read why."""
+        if connection is not None:
+            self._connections.end_soon(connection, _FAREWELL)
 
     def close(self) -> None:
         """Close the sockets."""
+        self._connections.close()
         self._pull.close()
         self._router.close()
         self._access.close()
 
-    def _receive(self, each: zmq.Socket[bytes]) -> Received:
-        try:
-            frames = each.recv_multipart(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
+    def _receive(self, port: int) -> Received:
+        frames = self._readers[port].read()
+        if not frames:
+            self._drained[port] = not self._readers[port].busy
             return Received("", [])
-        return Received(self._access.peer(frames[-1]), [frame.buffer for frame in frames])
+        connection = None
+        with contextlib.suppress(zmq.ZMQError):  # none, if it ended
+            connection = self._connections.find(int(frames[-1].get(zmq.SRCFD)))
+        if connection is not None:
+            self._connections.receive(connection, frames[port:])  # an identity is not on the wire
+            if self._readers[port].busy:
+                self._connections.end(connection, "sends messages of too many frames")
+        peer = self._access.peer(frames[-1])
+        return Received(peer, [frame.buffer for frame in frames], connection)
 
 
 def _bound(each: zmq.Socket[bytes]) -> str:

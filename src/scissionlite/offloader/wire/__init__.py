@@ -11,7 +11,7 @@
 ``pack`` is called on the device's and the edge's I/O threads, and so is ``unpack``.
 """
 
-from scissionlite.offloader.wire.header_bytes import MAGIC, VERSION, sender
+from scissionlite.offloader.wire.header_bytes import MAGIC, VERSION, header_length, sender
 from scissionlite.offloader.wire.headers import (
     BUNDLE_ID_BYTES,
     DEVICE_ID_BYTES,
@@ -52,6 +52,7 @@ __all__ = [
     "MessageKind",
     "TensorHeader",
     "bundle_prefix",
+    "header_length",
     "is_device_id",
     "new_device_id",
     "pack",

@@ -7,6 +7,7 @@ values are checked in :mod:`.rules`.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from scissionlite.errors import (
     BadMagicError,
@@ -37,6 +38,7 @@ VERSION = 3
 _PREFIX = struct.Struct("<4sHH16sQI16sH")
 _TENSOR = struct.Struct("<BBBB")
 _SIZES = struct.Struct("<IQ")
+_DIGEST_BYTES = 8
 _ENTROPY_CODED = 1  # bit 0 of the flags
 
 
@@ -62,6 +64,13 @@ def write_header(header: Header) -> bytes:
         parts.append(_SIZES.pack(groups, tensor.nbytes))
         parts.append(struct.pack(f"<{groups}f{groups}i", *tensor.scales, *tensor.zero_points))
     return b"".join(parts)
+
+
+def header_length(tensors: Sequence[TensorHeader]) -> int:
+    """Return the bytes of a header frame, its digest included."""
+    entry = _TENSOR.size + _SIZES.size
+    entries = (entry + 4 * len(tensor.shape) + 8 * len(tensor.scales) for tensor in tensors)
+    return _PREFIX.size + sum(entries) + _DIGEST_BYTES
 
 
 def read_header(raw: memoryview) -> tuple[Header, int]:

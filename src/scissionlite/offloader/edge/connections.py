@@ -1,0 +1,328 @@
+"""The connections behind the daemon's two sockets: how many, how much each holds, and their end.
+
+libzmq holds frames of a message until its last one has arrived, and answers until they are read,
+and has no limit on the bytes of either. It names the descriptor of each connection, though. So the
+kernel can be asked how many bytes a connection has received and got rid of (TCP_INFO), and a
+connection that holds too much is shut down. ``ipc://`` connections have no such counts: whoever may
+write to their file is trusted not to do this (docs/security.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import zmq
+
+from scissionlite.offloader.edge.bounds import Bounds
+from scissionlite.offloader.edge.log_limit import LogLimit
+
+logger = logging.getLogger(__name__)
+
+_STATM = Path("/proc/self/statm")
+_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): the event and its value
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
+_TCP_INFO_BYTES = struct.Struct("<QQ")  # tcpi_bytes_acked and tcpi_bytes_received (linux/tcp.h)
+_TCP_INFO_OFFSET = 120
+_FRAME_BYTES = 2  # the least that a frame adds to its bytes
+_CALM, _HURRY = 0.05, 0.005  # seconds between two looks at the connections
+_MOST_QUIET = 100  # connections without traffic looked at at a time
+_AMPLIFIED = 32  # an empty frame has 2 bytes on the wire and 64 in libzmq
+_BAN = 1.0  # seconds for which an address gets no new connection after one was ended
+_MOST_BANNED = 1024
+
+
+Trouble = Literal["ended", "banned", "connections", "descriptors"]
+"""Why a connection was ended, or refused: its own doing, its address's, or no room."""
+
+
+class Connection(msgspec.Struct, eq=False):
+    """A connection, by its descriptor; the numbers are bytes since it was made."""
+
+    fd: int
+    inode: int
+    port: int  # which of the sockets
+    address: str
+    handle: socket.socket | None  # to ask for TCP_INFO; it does not own the descriptor
+    delivered: int = 0  # at least so many were delivered as messages
+    read: int = 0  # libzmq had read at the last look
+    given: int = 0  # were given to libzmq to send, about
+    taken: int = 0  # the peer's machine had received at the last look
+    moved: bool = False  # a message was delivered since the last look
+    suspect: bool = False  # held too much at the last look
+    end_at: float = 0.0  # is to be ended then
+
+    @property
+    def held(self) -> int:
+        """Bytes received that are no message yet, or one that was not read, at the last look."""
+        return max(0, self.read - self.delivered)
+
+    @property
+    def owed(self) -> int:
+        """Bytes that were sent and not taken, at the last look."""
+        return max(0, self.given - self.taken)
+
+
+class Connections:
+    """Knows the connections of the daemon's sockets, and ends those that hold too much.
+
+    Parameters
+    ----------
+    sockets
+        The sockets, before they listen.
+    bounds
+        What connections may hold.
+    on_end
+        Called with the reason when a connection is ended or refused.
+    """
+
+    def __init__(
+        self,
+        sockets: list[zmq.Socket[bytes]],
+        bounds: Bounds,
+        on_end: Callable[[Trouble], None],
+    ) -> None:
+        self._sockets = sockets
+        self._bounds = bounds
+        self._on_end = on_end
+        self._monitors = [each.get_monitor_socket(_EVENTS) for each in sockets]
+        self._open: dict[int, Connection] = {}
+        self._banned: dict[str, float] = {}
+        self._next_look = 0.0
+        self._usual_memory = 0
+        self._turn = 0
+        self._log = LogLimit(logger)
+
+    @property
+    def seconds_to_look(self) -> float:
+        """Seconds until :meth:`look` is due."""
+        return max(0.0, self._next_look - time.monotonic())
+
+    def find(self, fd: int) -> Connection | None:
+        """Find a connection by the descriptor that libzmq names."""
+        if fd not in self._open:
+            self._read_events()
+        return self._open.get(fd)
+
+    def receive(self, connection: Connection, frames: list[zmq.Frame]) -> None:
+        """Take note of a message that was delivered."""
+        connection.delivered += sum(map(len, frames)) + _FRAME_BYTES * len(frames)
+        connection.moved = True
+
+    def may_send(self, connection: Connection, nbytes: int) -> bool:
+        """Take note of bytes to send; False, and its end, if it takes nothing of them."""
+        if connection.owed + nbytes > self._bounds.answers:
+            self._measure(connection)
+            if connection.owed + nbytes > self._bounds.answers:
+                self.end(connection, f"has not read {connection.owed} bytes of its answers")
+                return False
+        connection.given += nbytes
+        return True
+
+    def look(self, drained: Sequence[bool]) -> bool:
+        """End the connections that hold too much, if a look is due.
+
+        Parameters
+        ----------
+        drained
+            Of each socket: whether every message that had arrived was read since the last look.
+
+        Returns
+        -------
+        bool
+            Whether it was due.
+        """
+        now = time.monotonic()
+        if now < self._next_look:
+            return False
+        self._read_events()
+        hurry = False
+        for each in self._due():
+            before = each.read
+            self._measure(each)
+            if each.moved:
+                if drained[each.port]:  # so what was delivered ends behind what had been read then
+                    each.delivered = max(each.delivered, before)
+                each.moved = each.suspect = False
+            if each.end_at and now >= each.end_at:
+                self.end(each, "is not authorised any more")
+            elif each.held > self._bounds.backlog or (
+                each.suspect and drained[each.port] and each.held > self._bounds.message
+            ):
+                self.end(each, f"sends a message without an end: {each.held} bytes so far")
+            else:
+                each.suspect = each.held > self._bounds.message
+                hurry |= each.suspect or each.held > self._bounds.message // 2
+        hurry |= self._end_the_largest()
+        self._next_look = time.monotonic() + (_HURRY if hurry else _CALM)
+        return True
+
+    def end(self, connection: Connection, reason: str) -> None:
+        """Shut a connection down, and refuse others from its address for a moment."""
+        if self._open.pop(connection.fd, None) is None:
+            return
+        _shut_down(connection)
+        _let_go(connection)
+        if len(self._banned) < _MOST_BANNED:
+            self._banned[connection.address] = time.monotonic() + _BAN
+        self._on_end("ended")
+        self._log.warning(
+            "ended",
+            connection.address,
+            "%s %s: connection ended",
+            connection.address or "a peer",
+            reason,
+        )
+
+    def end_soon(self, connection: Connection, seconds: float) -> None:
+        """End a connection in a while, so that its peer can read why."""
+        connection.end_at = connection.end_at or time.monotonic() + seconds
+
+    def close(self) -> None:
+        """Forget the connections; libzmq ends them with the sockets."""
+        for each, monitor in zip(self._sockets, self._monitors, strict=True):
+            each.disable_monitor()
+            monitor.close(0)
+        for connection in self._open.values():
+            _let_go(connection)
+        self._open.clear()
+
+    def _due(self) -> list[Connection]:
+        """Choose those to look at: whoever was active, and some of the others in turns."""
+        several = list(self._open.values())
+        if len(several) > _MOST_QUIET:
+            self._turn = (self._turn + _MOST_QUIET) % len(several)
+            quiet = (several * 2)[self._turn : self._turn + _MOST_QUIET]
+            active = [each for each in several if each.moved or each.held or each.end_at]
+            several = list({each.fd: each for each in (*quiet, *active)}.values())
+        return several
+
+    def _read_events(self) -> None:
+        for port, monitor in enumerate(self._monitors):
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    event, value = _EVENT.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
+                    if event == zmq.EVENT_ACCEPTED:
+                        self._add(value, port)
+                    elif event == zmq.EVENT_ACCEPT_FAILED:
+                        self._on_end("descriptors")
+                        self._log.warning(
+                            "descriptors",
+                            "",
+                            "a connection cannot be accepted: %s",
+                            os.strerror(value),
+                        )
+                    elif (gone := self._open.pop(value, None)) is not None:
+                        _let_go(gone)
+
+    def _add(self, fd: int, port: int) -> None:
+        if (stale := self._open.pop(fd, None)) is not None:
+            _let_go(stale)
+        try:
+            connection = _connection(fd, port)
+        except OSError:  # it has gone already
+            return
+        now = time.monotonic()
+        reason: Trouble = "banned"
+        if self._banned.get(connection.address, 0.0) > now:
+            self._log.warning(
+                reason,
+                connection.address,
+                "a connection from %s is refused for a moment, because "
+                "another one from there was ended",
+                connection.address,
+            )
+        elif len(self._open) >= self._bounds.connections:
+            reason = "connections"
+            self._log.warning(
+                reason,
+                "",
+                "a connection from %s is refused: there are %d, as many as the daemon "
+                "takes (--devices, or its limit of descriptors)",
+                connection.address or "a peer",
+                len(self._open),
+            )
+        else:
+            self._open[fd] = connection
+            return
+        self._banned = {each: end for each, end in self._banned.items() if end > now}
+        _shut_down(connection)
+        _let_go(connection)
+        self._on_end(reason)
+
+    def _measure(self, connection: Connection) -> None:
+        """Ask the kernel for a connection's bytes."""
+        if connection.handle is None:
+            return
+        with contextlib.suppress(OSError):
+            size = _TCP_INFO_OFFSET + _TCP_INFO_BYTES.size
+            info = connection.handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+            connection.taken, received = _TCP_INFO_BYTES.unpack_from(info, _TCP_INFO_OFFSET)
+            if received - connection.delivered > self._bounds.message // 2:
+                unread = fcntl.ioctl(connection.fd, termios.FIONREAD, b"\0" * 4)
+                received -= int.from_bytes(unread, "little")
+            connection.read = max(connection.read, received)
+
+    def _end_the_largest(self) -> bool:
+        """End the connection that holds most if all together hold too much; True if near that."""
+        held = sum(each.held for each in self._open.values())
+        owed = sum(each.owed for each in self._open.values())
+        if owed > self._bounds.memory:
+            largest = max(self._open.values(), key=lambda each: each.owed)
+            self.end(largest, f"has not read {largest.owed} bytes of its answers")
+        memory = _resident_bytes()
+        if _AMPLIFIED * held <= self._bounds.memory // 4:
+            self._usual_memory = memory
+            return False
+        if memory - self._usual_memory > self._bounds.memory:
+            largest = max(self._open.values(), key=lambda each: each.held)
+            self.end(largest, f"holds {largest.held} bytes of a message that has not ended")
+        return True
+
+
+def _connection(fd: int, port: int) -> Connection:
+    """Describe the connection of a descriptor that libzmq owns."""
+    inode = os.fstat(fd).st_ino
+    handle = socket.socket(fileno=fd)
+    try:
+        if handle.family in (socket.AF_INET, socket.AF_INET6):
+            return Connection(fd, inode, port, str(handle.getpeername()[0]), handle)
+    except OSError:
+        handle.detach()
+        raise
+    handle.detach()
+    return Connection(fd, inode, port, "", None)
+
+
+def _let_go(connection: Connection) -> None:
+    """Give up the handle without closing libzmq's descriptor."""
+    if connection.handle is not None:
+        connection.handle.detach()
+        connection.handle = None
+
+
+def _shut_down(connection: Connection) -> None:
+    """Shut down a connection, unless its descriptor is another one's by now."""
+    with contextlib.suppress(OSError), _duplicate(connection.fd) as own:
+        if os.fstat(own.fileno()).st_ino == connection.inode:
+            own.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _duplicate(fd: int) -> Iterator[socket.socket]:
+    with socket.socket(fileno=os.dup(fd)) as own:
+        yield own
+
+
+def _resident_bytes() -> int:
+    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
