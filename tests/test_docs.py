@@ -36,7 +36,7 @@ from scissionlite.scissiontl.profile import Profile
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("csrc/*.md")])
-LANGUAGES = {"python", "sh", "json", "text"}
+LANGUAGES = {"python", "sh", "json", "text", "toml"}
 
 NOT_RUN = {  # first words of a command
     "make ": "builds, or runs whole test suites, which .ci/run does",
@@ -193,6 +193,7 @@ LAID: dict[str, Callable[[Path], None]] = {
     "README.md": lambda folder: None,
     "docs/running.md": lay_running,
     "docs/security.md": lay_security,
+    "docs/daemon.md": lay_security,
     "docs/training.md": lay_training,
     "docs/planning.md": lay_planning,
     "docs/tutorial.md": lay_tutorial,
@@ -201,6 +202,7 @@ MADE = {
     "README.md": ("first", "bundle", "pi4.json", "edge.json", "links.csv", "report.html"),
     "docs/running.md": ("answers.jsonl", "inbox"),
     "docs/security.md": ("bundle/manifest.sig",),
+    "docs/daemon.md": ("bundle",),
     "docs/training.md": ("bundle",),
     "docs/planning.md": ("links.csv", "report.html"),
     "docs/tutorial.md": ("build/steel/here.json", "build/steel/bundle"),

@@ -9,6 +9,7 @@ import typer
 
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import PlanError
+from scissionlite.offloader.edge.page_address import PageAddress
 from scissionlite.offloader.wire.endpoints import check_endpoint, control_endpoint
 from scissionlite.scissiontl.link import PRESETS, Link, LinkTable, read_links
 
@@ -36,6 +37,14 @@ def endpoint_to_bind(text: str | None) -> str | None:
     if text is not None and not text.endswith(":65535"):  # of which no control port follows
         with usage_errors():
             control_endpoint(text)
+    return text
+
+
+def page_address(text: str | None) -> str | None:
+    """Check an option that holds an address for the daemon's page; its callback."""
+    if text is not None:
+        with usage_errors():
+            PageAddress.parse(text)
     return text
 
 

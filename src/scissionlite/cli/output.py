@@ -15,6 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scissionlite.cli.logs import logs_json
+
+logger = logging.getLogger(__name__)
+
 error_console = Console(stderr=True, soft_wrap=True)
 """Errors and progress go here, so that the output stream holds only the answer."""
 
@@ -23,6 +27,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def print_error(message: str) -> None:
     """Print a failure as one line on the error stream."""
+    if logs_json():
+        logger.error("%s", printable(message))
+        return
     _print_line("error:", "bold red", message)
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -13,15 +14,20 @@ import msgspec
 import typer
 
 from scissionlite.bundle import Bundle
+from scissionlite.cli.config_file import ConfigOption
 from scissionlite.cli.key_options import KeyOption, TrustOption, edge_keys
-from scissionlite.cli.link_options import endpoint_to_bind
+from scissionlite.cli.link_options import endpoint_to_bind, page_address
+from scissionlite.cli.logs import LogFormatOption, LogLevelOption, logs_json, set_up_logging
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import JsonOption, error_console, print_table
 from scissionlite.cli.struct_options import FieldOptions, struct_options
+from scissionlite.cli.systemd import notify, unit_file, watchdog
 from scissionlite.cli.usage import usage_errors
 from scissionlite.offloader import EdgeKeys, EdgeLimits, EdgeServer
 from scissionlite.offloader.wire.control import StatsReply
 from scissionlite.signals import leave_at_once
+
+logger = logging.getLogger(__name__)
 
 _DEFAULTS = EdgeLimits()
 
@@ -80,12 +86,35 @@ def serve(
             show_default="none",
         ),
     ] = [],  # noqa: B006 - typer reads it and never changes it
+    config: ConfigOption = None,
+    page: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST]:PORT",
+            help="Serve the status page, metrics (/metrics), liveness (/healthz) and readiness "
+            "(/readyz) over HTTP. Without a host, only this machine reaches them.",
+            callback=page_address,
+            show_default="none",
+        ),
+    ] = None,
+    log_format: LogFormatOption = "text",
+    log_level: LogLevelOption = "info",
+    print_unit: Annotated[
+        bool,
+        typer.Option(
+            "--print-unit",
+            help="Print a unit file for systemd, for this installation and for --config and "
+            "--key, and exit.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C); SIGHUP reads the keys again."""
+    if print_unit:
+        typer.echo(unit_file(config, key), nl=False)
+        return
     leave_at_once()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("scissionlite").setLevel(logging.INFO)  # who connects, and who is silent
+    set_up_logging(log_format, log_level)
     opened = None if bundle is None else Bundle.load(bundle, trust)
     keys = edge_keys(key, authorized)
     with usage_errors():
@@ -100,13 +129,26 @@ def serve(
             profile_models=profile_models,
             keys=keys,
             insecure=insecure,
+            page=page,
         )
     server.start()
+
+    def stop(*_: object) -> None:
+        notify("STOPPING=1")
+        server.stop()
+
+    def reload(*_: object) -> None:
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        server.reload()
+        notify("READY=1")
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
-    signal.signal(signal.SIGHUP, lambda *_: server.reload())
+        signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, reload)
     _print_ready(server, opened, keys, json)
-    server.serve_forever()
+    notify("READY=1", f"STATUS=Serving on {server.endpoint}")
+    with watchdog(lambda: server.alive):
+        server.serve_forever()
     _print_closed(server.stats(), json)
     if server.working:
         # Python's own exit would end the thread amid a runtime's code, which aborts the process.
@@ -117,30 +159,32 @@ def serve(
 def _print_ready(
     server: EdgeServer, opened: Bundle | None, keys: EdgeKeys | None, json: bool
 ) -> None:
-    if json:
-        ready = {
-            "event": "ready",
-            "endpoint": server.endpoint,
-            "control_endpoint": server.control_endpoint,
-            "bundle": opened and opened.id,
-            "model": opened and opened.manifest.model,
-            "kind": opened and opened.manifest.kind,
-            "public_key": keys and keys.public,
-        }
-        typer.echo(msgspec.json.encode(ready).decode())
-        return
+    ready = {
+        "endpoint": server.endpoint,
+        "control_endpoint": server.control_endpoint,
+        "bundle": opened and opened.id,
+        "model": opened and opened.manifest.model,
+        "kind": opened and opened.manifest.kind,
+        "public_key": keys and keys.public,
+        "page": server.page or None,
+    }
     served = "probes and profiles, no bundle,"
     if opened is not None:
         manifest = opened.manifest
         transfer = f", {manifest.transfer.label}" if manifest.transfer is not None else ""
         served = f"{manifest.model} ({manifest.kind}{transfer}, bundle {opened.id[:12]})"
     to = "everybody who reaches it, unencrypted" if keys is None else "authorised keys"
-    error_console.print(
+    text = (
         f"Serving {served} on {server.endpoint}, control {server.control_endpoint}, to {to}. "
-        "Ctrl-C stops.",
-        markup=False,
-        highlight=False,
+        + (f"Page: {server.page} " if server.page else "")
+        + "Ctrl-C stops."
     )
+    if json:
+        typer.echo(msgspec.json.encode({"event": "ready", **ready}).decode())
+    if logs_json():
+        logger.info(text, extra=ready)
+    elif not json:
+        error_console.print(text, markup=False, highlight=False)
 
 
 def _print_closed(stats: StatsReply, json: bool) -> None:

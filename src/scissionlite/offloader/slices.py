@@ -80,7 +80,9 @@ def open_slice(
         except RuntimeUnavailableError as error:
             failures.append(str(error))
             continue
-        logger.info("%s runs the %s slice%s", name, role, "".join(f"; {f}" for f in failures))
+        also = "".join(f"; {failure}" for failure in failures)
+        extra = {"runtime": name, "role": role, "bundle": bundle.id}
+        logger.info("%s runs the %s slice%s", name, role, also, extra=extra)
         warm_up_slice(loaded, inputs)
         return loaded
     raise RuntimeUnavailableError(f"the {role} slice cannot run here: {'; or '.join(failures)}")

@@ -9,17 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
 from scissionlite.offloader.edge.loop import EdgeLoop
+from scissionlite.offloader.edge.page_address import PageAddress
 from scissionlite.offloader.edge.schedule import Done, Job
 from scissionlite.offloader.edge.side import EdgeSide
+from scissionlite.offloader.edge.status import liveness_trouble
 from scissionlite.offloader.edge.threads import EdgeThreads
 from scissionlite.offloader.limits import EdgeLimits
 from scissionlite.offloader.link_keys import EdgeKeys
 from scissionlite.offloader.wire.control import StatsReply, Welcome
 from scissionlite.offloader.wire.endpoints import Endpoints, is_local
+
+if TYPE_CHECKING:
+    from scissionlite.offloader.edge.page_server import PageServer
 
 
 class EdgeServer:
@@ -59,6 +65,10 @@ class EdgeServer:
     insecure
         Listen on networks without keys: whoever reaches the ports can use and disturb the daemon,
         and read what crosses. There are no profiles then.
+    page
+        Where to serve the status page, metrics, liveness and readiness over HTTP
+        (docs/daemon.md): ``:8080`` for this machine only, ``host:8080`` or ``0.0.0.0:8080`` for
+        a network, where whoever reaches it can read it. By default there is none.
 
     Raises
     ------
@@ -85,6 +95,7 @@ class EdgeServer:
         profile_models: Sequence[str] = (),
         keys: EdgeKeys | None = None,
         insecure: bool = False,
+        page: str | None = None,
     ) -> None:
         limits = limits or EdgeLimits()
         self._stop_seconds = limits.stop_seconds
@@ -92,6 +103,7 @@ class EdgeServer:
         self._binds = Endpoints.to_bind(bind, control)
         if keys is None:
             _check_exposure(self._binds, profile_models, insecure=insecure)
+        self._page_address = None if page is None else PageAddress.parse(page)
         self._side = None if opened is None else EdgeSide(opened, threads, runtime)
         welcome = Welcome(
             secrets.randbits(63),
@@ -103,6 +115,9 @@ class EdgeServer:
         self._done: SimpleQueue[Done] = SimpleQueue()
         self._loop = EdgeLoop(opened, welcome, limits, keys, profile_models, self._jobs, self._done)
         self._threads: EdgeThreads | None = None
+        self._page: PageServer | None = None
+        self._encrypted = keys is not None
+        self._name = welcome.name
         self._stop = False
 
     def __enter__(self) -> EdgeServer:
@@ -132,20 +147,36 @@ class EdgeServer:
         """Whether a request is at work still, after :meth:`close`: a slice cannot be stopped."""
         return self._threads is not None and self._threads.here and self._threads.working
 
+    @property
+    def page(self) -> str:
+        """The page's URL; empty if there is none, and before :meth:`start`."""
+        return "" if self._page is None else self._page.url
+
+    @property
+    def alive(self) -> bool:
+        """Whether the I/O thread made a step in the last 10 seconds."""
+        return not liveness_trouble(self._loop.metrics)
+
     def start(self) -> None:
         """Listen, and serve in threads of its own.
 
         Raises
         ------
         OffloadError
-            If an endpoint cannot be listened on, or the server was started before.
+            If an endpoint or the page's address cannot be listened on, or the server was started
+            before.
         """
         self._check_process()
         if self._threads is not None or self._stop:
             raise OffloadError("an EdgeServer is started once; make another one")
-        self._threads = EdgeThreads(
-            self._loop, self._side, self._jobs, self._done, self._binds, self._stop_seconds
-        )
+        self._start_page()
+        try:
+            self._threads = EdgeThreads(
+                self._loop, self._side, self._jobs, self._done, self._binds, self._stop_seconds
+            )
+        except BaseException:
+            self._close_page()
+            raise
         # At exit, daemon threads end with the process.
         weakref.finalize(self, self._threads.drop).atexit = False
 
@@ -171,7 +202,7 @@ class EdgeServer:
 
     def stop(self) -> None:
         """Ask :meth:`serve_forever` to return; nothing else, so signal handlers may call it."""
-        self._stop = True
+        self._stop = self._loop.metrics.stopping = True
 
     def reload(self) -> None:
         """Read again what may change while it serves: the list of authorised keys.
@@ -188,7 +219,9 @@ class EdgeServer:
         """
         self._stop = True
         if self._threads is not None and self._threads.here:
+            self._loop.metrics.stopping = True
             self._threads.close()
+            self._close_page()
 
     def stats(self) -> StatsReply:
         """Return the counts of requests since the start.
@@ -200,6 +233,21 @@ class EdgeServer:
         """
         self._check_process()
         return self._loop.stats()
+
+    def _start_page(self) -> None:
+        """Serve the page first: it says that the daemon is not ready yet."""
+        if self._page_address is None:
+            return
+        from scissionlite.offloader.edge.page_server import PageServer  # asyncio takes long
+
+        self._page = PageServer(
+            self._loop.metrics, self._page_address, name=self._name, encrypted=self._encrypted
+        )
+        weakref.finalize(self, self._page.stop).atexit = False
+
+    def _close_page(self) -> None:
+        if self._page is not None:
+            self._page.close()
 
     def _check_process(self) -> None:
         if self._threads is not None and not self._threads.here:

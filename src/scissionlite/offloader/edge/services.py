@@ -165,7 +165,7 @@ class EdgeServices:
             self.remove(next(iter(self._clients)))
         self._clients.pop(sender, None)  # so that it goes to the end
         self._clients[sender] = _Client(peer, time.monotonic())
-        logger.info("edge client %r connected", hello.name)
+        logger.info("edge client %r connected", hello.name, extra={"client": hello.name})
         self._send(sender, ClientWelcome(self._name), ())
 
     def _start_profiling(self, client: bytes, request: ProfileRequest) -> None:
@@ -187,7 +187,7 @@ class EdgeServices:
         except OSError as error:
             self._fail(client, request.request, "execution", f"no profiler: {error}")
             return
-        logger.info("profiling %s", model)
+        logger.info("profiling %s", model, extra={"model": model})
 
     def _answer(self, work: Profiling) -> None:
         try:

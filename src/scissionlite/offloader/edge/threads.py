@@ -163,7 +163,7 @@ class EdgeThreads:
         try:
             outputs = self._side.answer(job.tensors, job.payloads, watch)
         except Exception as error:  # whatever a runtime may raise: the next request may be fine
-            logger.warning("a request failed: %r", error)
+            logger.warning("a request failed: %r", error, extra={"error": type(error).__name__})
             reason = f"{type(error).__name__}: {error}"[:1000]
         seconds = watch.seconds
         return Done(
