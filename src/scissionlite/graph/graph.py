@@ -173,8 +173,29 @@ class Graph:
         for point in self.slicing_points:
             if which in (point, point.name) or which == point.index:
                 return point
+        if not self.slicing_points:
+            raise CaptureError(self._why_no_points())
         names = ", ".join(point.name for point in self.slicing_points)
         raise CaptureError(f"{self.name} has no slicing point {which!r}; it has: {names}")
+
+    def _why_no_points(self) -> str:
+        batch = self.example[0].shape[:1]
+        other = [
+            f"{tensor.name} {tensor.shape}"
+            for tensor in self.inputs
+            if tensor.shape[:1] != tuple(batch)
+        ]
+        text = (
+            f"{self.name} has no slicing point: nowhere do so few tensors cross, all float32 with "
+            "the batch as their first dimension"
+        )
+        if other:
+            return (
+                f"{text}, as it is that of {self.inputs[0].name} {self.inputs[0].shape}, but not "
+                f"of {', '.join(other)}. Wrap the model so that every input is batch first, and "
+                "holds what is no request's own, such as queries"
+            )
+        return f"{text}. Allow more with max_tensors="
 
     def split(self, point: SlicingPoint | str | int) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Cut the network in two.

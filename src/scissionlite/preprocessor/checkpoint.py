@@ -168,7 +168,7 @@ class Checkpoint:
             fingerprint = stored.pop("fingerprint")
         except Exception as error:
             raise PrepareError(
-                f"{self.path} cannot be read as a checkpoint ({error}): remove it to start anew"
+                f"{self.path} is not a checkpoint, or not a whole one: remove it to start anew"
             ) from error
         if fingerprint != self._fingerprint:
             raise PrepareError(

@@ -216,7 +216,8 @@ def _check_plan(graph: Graph, plan: Plan, max_batch: int) -> None:
     if not graph.dynamic_batch or any(t.shape[:1] != (batch,) for t in tensors):
         raise PrepareError(
             f"max_batch={max_batch}, but {graph.name} does not run on other batch sizes than the "
-            "example's, or not all of its tensors have a batch dimension"
+            "example's, or not all of its tensors have the batch as their first dimension: wrap "
+            "the model so that they do (nn.GRU has batch_first=True)"
         )
 
 

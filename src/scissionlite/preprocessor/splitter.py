@@ -18,6 +18,7 @@ from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat, varied_inputs
 from scissionlite.graph.graph import Graph
 from scissionlite.graph.tensors import TensorInfo
+from scissionlite.graph.user_code import without_reports
 from scissionlite.images import ImageFormat, image_decode, image_encode
 from scissionlite.preprocessor.data import Data, Photographs, samples_of
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Scored, Task
@@ -238,7 +239,7 @@ def _reason(error: Exception) -> str:
     """The line of a runtime's error that says what is wrong."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # TorchScript's first line says nothing, and its traceback is of generated code.
-    return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]
+    return without_reports(lines[-1] if "TorchScript interpreter" in lines[0] else lines[0])
 
 
 def measure(inference: Inference, data: Data, task: Task, *, before: float) -> Accuracy:

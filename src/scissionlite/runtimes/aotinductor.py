@@ -32,6 +32,7 @@ from torch._C._aoti import AOTIModelContainerRunnerCpu
 from torch.cpu import get_capabilities
 
 from scissionlite.errors import PrepareError, RuntimeUnavailableError
+from scissionlite.graph.user_code import first_line
 from scissionlite.runtimes import unshared
 from scissionlite.runtimes.torch_threads import set_threads
 
@@ -131,7 +132,7 @@ def load(path: Path, threads: int | None = None) -> AOTInductorSlice:
         except RuntimeError as error:
             raise RuntimeUnavailableError(
                 f"the slice was compiled with torch {description.torch} and cannot be loaded by "
-                f"torch {torch.__version__}: {str(error).splitlines()[0]}"
+                f"torch {torch.__version__}: {first_line(error)}"
             ) from error
     return AOTInductorSlice(runner, description)
 
@@ -205,7 +206,7 @@ def export(
             files = aot_compile(flat_module, *program.example_inputs, options=options)
         except Exception as error:  # the compilers raise errors of many kinds
             raise PrepareError(
-                f"AOTInductor cannot compile this network: {(str(error).splitlines() or [''])[0]}"
+                f"AOTInductor cannot compile this network: {first_line(error)}"
             ) from error
         assert isinstance(files, list)  # of the paths of what is packaged
         package_aoti(str(path), files)

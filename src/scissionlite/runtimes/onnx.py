@@ -109,6 +109,8 @@ def export(
     check_export()
     import torch
 
+    from scissionlite.graph.user_code import first_line
+
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's notes on its own internals
@@ -123,9 +125,9 @@ def export(
                 dynamic_shapes=tuple({0: "batch"} for _ in example) if dynamic_batch else None,
             )
         except Exception as error:  # the exporter raises errors of many kinds
-            reason = str(error.__cause__ or error).strip().splitlines() or [""]
             raise PrepareError(
-                f"ONNX cannot take this network{' for any batch size' * dynamic_batch}: {reason[0]}"
+                f"ONNX cannot take this network{' for any batch size' * dynamic_batch}: "
+                f"{first_line(error.__cause__ or error)}"
             ) from error
     assert program is not None
     program.optimize()

@@ -22,9 +22,14 @@ LINES = (
     TransferSpec(pool=4),
     TransferSpec(pool=4, dtype="int4"),
 )
-"""The codecs that have a line of their own."""
+"""The codecs that always have a line of their own; that of the best plan has one, too."""
 
-_STAGES = (("device", "#3b528b"), ("transfer", "#bdbdbd"), ("edge", "#5ec962"))
+# The bars are light, so that the lines stand out. A line's colour is its codec's dtype, in colours
+# of Okabe and Ito, which people of any colour vision tell apart; its dashes are the pooling.
+_STAGES = (("device", "#a6bddb"), ("transfer", "#d9d9d9"), ("edge", "#b8e0b0"))
+_COLOURS = {"float32": "#000000", "float16": "#cc79a7", "int8": "#0072b2", "int4": "#e69f00"}
+_STYLES = {1: "-", 2: "--", 4: ":"}
+_BEST, _BEST_PRIVATE = "#d62728", "#009e73"
 _MOST_LABELS = 45
 
 
@@ -35,8 +40,8 @@ def split_figure(
 
     Bars are the device, transfer and edge times of one Transfer Layer. Packing is part of the
     device time, unpacking of the edge time, the Offloader's share of the transfer time. Lines are
-    the latencies with other Transfer Layers. Running locally and the best image to the edge are
-    horizontal lines.
+    the latencies with other Transfer Layers, that of the best plan among them. Running locally and
+    the best image to the edge are horizontal lines.
 
     Parameters
     ----------
@@ -55,24 +60,29 @@ def split_figure(
     figure = Figure(figsize=(max(8.0, 3.2 + 0.19 * len(order)), 5.6), layout="constrained")
     axes = figure.subplots()
     _bars(axes, [p for p in splits if p.spec == spec], place)
-    _lines(axes, splits, place)
+    marked = [(plans[0], "best", "*", _BEST)]
+    if best_private is not None:
+        marked.append((best_private, "best under the privacy constraint", "P", _BEST_PRIVATE))
+    colours = {line: _COLOURS[line.dtype] for line in LINES}
+    for each, _, _, colour in marked:
+        if each.spec is not None:
+            colours.setdefault(each.spec, colour)
+    for line, colour in colours.items():
+        _line(axes, [p for p in splits if p.spec == line], place, colour)
     for each in (p for p in plans if p.kind == "local"):
-        _level(axes, each, "local", ":")
+        _level(axes, each, "local", "-")
         break
     for each in (p for p in plans if p.kind == "image"):
-        _level(axes, each, each.label, "--")
+        _level(axes, each, each.label, "-.")
         break
-    marked = [(plans[0], "best", "*")]
-    if best_private is not None:
-        marked.append((best_private, "best under the privacy constraint", "P"))
-    for each, what, marker in marked:
+    for each, what, marker, colour in marked:
         x = place.get(each.predicted.device_blocks, -1 if each.kind == "image" else len(order))
         axes.plot(
             [x],
             [each.predicted.latency * 1e3],
             marker,
             markersize=13,
-            color="#d62728" if marker == "*" else "#ff7f0e",
+            color=colour,
             markeredgecolor="white",
             zorder=5,
             label=f"{what}:\n{_name(each)}",
@@ -96,7 +106,7 @@ def split_figure(
     axes.set_ylabel("predicted latency, ms")
     axes.set_xlabel("last block on the device")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, handlelength=3.5)
     return figure
 
 
@@ -141,25 +151,25 @@ def _stage(plan: Plan, what: str) -> float:
     return cost.transfer_time + cost.offload_time
 
 
-def _lines(axes: Axes, plans: Sequence[Plan], place: dict[int, int]) -> None:
-    colours = mpl.colormaps["plasma"](np.linspace(0.0, 0.85, len(LINES)))
-    for spec, colour in zip(LINES, colours, strict=True):
-        own = sorted((p for p in plans if p.spec == spec), key=lambda p: p.predicted.device_blocks)
-        if own:
-            axes.plot(
-                [place[p.predicted.device_blocks] for p in own],
-                [p.predicted.latency * 1e3 for p in own],
-                color=colour,
-                linewidth=1.3,
-                marker=".",
-                markersize=4,
-                label=spec.label,
-            )
+def _line(axes: Axes, plans: Sequence[Plan], place: dict[int, int], colour: str) -> None:
+    """Draw one codec's latencies; the dashes are its pooling."""
+    own = sorted(plans, key=lambda p: p.predicted.device_blocks)
+    if own and (spec := own[0].spec) is not None:
+        axes.plot(
+            [place[p.predicted.device_blocks] for p in own],
+            [p.predicted.latency * 1e3 for p in own],
+            color=colour,
+            linestyle=_STYLES[spec.pool],
+            linewidth=1.6,
+            marker=".",
+            markersize=5,
+            label=spec.label,
+        )
 
 
 def _level(axes: Axes, plan: Plan, what: str, style: str) -> None:
     axes.axhline(
-        plan.predicted.latency * 1e3, color="0.25", linestyle=style, linewidth=1, label=what
+        plan.predicted.latency * 1e3, color="0.45", linestyle=style, linewidth=1, label=what
     )
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from scissionlite.errors import CodecError, ProfileError
 from scissionlite.graph.analysis import flat, multiplications
 from scissionlite.graph.graph import Graph, SlicingPoint
+from scissionlite.graph.user_code import first_line
 from scissionlite.runtimes import Slice, load_slice, runtime_module
 from scissionlite.scissiontl.codecs import LEARNED, median_time, time_packing
 from scissionlite.scissiontl.profile import SliceProfile, TransferProfile
@@ -79,8 +80,7 @@ class Runner:
             return load_slice(path, self._runtime, self._threads)
         except Exception as error:
             raise ProfileError(
-                f"{name} cannot be compiled for {self._runtime}: "
-                f"{(str(error).splitlines() or [type(error).__name__])[0]}"
+                f"{name} cannot be compiled for {self._runtime}: {first_line(error)}"
             ) from error
         finally:
             path.unlink(missing_ok=True)
