@@ -217,6 +217,7 @@ PYTHON_ONLY = {
     "spec": "of a call of the codec",
     "preprocessing": "the command line always gives one",
     "out": "of an operation of PyTorch",
+    "batch_first": "of a recurrent layer of PyTorch",
 }
 """Arguments that an error may name though no shell user can have given them."""
 
