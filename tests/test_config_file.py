@@ -87,7 +87,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 SAMPLES = {bool: "true", int: "2", float: "2.5", str: '"x"', Path: '"x"'}
-VALUES = {  # where not every text is allowed
+VALUES = {  # where not all text is allowed
     "bind": '"tcp://127.0.0.1:*"',
     "control": '"tcp://127.0.0.1:*"',
     "page": '":*"',
@@ -100,7 +100,11 @@ def test_every_option_has_its_key(tmp_path: Path, tables: Tables) -> None:
     for table, keys in tables.items():
         lines += [f"[{table}]"] if table else []
         for name, key in keys.items():
-            value = VALUES.get(name, f'"{key.choices[0]}"' if key.choices else SAMPLES[key.type])
+            value = VALUES.get(name, SAMPLES[key.type])
+            if key.choices:
+                value = f'"{key.choices[0]}"'
+            elif key.type in (int, float) and key.parameter.default is not None:
+                value = str(key.parameter.default)  # in its range
             lines.append(f"{name} = [{value}]" if key.several else f"{name} = {value}")
     file = tmp_path / "edge.toml"
     file.write_text("\n".join(lines))
