@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import OUTPUT, BundleFactory
-from peers import LONG, NOWHERE, Frames, HandmadeEdge, Sockets
+from peers import LOCAL, LONG, NOWHERE, Frames, HandmadeEdge, Sockets
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -28,6 +28,7 @@ from scissionlite.cli.run import live_line
 from scissionlite.cli.run.live_line import LiveLine
 from scissionlite.cli.run.results import Failure, ImageAnswer
 from scissionlite.errors import EdgeUnavailableError, ImageError
+from scissionlite.offloader import EdgeServer
 from scissionlite.offloader.wire import control
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
@@ -152,6 +153,34 @@ def test_a_table_and_a_document_have_the_failures_too(onnx_bundle: Bundle, image
     assert "0 answers in" in table.stdout
     assert "3 failed; 1 not read" in table.stdout
     assert "ImageError" in table.stdout
+
+
+def test_the_edge_that_is_there_answers(tiny_bundle: Bundle, images: Path, tmp_path: Path) -> None:
+    with EdgeServer(tiny_bundle, LOCAL) as edge:
+        away = ("--connect", NOWHERE, "--control", NOWHERE)
+        there = ("--connect", edge.endpoint, "--control", edge.control_endpoint)
+        done = run(tiny_bundle.path, images, *away, *there, "--json")
+    assert done.exit_code == 0, done.output
+    assert [each["edge"] for each in json.loads(done.stdout)["answers"]] == [edge.endpoint] * 4
+
+
+def test_the_last_answer_again(
+    onnx_bundle: Bundle, images: Path, sockets: Sockets, start_run: StartRun
+) -> None:
+    edge = HandmadeEdge(sockets, onnx_bundle)
+    command = (onnx_bundle.path, images, *connect_to(edge), "--jsonl", "--warm-up", 0)
+    running = start_run(*command, "--fallback", "last")
+    device_id = edge.greet()
+    edge.answer(edge.request(), one_hot(3))
+    for _ in range(3):
+        request = edge.request()
+        edge.send(device_id, control.Failed(request.request_id, "execution", "no"))
+    rows = [running.row() for _ in range(4)]
+    assert [(row["where"], row["class_index"]) for row in rows] == [("edge", 3), *[("last", 3)] * 3]
+    assert 0 == rows[0]["age"] < rows[1]["age"] < rows[3]["age"]
+    code, _, errors = running.end()
+    assert code == 0
+    assert errors.strip().endswith("1 by the edge, 0 locally, 3 the last one again")
 
 
 def test_a_refusal_that_holds_for_all_ends_at_once(
@@ -290,7 +319,7 @@ def test_wrong_usage(arguments: tuple[object, ...], said: str, images: Path) -> 
 
 
 def answer(where: str = "edge", latency: float = 0.0142) -> ImageAnswer:
-    return ImageAnswer("x", 0, "x", 1.0, {}, latency, 1, where, {}, None, 0.0)
+    return ImageAnswer("x", 0, "x", 1.0, {}, latency, 1, where, None, 0.0, {}, None, 0.0)
 
 
 def failure() -> Failure:

@@ -19,6 +19,14 @@ EdgeKeyOption = Annotated[
     Path | None,
     typer.Option(help="With --key: file of the edge daemon's public key, its .pub."),
 ]
+EdgeKeysOption = Annotated[
+    list[Path],
+    typer.Option(
+        help="With --key: file of the edge daemon's public key, its .pub; one for all daemons, or "
+        "one for each --connect.",
+        show_default=False,
+    ),
+]
 TrustOption = Annotated[
     Path | None,
     typer.Option(
@@ -33,6 +41,21 @@ def device_keys(key: Path | None, edge_key: Path | None) -> DeviceKeys | None:
     if (key is None) != (edge_key is None):
         raise typer.BadParameter("--key and --edge-key go together")
     return None if key is None or edge_key is None else DeviceKeys(key, edge_key)
+
+
+def keys_of_edges(
+    key: Path | None, edge_keys: list[Path], connect: list[str]
+) -> DeviceKeys | list[DeviceKeys] | None:
+    """Read the keys of a device for one or several edge daemons; None without the options."""
+    if (key is None) != (not edge_keys):
+        raise typer.BadParameter("--key and --edge-key go together")
+    if key is None:
+        return None
+    if len(edge_keys) == 1:
+        return DeviceKeys(key, edge_keys[0])
+    if len(edge_keys) != len(connect):
+        raise typer.BadParameter("give one --edge-key, or one for each --connect")
+    return [DeviceKeys(key, edge_key) for edge_key in edge_keys]
 
 
 def edge_keys(key: Path | None, authorized: Path | None) -> EdgeKeys | None:

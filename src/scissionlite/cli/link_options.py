@@ -32,6 +32,12 @@ def endpoint_to_connect(text: str | None) -> str | None:
         return None if text is None else check_endpoint(text)
 
 
+def endpoints_to_connect(texts: list[str]) -> list[str]:
+    """Check an option that holds endpoints to connect to; its callback."""
+    with usage_errors():
+        return [check_endpoint(text) for text in texts]
+
+
 def endpoint_to_bind(text: str | None) -> str | None:
     """Check an option that holds an endpoint to listen on; its callback."""
     if text is not None and not text.endswith(":65535"):  # of which no control port follows

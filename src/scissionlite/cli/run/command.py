@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from scissionlite.bundle import Bundle
-from scissionlite.cli.key_options import EdgeKeyOption, KeyOption, TrustOption, device_keys
-from scissionlite.cli.link_options import endpoint_to_connect
+from scissionlite.cli.key_options import EdgeKeysOption, KeyOption, TrustOption, keys_of_edges
+from scissionlite.cli.link_options import endpoints_to_connect
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import JsonOption, print_note, warnings_of_the_log
 from scissionlite.cli.run.answering import Writer, answer_all
@@ -39,6 +39,7 @@ from scissionlite.cli.run.source_options import (
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import ScissionLiteError
 from scissionlite.offloader import Device, wire
+from scissionlite.offloader.device.answers import Fallback
 from scissionlite.signals import end_in_order, leave_at_once
 
 SHOWN_ROWS = 20
@@ -56,25 +57,32 @@ def run(
     fps: FpsOption = None,
     frames: FramesOption = None,
     connect: Annotated[
-        str | None,
+        list[str],
         typer.Option(
-            help="Tensor endpoint of the edge daemon: tcp://host:5555.",
-            callback=endpoint_to_connect,
+            help="Tensor endpoint of the edge daemon: tcp://host:5555. May be repeated: requests "
+            "go to the first that is there.",
+            show_default=False,
+            callback=endpoints_to_connect,
         ),
-    ] = None,
+    ] = [],  # noqa: B006
     control: Annotated[
-        str | None,
+        list[str],
         typer.Option(
-            help="Its control endpoint.", show_default="the next port", callback=endpoint_to_connect
+            help="Its control endpoint; one for each --connect.",
+            show_default="the next port",
+            callback=endpoints_to_connect,
         ),
-    ] = None,
+    ] = [],  # noqa: B006
     key: KeyOption = None,
-    edge_key: EdgeKeyOption = None,
+    edge_key: EdgeKeysOption = [],  # noqa: B006
     trust: TrustOption = None,
     fallback: Annotated[
-        Literal["local"] | None,
-        typer.Option(help="'local' answers here whenever the edge cannot."),
-    ] = None,
+        Fallback,
+        typer.Option(
+            help="Whenever no edge can answer: 'local' answers here, 'last' gives the last answer "
+            "again, 'raise' gives none."
+        ),
+    ] = "raise",
     deadline: Annotated[
         float,
         typer.Option(
@@ -134,21 +142,21 @@ def run(
         with usage_errors():
             device = Device(
                 opened,
-                connect,
-                control=control,
+                connect or None,
+                control=control or None,
                 fallback=fallback,
                 deadline=deadline,
                 threads=threads,
                 runtime=runtime,
                 slowdown=slowdown,
-                keys=device_keys(key, edge_key),
+                keys=keys_of_edges(key, edge_key, connect),
                 name=name,
             )
         sinks: list[Sink] = []
         live = LiveLine(
             not quiet,
             drawn=not answers.may_share_terminal,
-            has_edge=connect is not None and opened.manifest.kind != "local",
+            has_edge=bool(connect) and opened.manifest.kind != "local",
             dropped=lambda: source.dropped,
             troubles=lambda: [sink.trouble for sink in sinks],
         )

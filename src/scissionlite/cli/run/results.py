@@ -19,12 +19,14 @@ KEPT_LATENCIES: Final = 100_000
 """Latencies that a summary is made from, the newest, so that a run of months stays small."""
 
 
+# More than 12 attributes: they are the fields of a row, which programs read.
 class ImageAnswer(msgspec.Struct):
-    """One answer; ``latency`` and ``timings`` in seconds.
+    """One answer; ``latency``, ``timings`` and ``age`` in seconds.
 
     ``class_index``, ``class_name`` and ``confidence`` are a classifier's; of other networks'
-    answers, only the shapes of their tensors are shown. ``frame`` is the number of a frame of a
-    video or camera, from 0 on. ``time`` is when the answer came, in seconds since 1970.
+    answers, only the shapes of their tensors are shown. ``where``, ``edge`` and ``age`` are those
+    of :class:`.Answer`. ``frame`` is the number of a frame of a video or camera, from 0 on.
+    ``time`` is when the answer came, in seconds since 1970.
     """
 
     image: str
@@ -35,6 +37,8 @@ class ImageAnswer(msgspec.Struct):
     latency: float
     bytes_sent: int
     where: str
+    edge: str | None
+    age: float
     timings: dict[str, float]
     frame: int | None
     time: float
@@ -57,6 +61,8 @@ class ImageAnswer(msgspec.Struct):
             latency=answer.latency,
             bytes_sent=answer.bytes_sent,
             where=answer.where,
+            edge=answer.edge,
+            age=answer.age,
             timings=answer.timings,
             frame=frame,
             time=time.time(),
@@ -104,14 +110,15 @@ Row: TypeAlias = ImageAnswer | Failure
 class Summary(msgspec.Struct):
     """All rows together; latencies in seconds, null if there are no answers.
 
-    ``unread`` pictures could not be read, ``failed`` ones got no answer. ``dropped`` frames of a
-    camera were replaced by newer ones before they were answered. The latencies are those of the
-    newest 100,000 answers.
+    ``edge``, ``local`` and ``last`` count answers by where they come from. ``unread`` pictures
+    could not be read, ``failed`` ones got no answer. ``dropped`` frames of a camera were replaced
+    by newer ones before they were answered. The latencies are those of the newest 100,000 answers.
     """
 
     answers: int
     edge: int
     local: int
+    last: int
     latency_median: float | None
     latency_p95: float | None
     bytes_sent: int
@@ -126,7 +133,8 @@ class Summary(msgspec.Struct):
         if self.latency_median is not None and self.latency_p95 is not None:
             median, p95 = milliseconds(self.latency_median), milliseconds(self.latency_p95)
             parts.append(f"median {median} ms, p95 {p95} ms")
-        parts.append(f"{self.edge:,} by the edge, {self.local:,} locally")
+        answered = f"{self.edge:,} by the edge, {self.local:,} locally"
+        parts.append(f"{answered}, {self.last:,} the last one again" if self.last else answered)
         parts += [
             f"{count:,} {what}"
             for count, what in (
@@ -143,7 +151,7 @@ class Tally:
     """Counts rows as they come. Of one thread at a time."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, int] = {"edge": 0, "local": 0}
+        self._answers = {"edge": 0, "local": 0, "last": 0}
         self._latencies: deque[float] = deque(maxlen=KEPT_LATENCIES)
         self._bytes_sent = self._unread = self._failed = 0
 
@@ -158,7 +166,7 @@ class Tally:
             self._unread += row.unread
             self._failed += not row.unread
             return
-        self._answers[row.where] = self._answers.get(row.where, 0) + 1
+        self._answers[row.where] += 1
         self._latencies.append(row.latency)
         self._bytes_sent += row.bytes_sent
 
@@ -169,6 +177,7 @@ class Tally:
             answers=sum(self._answers.values()),
             edge=self._answers["edge"],
             local=self._answers["local"],
+            last=self._answers["last"],
             latency_median=statistics.median(latencies) if latencies else None,
             latency_p95=float(np.percentile(latencies, 95)) if latencies else None,
             bytes_sent=self._bytes_sent,

@@ -12,8 +12,7 @@ from scissionlite.cli.output import kilobytes, milliseconds, print_json, print_t
 from scissionlite.cli.run.live_line import MakeRoom
 from scissionlite.cli.run.results import Failure, ImageAnswer, Row, Summary
 
-# In two lines, so that 80 columns have room for names.
-COLUMNS = ("image", "answer", "confidence\n(%)", "latency\n(ms)", "sent\n(kB)", "answered\nby")
+COLUMNS = ("image", "answer", "confidence (%)", "latency (ms)", "sent (kB)", "answered by")
 
 
 class Sink(Protocol):
