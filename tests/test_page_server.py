@@ -208,8 +208,10 @@ def test_loopback_is_both_of_ipv4_and_ipv6(edge: EdgeServer) -> None:
 
 @needs_ipv6
 @pytest.mark.parametrize("page", ["[::1]:*", "[::]:*", "0.0.0.0:*", "127.0.0.1:*", "localhost:0"])
-def test_explicit_hosts(tiny_bundle: Bundle, page: str) -> None:
+def test_explicit_hosts(tiny_bundle: Bundle, page: str, caplog: pytest.LogCaptureFixture) -> None:
     with EdgeServer(tiny_bundle, LOCAL, page=page) as edge:
+        network = page.startswith(("[::]", "0.0.0.0"))
+        assert ("can read the page" in caplog.text) == network
         host = "[::1]" if page == "[::1]:*" else "127.0.0.1"
         assert get(f"http://{host}:{port_of(edge)}/healthz") == (200, "ok\n")
 

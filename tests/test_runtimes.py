@@ -460,3 +460,15 @@ def test_an_inference_does_not_map_its_memory_again(tmp_path: Path) -> None:
     )
     # Without keep_memory() it is more than 1,000 pages an inference.
     assert float(done.stdout) < 100
+
+
+def test_onnx_runtime_tells_nobody_what_it_runs(tmp_path: Path) -> None:
+    """Its wheels have telemetry, which leaves an identifier of the machine in the user's cache."""
+    program = "import scissionlite.runtimes.onnx, time; time.sleep(0.2)"
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "ORT_"}
+    subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        check=True,
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,6 @@ the panel's name, as ``[limits]``. What the command line says, wins.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import sys
@@ -19,11 +18,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_ar
 import typer
 
 from scissionlite.cli.usage import Context
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _NOT_IN_FILES = {"config", "help", "print_unit"}
 
@@ -121,6 +115,11 @@ def read_config(path: Path, context: Context) -> dict[str, Any]:
     typer.BadParameter
         If it cannot be read, or has a key or a value that is not allowed.
     """
+    # Here, not at the top: the other commands do not need it.
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
     try:
         with path.open("rb") as file:
             document = tomllib.load(file)
@@ -162,6 +161,8 @@ def _find(path: Path, table: str, name: str, tables: Tables) -> Key:
         raise typer.BadParameter(f"{place} is not known there: it stands {home}")
     if not table and name in tables:
         raise typer.BadParameter(f"{place} must be a table, [{name}]")
+    import difflib  # takes long, and is for errors only
+
     known = sorted(tables[table])
     if not table:
         known += [f"[{each}]" for each in tables if each]

@@ -9,7 +9,6 @@ import typer
 
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import PlanError
-from scissionlite.offloader.edge.page_address import PageAddress
 from scissionlite.offloader.wire.endpoints import check_endpoint, control_endpoint
 from scissionlite.scissiontl.link import PRESETS, Link, LinkTable, read_links
 
@@ -48,6 +47,8 @@ def endpoint_to_bind(text: str | None) -> str | None:
 
 def page_address(text: str | None) -> str | None:
     """Check an option that holds an address for the daemon's page; its callback."""
+    from scissionlite.offloader.edge.page_address import PageAddress  # a device does not need it
+
     if text is not None:
         with usage_errors():
             PageAddress.parse(text)

@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 
 _CONFIG = Path("/etc/scissionlite/edge.toml")
@@ -66,7 +65,7 @@ def unit_file(config: Path | None, key: Path | None) -> str:
         Its secret key, which systemd then passes on as a credential: the daemon's user, which
         exists only while it runs, cannot read a file of root's.
     """
-    template = resources.files(__package__).joinpath("scissionlite-edge.service").read_text()
+    template = Path(__file__).with_name("scissionlite-edge.service").read_text()
     command = [sys.executable, "-m", "scissionlite", "serve", "--config"]
     command.append(str(_CONFIG if config is None else config.absolute()))
     words = [_escaped(word) for word in command]

@@ -19,6 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+# Wheels of ONNX Runtime (1.32 is one) send events to Microsoft, and keep an identifier of the
+# machine in its user's cache, unless this is set before the import. Who wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime
 
 from scissionlite.errors import PrepareError, RuntimeUnavailableError

@@ -17,7 +17,7 @@ import re
 import socket
 import threading
 from http import HTTPStatus
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -26,6 +26,7 @@ from scissionlite.offloader.edge.history import INTERVAL, History
 from scissionlite.offloader.edge.metrics import Metrics
 from scissionlite.offloader.edge.page_address import PageAddress
 from scissionlite.offloader.edge.status import liveness_trouble, make_status, readiness_trouble
+from scissionlite.offloader.wire.endpoints import is_local
 
 if TYPE_CHECKING:
     from scissionlite.offloader.edge.prometheus import Exporter
@@ -89,6 +90,8 @@ class PageServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="scissionlite-page", daemon=True)
         self._thread.start()
+        if address.host and not is_local(f"tcp://{address.host}:0"):
+            logger.warning("whoever reaches %s can read the page", self.url)
 
     def close(self) -> None:
         """Stop listening, and wait for the thread's end; may be called again."""
@@ -244,7 +247,7 @@ def _text(status: HTTPStatus, text: str, headers: tuple[tuple[str, str], ...] = 
 
 def _page() -> Response:
     """The page, which runs its own script and style only, and asks this server only."""
-    html = resources.files(__package__).joinpath("page.html").read_bytes()
+    html = Path(__file__).with_name("page.html").read_bytes()
     policy = ["default-src 'none'", "connect-src 'self'", "img-src data:", "base-uri 'none'"]
     policy += ["form-action 'none'", "frame-ancestors 'none'"]
     for tag in (b"script", b"style"):
