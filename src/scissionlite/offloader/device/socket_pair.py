@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,11 +13,12 @@ import zmq
 from scissionlite.errors import AuthorizationError, EdgeUnavailableError
 from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire import Buffer, control
-from scissionlite.offloader.wire.endpoints import Endpoints
+from scissionlite.offloader.wire.endpoints import Endpoints, host_of, is_ipv6, is_name
 
 FIRST_RETRY, LAST_RETRY = 0.05, 1.0
 """Seconds before the first and the last of growing pauses between attempts to connect."""
 
+_FAMILY_PATIENCE = 0.25  # seconds until the other family of a name's addresses is tried
 _LINGER_MS = 200  # for the Goodbye
 _MONITOR_EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): the event and its value
 _HANDSHAKE_FAILED = (
@@ -120,6 +122,11 @@ class SocketPair:
         send_timeout: float = 0.0,
     ) -> None:
         self._keys = keys
+        self._endpoints = endpoints
+        self._ipv6 = is_ipv6(host_of(endpoints.tensors)) or is_ipv6(host_of(endpoints.control))
+        self._named = is_name(host_of(endpoints.tensors)) or is_name(host_of(endpoints.control))
+        self._next_family_at = 0.0
+        self._early: list[bytes] = []  # control messages sent before there was a connection
         # Closes what was opened, in reverse: a socket left open would keep the context from ending.
         self._opened = contextlib.ExitStack()
         self._monitors: list[zmq.Socket[bytes]] = []
@@ -128,8 +135,7 @@ class SocketPair:
             self._dealer = self._open(context, zmq.DEALER, largest_frame, send_timeout)
             self._dealer.identity = device_id
             self._monitors = [self._monitor(self._push), self._monitor(self._dealer)]
-            self._push.connect(endpoints.tensors)
-            self._dealer.connect(endpoints.control)
+            self._connect()
         except zmq.ZMQError:
             self.close()
             raise
@@ -154,8 +160,11 @@ class SocketPair:
 
     def send(self, message: control.ToEdge) -> bool:
         """Send a control message; False if there is no room."""
+        encoded = control.encode(message)
+        if self._named:
+            self._early.append(encoded)
         try:
-            self._dealer.send(control.encode(message))
+            self._dealer.send(encoded)
         except zmq.Again:
             return False
         return True
@@ -181,7 +190,12 @@ class SocketPair:
                 while True:
                     # Not zmq.utils.monitor's parser: its module imports asyncio.
                     frame, _ = monitor.recv_multipart(zmq.NOBLOCK)
-                    yield LinkEvent(kind, *_MONITOR_EVENT.unpack(frame))
+                    event = LinkEvent(kind, *_MONITOR_EVENT.unpack(frame))
+                    if event.event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                        self._named, self._early = False, []  # the family is found
+                    elif event.event == zmq.EVENT_CONNECT_RETRIED and self._named:
+                        self._try_other_family()
+                    yield event
 
     def close(self, *, goodbye: bool = False) -> None:
         """Close the sockets, and drop what was not sent; may be called again.
@@ -192,6 +206,28 @@ class SocketPair:
             self._dealer.linger, self._dealer.sndtimeo = _LINGER_MS, 0
             self.send(control.Goodbye())
         self._opened.close()
+
+    def _connect(self) -> None:
+        for each, endpoint in (
+            (self._push, self._endpoints.tensors),
+            (self._dealer, self._endpoints.control),
+        ):
+            each.ipv6 = self._ipv6
+            each.connect(endpoint)
+
+    def _try_other_family(self) -> None:
+        """Connect anew with the other family of addresses: a name may have both, the edge one."""
+        now = time.monotonic()
+        if now < self._next_family_at:
+            return
+        self._next_family_at = now + _FAMILY_PATIENCE
+        self._push.disconnect(self._endpoints.tensors)
+        self._dealer.disconnect(self._endpoints.control)
+        self._ipv6 = not self._ipv6
+        self._connect()
+        for message in self._early:  # they went with the old connection
+            with contextlib.suppress(zmq.Again):
+                self._dealer.send(message)
 
     def _open(
         self,

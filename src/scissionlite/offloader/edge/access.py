@@ -12,6 +12,7 @@ read again when told; this one is a socket of the I/O loop.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 
 import zmq
@@ -19,8 +20,10 @@ import zmq
 from scissionlite.errors import UnauthorizedKeyError
 from scissionlite.keys.authorized import AuthorizedKeys
 from scissionlite.keys.files import encode_key
+from scissionlite.offloader.edge.log_limit import LogLimit
 from scissionlite.offloader.edge.metrics import Metrics
 from scissionlite.offloader.link_keys import EdgeKeys
+from scissionlite.offloader.wire.control import Hello, Refused
 
 _REFRESH_INTERVAL = 0.5  # seconds between two looks at the file of authorised keys
 _BATCH = 64  # handshakes answered before the other sockets have their turn
@@ -36,11 +39,17 @@ class Access:
         The daemon's keys; None lets everybody in.
     metrics
         Counts the handshakes that are refused.
+
+    Attributes
+    ----------
+    log : LogLimit
+        For the lines on who comes and goes.
     """
 
     def __init__(self, keys: EdgeKeys | None, metrics: Metrics) -> None:
         self._keys = keys
         self._metrics = metrics
+        self.log = LogLimit(logging.getLogger(__name__))
         self._authorized: AuthorizedKeys | None = None if keys is None else keys.authorized_keys()
         self._handler: zmq.Socket[bytes] | None = None
         self._refresh_at = 0.0
@@ -89,6 +98,19 @@ class Access:
         if self._authorized is None:
             return f"at {peer}"
         return f"key {self._authorized.name(peer)}" if peer in self._authorized else f"key {peer}"
+
+    def log_connected(self, hello: Hello, peer: str) -> None:
+        """Write that a device has connected."""
+        name, who = hello.name, self.describe(peer)
+        text = "device %r connected, %s: %s"
+        fields = {"device": name, "peer": who, "bundle": hello.bundle}
+        self.log.info("connected", peer + name, text, name, who, hello.runtime, **fields)
+
+    def log_refused(self, hello: Hello, peer: str, refused: Refused) -> None:
+        """Write that a device was refused."""
+        name, text = hello.name, "device %r refused: %s"
+        fields = {"device": name, "code": refused.code}
+        self.log.warning("refused", peer + name, text, name, refused.reason, **fields)
 
     def step(self) -> bool:
         """Answer handshakes; return whether the authorised keys have changed."""

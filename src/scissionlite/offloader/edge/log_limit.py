@@ -32,29 +32,29 @@ class LogLimit:
         self._written: dict[str, tuple[float, int]] = {}  # of a kind: the interval's start, lines
         self._left_out: dict[str, int] = {}
 
-    def warning(self, kind: str, peer: str, text: str, *values: object, **extra: Any) -> None:
+    def warning(self, kind: str, about: str, text: str, *values: object, **extra: Any) -> None:
         """Write a warning, unless it repeats."""
-        self.log(logging.WARNING, kind, peer, text, *values, **extra)
+        self.log(logging.WARNING, kind, about, text, *values, **extra)
 
-    def info(self, kind: str, peer: str, text: str, *values: object, **extra: Any) -> None:
+    def info(self, kind: str, about: str, text: str, *values: object, **extra: Any) -> None:
         """Write a line of information, unless it repeats."""
-        self.log(logging.INFO, kind, peer, text, *values, **extra)
+        self.log(logging.INFO, kind, about, text, *values, **extra)
 
     def log(
-        self, level: int, kind: str, peer: str, text: str, *values: object, **extra: Any
+        self, level: int, kind: str, about: str, text: str, *values: object, **extra: Any
     ) -> None:
         """Write a line, unless it repeats; ``extra`` are fields of the record."""
         now = time.monotonic()
         start, lines = self._written.get(kind, (now, 0))
         if now - start >= self._interval:
             start, lines = now, 0
-        if lines >= _MOST_LINES or now < self._next.get((kind, peer), 0.0):
+        if lines >= _MOST_LINES or now < self._next.get((kind, about), 0.0):
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
             return
         if len(self._next) >= _MOST_PEERS:
             self._next = {key: at for key, at in self._next.items() if at > now}
         if len(self._next) < _MOST_PEERS:
-            self._next[kind, peer] = now + self._interval
+            self._next[kind, about] = now + self._interval
         self._written[kind] = start, lines + 1
         if count := self._left_out.pop(kind, 0):
             text += f" ({count} lines like this one were left out)"

@@ -7,7 +7,6 @@ and dropped; nothing that one peer sends can stop the daemon or change another p
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
@@ -59,8 +58,6 @@ from scissionlite.offloader.wire.control import (
     decode_at_edge,
 )
 from scissionlite.offloader.wire.endpoints import Endpoints
-
-logger = logging.getLogger(__name__)
 
 _BATCH = 64  # messages read from one socket before the other has its turn
 _LAST_BATCH = 4096  # messages read when the daemon is stopped: what has arrived by then
@@ -141,7 +138,7 @@ class EdgeLoop:
         self._sockets.look_at_connections()
         self.metrics.stepped = now = time.monotonic()
         for name in self._schedule.remove_silent(now):
-            logger.info("device %r is silent", name, extra={"device": name})
+            self._access.log.info("silent", name, "device %r is silent", name, device=name)
         self._share_queue()
 
     @property
@@ -192,7 +189,7 @@ class EdgeLoop:
                     self._send(device_id, Refused("identity", str(error)))
                 elif isinstance(error, UnauthorizedKeyError):
                     self._send(device_id, Refused("unauthorized", str(error)))
-                    self._sockets.end_soon(connection)
+                self._sockets.reject(connection, error)
                 continue
             now = time.monotonic()
             if isinstance(message, Hello):
@@ -204,7 +201,7 @@ class EdgeLoop:
                 self._send(device_id, self.stats())
             elif isinstance(message, Goodbye):
                 if (name := self._schedule.remove(device_id)) is not None:
-                    logger.info("device %r left", name, extra={"device": name})
+                    self._access.log.info("left", name, "device %r left", name, device=name)
                     self._share_queue()
                 self._services.remove(device_id)
             else:
@@ -232,8 +229,12 @@ class EdgeLoop:
                 self._access.check(self._peer_of(device_id) or "")
             except UnauthorizedKeyError as error:
                 self.metrics.refuse("unauthorized")
-                logger.warning(
-                    "a connected device is refused: %s", error, extra={"code": "unauthorized"}
+                self._access.log.warning(
+                    "revoked",
+                    str(error),
+                    "a connected device is refused: %s",
+                    error,
+                    code="unauthorized",
                 )
                 self._send(device_id, Refused("unauthorized", str(error)))
                 self._schedule.remove(device_id)
@@ -259,8 +260,7 @@ class EdgeLoop:
             refused = Refused("full", "it serves as many devices as its limits allow")
         if refused is not None:
             self.metrics.refuse(refused.code)
-            extra = {"device": hello.name, "code": refused.code}
-            logger.warning("device %r refused: %s", hello.name, refused.reason, extra=extra)
+            self._access.log_refused(hello, peer, refused)
             self._send(device_id, refused)
             return
         if not self._schedule.accepting:
@@ -269,8 +269,7 @@ class EdgeLoop:
         who = self._access.describe(peer)
         if (usage := self._schedule.usage(device_id)) is not None:
             usage.address = who
-        extra = {"device": hello.name, "peer": who, "bundle": hello.bundle}
-        logger.info("device %r connected, %s: %s", hello.name, who, hello.runtime, extra=extra)
+        self._access.log_connected(hello, peer)
         self._send(device_id, structs.replace(self._welcome, credit=self._schedule.credit))
         self._share_queue()
 
@@ -294,8 +293,7 @@ class EdgeLoop:
                 check_request(self._recorded.bundle.manifest, header.tensors)
             except (WireError, BundleMismatchError) as error:
                 self._reject_request(error, peer, frames[0])
-                if isinstance(error, UnauthorizedKeyError):
-                    self._sockets.end_soon(connection)
+                self._sockets.reject(connection, error)
                 continue
             now = time.monotonic()
             device_id, request_id = header.device_id, header.request_id

@@ -18,6 +18,7 @@ import zstandard
 
 from scissionlite.errors import OffloadError
 from scissionlite.offloader import wire
+from scissionlite.offloader.edge.log_limit import LogLimit
 from scissionlite.offloader.edge.profiling import Profiling
 from scissionlite.offloader.limits import MAX_CLIENTS, EdgeLimits
 from scissionlite.offloader.wire.control import (
@@ -72,6 +73,7 @@ class EdgeServices:
         self._limits = limits
         self._clients: dict[bytes, _Client] = {}  # the one heard last at the end
         self._noise = b""
+        self._log = LogLimit(logger)
         self._profiling: Profiling | None = None
 
     @property
@@ -165,7 +167,8 @@ class EdgeServices:
             self.remove(next(iter(self._clients)))
         self._clients.pop(sender, None)  # so that it goes to the end
         self._clients[sender] = _Client(peer, time.monotonic())
-        logger.info("edge client %r connected", hello.name, extra={"client": hello.name})
+        text = "edge client %r connected"
+        self._log.info("visit", peer + hello.name, text, hello.name, client=hello.name)
         self._send(sender, ClientWelcome(self._name), ())
 
     def _start_profiling(self, client: bytes, request: ProfileRequest) -> None:

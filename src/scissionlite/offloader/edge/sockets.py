@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import zmq
 
-from scissionlite.errors import OffloadError
+from scissionlite.errors import OffloadError, ScissionLiteError, UnauthorizedKeyError
 from scissionlite.offloader import wire
 from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.bounds import Bounds
@@ -17,12 +20,14 @@ from scissionlite.offloader.edge.connections import Connection, Connections, Tro
 from scissionlite.offloader.edge.frames import FrameReader
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
-from scissionlite.offloader.wire.endpoints import Endpoints
+from scissionlite.offloader.wire.endpoints import Endpoints, host_of, is_ipv6, is_name
 
 _LINGER_MS = 500  # for the Goodbyes and the last results
 _PULL, _ROUTER = 0, 1  # the order of the two
 _MOST_FRAMES = (2 + wire.MAX_TENSORS, 3)  # one more than a valid message has, for each socket
 _SLACK_BYTES = 1 << 16  # over the largest control message, so that a near miss is named
+_MANY_REJECTED = 16  # messages at a time after which the daemon rests before it reads more
+_REST = 0.001  # seconds
 _FAREWELL = 1.0  # seconds in which a peer can read why its connection is ended
 
 
@@ -79,12 +84,14 @@ class EdgeSockets:
         self._readers = [FrameReader(*each) for each in zip(sockets, _MOST_FRAMES, strict=True)]
         self._drained = [False, False]
         self._connections = Connections(sockets, bounds, on_end)
+        self._rejected = 0  # messages since the last wait
         self._routes: dict[bytes, Connection] = {}  # of control messages, by their identities
         # Sending to a device that is gone is an error. Nobody takes the place of a device that is
         # there (no handover): one that comes back has a new identity.
         self._router.router_mandatory = 1
         self._poller = zmq.Poller()
         access.open(context, self._poller)
+        self._bound: list[str] = []
         endpoint = ""
         try:
             for each, endpoint, linger in (
@@ -99,19 +106,23 @@ class EdgeSockets:
                 each.tcp_keepalive_intvl = 10
                 each.tcp_keepalive_cnt = 3
                 access.secure(each)
-                each.bind(endpoint)
+                self._bound.append(bind(each, endpoint))
                 self._poller.register(each, zmq.POLLIN)
         except zmq.ZMQError as error:
             self.close()
-            raise OffloadError(f"cannot listen on {endpoint}: {error}") from error
+            raise OffloadError(f"cannot listen on {endpoint}: {_explain(error)}") from error
 
     @property
     def endpoints(self) -> Endpoints:
         """The endpoints, with the ports that wildcards became."""
-        return Endpoints(_bound(self._pull), _bound(self._router))
+        return Endpoints(*self._bound)
 
     def wait(self, waker: Waker, milliseconds: int) -> None:
         """Wait for a message or for a wake-up, or until the connections are to be looked at."""
+        if self._rejected >= _MANY_REJECTED:
+            # Who floods the daemon must not keep the threads that work from running.
+            time.sleep(_REST)
+        self._rejected = 0
         seconds = min(milliseconds / 1000, self._connections.seconds_to_look)
         waker.wait(self._poller, math.ceil(1000 * seconds))
 
@@ -153,9 +164,11 @@ class EdgeSockets:
         except zmq.ZMQError:
             self._routes.pop(device_id, None)  # it is gone
 
-    def end_soon(self, connection: Connection | None) -> None:
-        """End a connection whose peer may not use the daemon, once it can have read why."""
-        if connection is not None:
+    def reject(self, connection: Connection | None, error: ScissionLiteError) -> None:
+        """Take note that a message was rejected, and end the connection if its key is."""
+        self._rejected += 1
+        if connection is not None and isinstance(error, UnauthorizedKeyError):
+            # Once its peer can have read why.
             self._connections.end_soon(connection, _FAREWELL)
 
     def close(self) -> None:
@@ -179,6 +192,46 @@ class EdgeSockets:
                 self._connections.end(connection, "sends messages of too many frames")
         peer = self._access.peer(frames[-1])
         return Received(peer, [frame.buffer for frame in frames], connection)
+
+
+def bind(each: zmq.Socket[bytes], endpoint: str) -> str:
+    """Listen on an endpoint, on every address of a name; return the first, with its port.
+
+    Raises
+    ------
+    zmq.ZMQError
+        If one of them cannot be listened on.
+    """
+    first, *others = _addresses(endpoint)
+    each.ipv6 = is_ipv6(host_of(first))
+    each.bind(first)
+    bound = _bound(each)
+    port = bound.rpartition(":")[2]
+    for other in others:
+        each.ipv6 = is_ipv6(host_of(other))
+        each.bind(f"{other.rpartition(':')[0]}:{port}")
+    return bound
+
+
+def _addresses(endpoint: str) -> list[str]:
+    """Look the host of an endpoint up: libzmq binds to addresses and interfaces only."""
+    host, port = host_of(endpoint), endpoint.rpartition(":")[2]
+    if not is_name(host) or host in (name for _, name in socket.if_nameindex()):
+        return [endpoint]
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except socket.gaierror:
+        return [endpoint]  # libzmq says what is wrong
+    hosts = sorted({str(address[0]) for *_, address in found}, key=is_ipv6)
+    return [f"tcp://[{each}]:{port}" if is_ipv6(each) else f"tcp://{each}:{port}" for each in hosts]
+
+
+def _explain(error: zmq.ZMQError) -> str:
+    if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
+        return "this machine has no such address, name or network interface"
+    if error.errno == errno.EAFNOSUPPORT:
+        return "this machine has no IPv6"
+    return str(error)
 
 
 def _bound(each: zmq.Socket[bytes]) -> str:

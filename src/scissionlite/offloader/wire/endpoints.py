@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 
 import msgspec
 
@@ -50,6 +51,7 @@ def control_endpoint(tensors: str) -> str:
     """
     if match := re.fullmatch(r"(tcp://.+):(\d+|\*)", tensors):
         host, port = match.groups()
+        check_host(tensors)
         if port in ("*", "0"):
             return f"{host}:*"
         if int(port) < 65535:
@@ -59,13 +61,52 @@ def control_endpoint(tensors: str) -> str:
     raise ValueError(f"not an endpoint such as tcp://host:5555 or ipc://path: {tensors!r}")
 
 
+def host_of(endpoint: str) -> str:
+    """Return the host of a ``tcp://`` endpoint, without brackets; of another one, nothing."""
+    if not endpoint.startswith("tcp://"):
+        return ""
+    return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+
+
+def is_ipv6(host: str) -> bool:
+    """Whether a host is an IPv6 address."""
+    try:
+        socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    except OSError:
+        return False
+    return True
+
+
+def is_name(host: str) -> bool:
+    """Whether a host is a name (or a network interface), not an address and not ``*``."""
+    return re.fullmatch(r"[0-9.]*|\*|.*:.*", host) is None
+
+
+def check_host(endpoint: str) -> None:
+    """Check how the host of a ``tcp://`` endpoint is written.
+
+    Raises
+    ------
+    ValueError
+        If it has colons and is no IPv6 address in brackets.
+    """
+    bracketed = endpoint.startswith("tcp://[")
+    host = host_of(endpoint)
+    if bracketed and not is_ipv6(host):
+        raise ValueError(f"[{host}] is not an IPv6 address: {endpoint!r}")
+    if not bracketed and ":" in host:
+        raise ValueError(
+            f"an IPv6 address stands in brackets, as in tcp://[::1]:5555: {endpoint!r}"
+        )
+
+
 def is_local(endpoint: str) -> bool:
     """Whether only programs of this machine can reach an endpoint: ipc, or a loopback address."""
     import ipaddress  # a device does not need it
 
     if not endpoint.startswith("tcp://"):
         return True
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    host = host_of(endpoint)
     try:
         return host == "localhost" or ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
@@ -81,6 +122,8 @@ def check_endpoint(endpoint: str) -> str:
         If it is not one.
     """
     match = re.fullmatch(r"tcp://.+:(\d+)", endpoint)
+    if match:
+        check_host(endpoint)
     if endpoint.startswith("ipc://") or (match and 0 < int(match[1]) < 65536):
         return endpoint
     raise ValueError(f"not an endpoint such as tcp://host:5555 or ipc://path: {endpoint!r}")
