@@ -25,6 +25,7 @@ import scissionlite as sl
 from scissionlite.errors import ScissionLiteError
 from scissionlite.graph.analysis import flat
 from scissionlite.graph.arguments import named_leaves
+from scissionlite.graph.user_code import first_line
 from scissionlite.models import load_model
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import input_batches, loader_of
@@ -190,7 +191,7 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
             _take_statistics(model, inputs)
             outputs = tensors_of(model, [inputs[:2]])
         except Exception as error:  # whatever a network raises on a size that it was not made for
-            failures.append(f"{size}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            failures.append(f"{size}: {type(error).__name__}: {first_line(error)}")
             continue
         for first, second in outputs:
             # Comparing answers would show little where all inputs have the same one.

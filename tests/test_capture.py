@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import nn
 import scissionlite as sl
 from scissionlite.errors import CaptureError
 from scissionlite.graph.analysis import flat, multiplications
+from scissionlite.models import load_model
 
 SHAPE = (4, 6, 6)  # of every tensor of the networks here, without the batch
 RANDOM_NETWORKS = int(os.environ.get("SCISSIONLITE_RANDOM_NETWORKS", "40"))
@@ -158,6 +160,40 @@ class _BatchInBranch(_Residual):
         return answer
 
 
+_OF_BATCH: dict[str, Callable[[int], int]] = {
+    "threshold": lambda n: n > 8,
+    "one value": lambda n: n == 7,
+    "quotient": lambda n: n // 5,
+    "remainder": lambda n: n % 5,
+    "odd": lambda n: n | 1,
+}
+
+
+class _Factor(_Residual):
+    """The batch size changes the answer, as a number or in a branch."""
+
+    def __init__(self, kind: str, *, branch: bool) -> None:
+        super().__init__()
+        self.function, self.branches = _OF_BATCH[kind], branch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factor = self.function(x.shape[0])
+        if self.branches and factor > 0:
+            factor = 5
+        answer: torch.Tensor = self.last(self.stem(x) * factor)
+        return answer
+
+
+@pytest.mark.parametrize("branch", [False, True], ids=["number", "branch"])
+@pytest.mark.parametrize("kind", _OF_BATCH)
+def test_what_depends_on_the_batch_size_follows_it(kind: str, branch: bool) -> None:
+    torch.manual_seed(6)
+    model = _Factor(kind, branch=branch).eval()
+    graph = sl.capture(model, torch.randn(1, *SHAPE))
+    assert graph.dynamic_batch != (branch and kind != "odd")
+    assert_the_graph_is_the_model(model, graph, batches=(1, 2, 5, 6, 7, 9, 12))
+
+
 @pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "random"])
 @pytest.mark.parametrize(
     "build",
@@ -184,15 +220,33 @@ def test_in_place_operations_are_captured(build: Callable[[], nn.Module], zeros:
     assert_the_graph_is_the_model(model, graph)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_as_before(enabled: bool) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        sl.capture(_Scaled(), torch.zeros(1, *SHAPE))
+        assert gc.isenabled() == enabled
+        with pytest.raises(CaptureError):
+            sl.capture(_Scaled(), torch.zeros(1, 1, 1, 1))
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+
+
+def test_a_line_of_torchvision_is_no_line_of_torch() -> None:
+    with pytest.raises(CaptureError, match=r"torchvision/models/squeezenet\.py:\d+, in forward"):
+        sl.capture(load_model("torchvision:squeezenet1_1"), torch.zeros(1, 5, 64, 64))
+
+
 def test_capture_tells_its_steps() -> None:
     steps: list[str] = []
     sl.capture(_BatchInBranch(), torch.zeros(1, *SHAPE), on_step=steps.append)
-    attempt = ["finding slicing points", "comparing with the model"]
     assert steps == [
         "running the model",
         "tracing with torch.fx",
-        *("tracing with torch.export", *attempt),
-        *("tracing with torch.export for the example's batch size alone", *attempt),
+        "tracing with torch.export",
+        "tracing with torch.export for the example's batch size alone",
+        *("finding slicing points", "comparing with the model"),
     ]
 
 
@@ -335,9 +389,10 @@ _STEPS: dict[str, Callable[[_Random, torch.Tensor, torch.Tensor], torch.Tensor]]
     "turned in place": lambda net, a, b: a.clone().transpose_(2, 3),
     "masked in place": lambda net, a, b: a.masked_fill_(b > 0.5, 0.25),
     "row added": lambda net, a, b: (a[:, :, 0].add_(1.0), a)[1],
+    "scaled by a quotient of its batch": lambda net, a, b: a * (1 + b.shape[0] // 4),
     "zeros of its batch": lambda net, a, b: a + torch.zeros(a.shape[0], 1, 1, 1),
     "more for a large value": lambda net, a, b: a * 2 if a.mean() > 0.1 else a,
-    "more for a large batch": lambda net, a, b: a * 2 if len(b) > 2 else a,
+    "more for a large batch": lambda net, a, b: a * 2 if b.shape[0] > 4 else a,
 }
 
 
@@ -409,4 +464,4 @@ def test_no_random_network_is_captured_as_another(
         return
     event("captured for any batch" if graph.dynamic_batch else "captured for one batch")
     assert torch.equal(example, kept), "capture wrote into the example"
-    assert_the_graph_is_the_model(model, graph)
+    assert_the_graph_is_the_model(model, graph, batches=(1, 5))

@@ -14,8 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from scissionlite.errors import CaptureError
 from scissionlite.graph.user_code import line_of_node
 
-PROBE_BATCHES = (2, 3)
-"""Batch sizes on which a network is run to find out what depends on the batch size."""
+PROBE_BATCH, LARGE_BATCH = 6, 4098
+"""Batch sizes on which a network is run, besides the example's, to find out what depends on the
+batch size; the large one on shapes alone. A number with a threshold in between, or with a period,
+is not equal on 1, 6 and 4098."""
 
 CHECKED_SCALES = (0.1, 1.0, 10.0)
 """Standard deviations of the random inputs on which a captured network is checked."""
@@ -45,6 +47,20 @@ class NodeRecorder(fx.Interpreter):
         if self.shapes_only and kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": torch.device("meta")}
         return super().call_function(target, args, kwargs)
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a module; a batch norm's answer is made without it where only its shape counts."""
+        module = self.fetch_attr(target)
+        if (
+            # torch computes this shape by some forty operations in Python: half of a run's time.
+            self.shapes_only
+            and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and not module.training
+            and module.running_mean is not None
+            and type(module).forward is nn.modules.batchnorm._BatchNorm.forward
+        ):
+            return torch.empty_like(*args, **kwargs)
+        return super().call_module(target, args, kwargs)
 
 
 class ValueRecorder(NodeRecorder):
@@ -161,49 +177,63 @@ def fold_shapes(
     Many models begin with ``n, _, h, w = x.shape`` and end with ``.view(n, -1)`` or
     ``interpolate(size=(h, w))``. Slices are made for one input size, so height and width are
     constants and need not cross. The batch size can be read from a tensor that crosses. To tell
-    the two apart, the network runs on other batch sizes: numbers that change with them are batch
-    sizes. A network that does not run on other batch sizes keeps the example's, and so does one
-    that was captured for the example's alone (without ``any_batch``).
+    the two apart, the network runs on other batch sizes: numbers that are always equal to them are
+    batch sizes, and what is computed from a number that changes stays. A network that does not run
+    on other batch sizes keeps the example's, and so does one that was captured for the example's
+    alone (without ``any_batch``).
 
     The graph is changed in place.
     """
     shapes = without_values(module)
+    batches = [example[0].shape[0] if example[0].ndim else 0]
     runs = [interpret(ValueRecorder, module, example, shapes)]
     if not runs[0].shapes_only:
         _refuse_values(module, runs[0], example)
+    dynamic = any_batch
+    probes = (PROBE_BATCH, LARGE_BATCH) if runs[0].shapes_only else (PROBE_BATCH,)
     try:
-        for size in PROBE_BATCHES if any_batch else ():
+        for size in probes if any_batch else ():
             runs.append(interpret(ValueRecorder, module, _batch_of(example, size), shapes))
-        dynamic = any_batch and all(
-            tensor.ndim and tensor.shape[0] == size
-            for run, size in zip(runs[1:], PROBE_BATCHES, strict=True)
-            for tensor in run.answers
-        )
+            batches.append(size)
+            dynamic &= all(t.ndim and t.shape[0] == size for t in runs[-1].answers)
     except Exception:  # whatever a network raises on a batch that it was not made for
         dynamic = False
-    sizes, batched = set(), set(runs[0].tensors)
     if not dynamic:
-        del runs[1:]
-    batches = PROBE_BATCHES[: len(runs) - 1]
-    for node in list(module.graph.nodes):
-        if node.name not in runs[0].numbers:
-            continue
-        values = [run.numbers.get(node.name) for run in runs]
-        if all(_same(value, values[0]) for value in values):
-            literal = _literal(values[0])
-            if literal is not None:
-                _replace(node, literal)
-        elif all(  # of two runs, since one number may equal the batch size by chance
-            isinstance(value, int) and value == size
-            for value, size in zip(values[1:], batches, strict=True)
-        ):
-            sizes.add(node)
-    for run, size in zip(runs[1:], batches, strict=True):
+        del runs[1:], batches[1:]
+    sizes = _fold_numbers(module.graph, runs, batches)
+    batched = set(runs[0].tensors)
+    for run, size in zip(runs, batches, strict=True) if dynamic else ():
         batched &= {name for name, t in run.tensors.items() if t.ndim and t.shape[0] == size}
     module.graph.eliminate_dead_code()
     module.recompile()
     alive = set(module.graph.nodes)
     return Batching(dynamic, sizes & alive, batched, runs[0])
+
+
+def _fold_numbers(
+    graph: fx.Graph, runs: Sequence[ValueRecorder], batches: Sequence[int]
+) -> set[fx.Node]:
+    """Replace the numbers that do not depend on the batch size; find those that are equal to it."""
+    sizes: set[fx.Node] = set()
+    changing: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        if node.name not in runs[0].numbers:
+            continue
+        values = [run.numbers.get(node.name) for run in runs]
+        constant = all(_same(value, values[0]) for value in values)
+        if not changing.isdisjoint(node.all_input_nodes):
+            # It may change on another batch size than those, as ``batch == 5`` does.
+            changing.add(node)
+        elif constant and (literal := _literal(values[0])) is not None:
+            _replace(node, literal)
+        elif not constant and not isinstance(values[0], (tuple, list)):
+            changing.add(node)
+        if not constant and all(
+            isinstance(value, int) and value == size
+            for value, size in zip(values, batches, strict=True)
+        ):
+            sizes.add(node)
+    return sizes
 
 
 def _refuse_values(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -57,7 +59,18 @@ def capture(
             "(TorchScript modules no longer have the Python code that is traced)"
         )
     name = name or type(model).__name__
-    tell = on_step or _tell_nobody
+    with _without_collection():
+        return _captured(model, example, name, max_tensors, on_step or _tell_nobody)
+
+
+def _captured(
+    model: nn.Module,
+    example: Example,
+    name: str,
+    max_tensors: int,
+    tell: Callable[[str], object],
+) -> Graph:
+    """Capture a model by the first tracer whose graph is the model."""
     tell("running the model")
     own = _copied(model, name)
     bound = bind_arguments(own, example)
@@ -93,6 +106,22 @@ def capture(
         f"{name} cannot be captured.\n  " + "\n  ".join(failures) + "\n  Control flow must not "
         "depend on the values of tensors: move it out of forward(), or use torch.where"
     )
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause Python's garbage collection.
+
+    Copies of modules, and nodes, are many objects that live. The collector walks over them, and
+    over all that torch has imported, again and again: half of the time of tracing.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _tell_nobody(step: str) -> None:

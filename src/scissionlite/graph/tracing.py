@@ -12,17 +12,23 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._sympy.numbers import int_oo
 
 from scissionlite.errors import CaptureError
 from scissionlite.graph.analysis import placeholders
 from scissionlite.graph.arguments import map_leaves, named_leaves
 from scissionlite.graph.mutation import MutatingProxy, make_functional
+from scissionlite.graph.user_code import line_being_run
 
 
 class _Tracer(fx.Tracer):
     """Symbolic tracing that keeps modules with a training mode whole, subclasses included."""
 
-    record_stack_traces = True  # for the lines that errors name
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        # One line, for errors to name; record_stack_traces formats the whole stack of each node.
+        node.stack_trace = line_being_run()
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return MutatingProxy(node, self)
@@ -123,9 +129,25 @@ def _trace_by_export(
                 map_leaves(bound.kwargs, doubled),
                 dynamic_shapes=map_leaves(dict(bound.arguments), dynamic),
             )
+            if conditions := _conditions(program):
+                raise CaptureError(
+                    f"the computation depends on the batch size: it is another unless {conditions}"
+                )
         else:
             program = torch.export.export(model, bound.args, bound.kwargs)
         return program_module(program)
+
+
+def _conditions(program: torch.export.ExportedProgram) -> str:
+    """The conditions on sizes under which an exported program is the model; empty if none."""
+    sizes = (
+        f"{bounds.lower} <= batch <= {bounds.upper}"
+        for bounds in program.range_constraints.values()
+        # Export takes a size of 0 or 1 for a constant, and 2 as the least of others.
+        if bounds.lower > 2 or bounds.upper != int_oo
+    )
+    # Without a public name: conditions that are no bounds, such as "batch != 7".
+    return ", ".join([*sizes, *getattr(program, "_guards_code", ())])
 
 
 def program_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
