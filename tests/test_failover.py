@@ -85,9 +85,9 @@ def answer_through(
         assert time.monotonic() < guard
         while len(in_flight) < at_once:
             number = len(answers) + len(in_flight)
-            future = device.submit(frames[number % 12])
-            future.add_done_callback(functools.partial(note, number))
-            in_flight.append((number, future))
+            submitted = device.submit(frames[number % 12])
+            submitted.add_done_callback(functools.partial(note, number))
+            in_flight.append((number, submitted))
         number, future = in_flight.pop(0)
         answers.append(future.result(LONG))
         np.testing.assert_array_equal(answers[-1].output, expected[number % 12])

@@ -2,6 +2,7 @@
 
 ``device``         Device: what callers use; ``inputs`` and ``answers`` are its values
 ``answering``      Answering: the caller's thread, and the local fallback's; ``side`` computes
+``streams``        FrameStream: the newest frames of a source; ``asynchronous`` for asyncio
 ``threads``        DeviceThreads: their end: closed, dropped, or forked; ``futures`` callbacks
 ``edges``          Edges: which edge a request goes to; ``alternatives`` who else answers it
 ``connection``     EdgeConnection: starts and ends the I/O thread of an edge, hands it requests

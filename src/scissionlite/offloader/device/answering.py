@@ -20,7 +20,7 @@ from scissionlite.offloader.device.threads import DeviceThreads
 from scissionlite.offloader.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from scissionlite.offloader.device.edges import Edges
+    from scissionlite.offloader.device.connection import EdgeConnection
     from scissionlite.offloader.device.messages import Reply
 
 
@@ -56,6 +56,11 @@ class Answering:
         self._slowdown = slowdown
         self._last: tuple[Answer, float] | None = None  # of an edge, and when it came
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the fallback computes here."""
+        return self._local is not None
+
     def begin(
         self,
         device: object,
@@ -68,50 +73,76 @@ class Answering:
 
         ``started`` and ``expires`` are monotonic times.
         """
+        work = self.prepare(device, inputs, threads, started, expires)
+        if threads.edges is None:
+            self.answer_locally(work)
+            return work.future
+        try:
+            try:
+                connection = threads.edges.reserve(work.connect_by, work.edge_expires)
+            finally:
+                threads.tried = True
+        except OffloadError:
+            if not self.fall_back(work):
+                raise
+        else:
+            self.send(work, connection)
+        return work.future
+
+    def prepare(
+        self,
+        device: object,
+        inputs: CheckedInputs,
+        threads: DeviceThreads,
+        started: float,
+        expires: float,
+    ) -> Inference:
+        """Begin an inference, and share its time; parameters as :meth:`begin`."""
         if threads.closed:
             raise OffloadError("the device was closed")
-        future: AnswerFuture[Answer] = AnswerFuture(threads.callbacks, threads.unanswered)
-        watch = Stopwatch(self._slowdown)
-        work = Inference(device, started, expires, watch, inputs, threads, future)
-        future.set_running_or_notify_cancel()
-        if threads.edges is None or self._side is None:
-            self._answer_locally(work)
-            return future
-        try:
-            reply = self._send(work, threads.edges, self._side)
-        except OffloadError:
-            if threads.closed or not (self._local or self._repeat_last(work)):
-                raise
-            if self._local is not None:
-                self._answer_locally(work)
-            return future
-        if self._local is not None:
-            # The caller may overwrite its arrays once this returns.
-            work.inputs = tuple(array.copy() for array in inputs)
-        reply.add_done_callback(lambda done: self._settle(work, done))
-        return future
-
-    def _send(self, work: Inference, edges: Edges, side: DeviceSide) -> Future[Reply]:
-        """Compute the payloads and send them; the reply comes by the time that remains for it."""
-        threads = work.threads
-        connect_by = expires = work.expires
+        connect_by = edge_expires = expires
         if self._fallback != "raise":
             # The edge has until a local answer must begin, but half of the time in any case. It
             # is waited for only at first use: while it is away, the fallback answers at once.
-            half = (work.expires - work.started) / 2
-            expires -= 0.0 if self._local is None else min(half, 1.25 * self._local.seconds)
-            connect_by = work.started if threads.tried else work.started + half
-        start = time.monotonic()
+            half = (expires - started) / 2
+            edge_expires -= 0.0 if self._local is None else min(half, 1.25 * self._local.seconds)
+            connect_by = started if threads.tried else started + half
+        future: AnswerFuture[Answer] = AnswerFuture(threads.callbacks, threads.unanswered)
+        future.set_running_or_notify_cancel()
+        watch = Stopwatch(self._slowdown)
+        return Inference(device, started, connect_by, edge_expires, watch, inputs, threads, future)
+
+    def send(self, work: Inference, connection: EdgeConnection) -> None:
+        """Compute the payloads and send them, for which credit was reserved, or fall back."""
         try:
-            connection = edges.reserve(connect_by, expires)
-        finally:
-            threads.tried = True
+            reply = self._send(work, connection)
+        except OffloadError:
+            if not self.fall_back(work):
+                raise
+            return
+        if self._local is not None:
+            # The caller may overwrite its arrays once this returns.
+            work.inputs = tuple(array.copy() for array in work.inputs)
+        reply.add_done_callback(lambda done: self._settle(work, done))
+
+    def fall_back(self, work: Inference) -> bool:
+        """Answer without an edge; False if there is no fallback."""
+        if work.threads.closed:
+            return False
+        if self._local is None:
+            return self._repeat_last(work)
+        self.answer_locally(work)
+        return True
+
+    def _send(self, work: Inference, connection: EdgeConnection) -> Future[Reply]:
+        threads, expires = work.threads, work.edge_expires
+        assert self._side is not None  # or there were no edge
         try:
             if not threads.compute.acquire(timeout=max(expires - time.monotonic(), 0)):
                 raise DeadlineExceededError("other inferences kept the device busy")
-            work.watch.seconds["wait"] = time.monotonic() - start
+            work.watch.seconds["wait"] = time.monotonic() - work.started
             try:
-                tensors, payloads = side.make_request(work.inputs, work.watch)
+                tensors, payloads = self._side.make_request(work.inputs, work.watch)
             finally:
                 threads.compute.release()
         except BaseException:
@@ -136,7 +167,7 @@ class Answering:
             work.future.set_result(answer)
         elif self._local is not None and not work.threads.closed:
             try:
-                job = work.threads.fallback.submit(self._answer_locally, work)
+                job = work.threads.fallback.submit(self.answer_locally, work)
             except RuntimeError:  # closed meanwhile
                 work.future.set_exception(error)
             else:
@@ -144,7 +175,8 @@ class Answering:
         elif work.threads.closed or not self._repeat_last(work):
             work.future.set_exception(error)
 
-    def _answer_locally(self, work: Inference) -> None:
+    def answer_locally(self, work: Inference) -> None:
+        """Answer with the uncut network."""
         assert self._local is not None
         with work.threads.compute:
             outputs = self._local.answer(work.inputs, work.watch)

@@ -51,14 +51,20 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Inference(msgspec.Struct, eq=False):
-    """An inference under way; ``started`` and ``expires`` are monotonic times.
+    """An inference under way.
 
-    ``device`` is held until it has its answer, so that one that is dropped still answers.
+    Attributes
+    ----------
+    device : Device
+        Held until it has its answer, so that one that is dropped still answers.
+    started, connect_by, edge_expires : float
+        Monotonic times: its begin; until when to wait for a connection; until when for the edge.
     """
 
     device: object
     started: float
-    expires: float
+    connect_by: float
+    edge_expires: float
     watch: Stopwatch
     inputs: CheckedInputs
     threads: DeviceThreads

@@ -7,8 +7,7 @@ import math
 import platform
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -17,14 +16,17 @@ from scissionlite.bundle import Bundle
 from scissionlite.offloader import wire
 from scissionlite.offloader.device.answering import Answering
 from scissionlite.offloader.device.answers import Answer, Fallback
-from scissionlite.offloader.device.inputs import Input, Output, check_inputs
+from scissionlite.offloader.device.futures import AnswerFuture
+from scissionlite.offloader.device.inputs import CheckedInputs, Input, Output, check_inputs
 from scissionlite.offloader.device.side import DeviceSide, LocalSide
 from scissionlite.offloader.device.threads import DeviceThreads
 from scissionlite.offloader.wire.endpoints import Endpoints
 
 if TYPE_CHECKING:
+    from scissionlite.offloader.device.asynchronous import AsyncFrameStream
     from scissionlite.offloader.device.edges import Edges
     from scissionlite.offloader.device.link_meter import LinkEstimate
+    from scissionlite.offloader.device.streams import FrameStream
     from scissionlite.offloader.link_keys import DeviceKeys
 
 
@@ -225,7 +227,7 @@ class Device:
         """
         return self.submit(x, deadline).result().output
 
-    def submit(self, x: Input, deadline: float | None = None) -> Future[Answer]:
+    def submit(self, x: Input, deadline: float | None = None) -> AnswerFuture[Answer]:
         """Begin to answer one input; several may be under way.
 
         Computes the device's part before it returns. Waits as long as the edge's credit is used
@@ -235,18 +237,100 @@ class Device:
         -------
         concurrent.futures.Future of Answer
             Ends with the answer, or with an exception that :meth:`infer` names. Cannot be
-            cancelled. Callbacks run one after the other in a thread that does nothing else, so
-            they may take long, and may submit, infer and close.
+            cancelled, and may be awaited. Callbacks run one after the other in a thread that does
+            nothing else, so they may take long, and may submit, infer and close.
 
         Raises
         ------
         ValueError, EdgeUnavailableError, DeadlineExceededError, BundleMismatchError, OffloadError
             As :meth:`infer`, if the error is found before anything could be sent.
         """
-        started = time.monotonic()
-        expires = started + (self._deadline if deadline is None else _check_deadline(deadline))
-        inputs = check_inputs(self._bundle.manifest, x)
+        started, expires, inputs = self._begin(x, deadline)
         return self._answering.begin(self, inputs, self._threads, started, expires)
+
+    async def infer_async(self, x: Input, deadline: float | None = None) -> Output:
+        """Answer one input for asyncio; parameters, result and errors as :meth:`infer`."""
+        return (await self.submit_async(x, deadline)).output
+
+    async def submit_async(self, x: Input, deadline: float | None = None) -> Answer:
+        """Answer one input for asyncio; any number of tasks may await answers.
+
+        The loop goes on meanwhile, and no thread waits. The device's part is computed in a thread
+        of the device, so ``x`` must stay as it is until this returns. A task that is cancelled
+        leaves nothing behind; what was sent already is answered to nobody. Parameters and errors
+        as :meth:`infer`.
+        """
+        from scissionlite.offloader.device.asynchronous import answer_async
+
+        started, expires, inputs = self._begin(x, deadline)
+        work = self._answering.prepare(self, inputs, self._threads, started, expires)
+        return await answer_async(self._answering, work)
+
+    def stream(
+        self, frames: Iterable[Input], *, deadline: float | None = None, in_flight: int = 2
+    ) -> FrameStream:
+        """Answer the frames of a source that does not wait, such as a camera.
+
+        The source is read in a thread of its own. When a frame comes while ``in_flight`` others
+        are under way, it waits, and a newer one takes its place. So answers are always to frames
+        that are as new as the device and the link allow.
+
+        Parameters
+        ----------
+        frames
+            Inputs as :meth:`infer` takes them; they are copied. A generator is closed at the end.
+        deadline
+            Seconds for each frame, from the moment when it is taken; by default the device's.
+        in_flight
+            Frames that may be under way. With 2, the device computes while the edge does.
+
+        Returns
+        -------
+        FrameStream
+            An iterator of pairs: the frame's number in the source, from 0, and its
+            :class:`Answer`, or the exception that :meth:`submit` or its future raised. In the
+            order of the source. ``dropped`` counts the frames left out. An exception of the
+            source is raised after the answers to the frames before it; so is the OffloadError of
+            a device that is closed.
+
+        Raises
+        ------
+        ValueError
+            If ``in_flight`` or ``deadline`` is out of range.
+        """
+        from scissionlite.offloader.device.streams import FrameStream
+
+        seconds = self._deadline if deadline is None else _check_deadline(deadline)
+        return FrameStream(
+            lambda frame: self.submit(frame, seconds),
+            lambda: self._threads.closed,
+            frames,
+            in_flight,
+        )
+
+    def stream_async(
+        self,
+        frames: Iterable[Input] | AsyncIterable[Input],
+        *,
+        deadline: float | None = None,
+        in_flight: int = 2,
+    ) -> AsyncFrameStream:
+        """Answer the frames of a source that does not wait, for asyncio.
+
+        As :meth:`stream`, as an asynchronous iterator. A source that is an asynchronous iterable
+        itself is read in a task, any other in a thread.
+        """
+        import asyncio
+
+        from scissionlite.offloader.device.asynchronous import AsyncFrameStream
+
+        seconds = self._deadline if deadline is None else _check_deadline(deadline)
+        return AsyncFrameStream(
+            lambda frame: asyncio.ensure_future(self.submit_async(frame, seconds)),
+            lambda: self._threads.closed,
+            frames,
+            in_flight,
+        )
 
     def close(self) -> None:
         """Say Goodbye, and end every future that has no answer yet with an OffloadError.
@@ -254,6 +338,12 @@ class Device:
         Waits for the callbacks under way, unless one of them calls it.
         """
         self._threads.close()
+
+    def _begin(self, x: Input, deadline: float | None) -> tuple[float, float, CheckedInputs]:
+        """The time now, the time by which an answer is due, and the inputs."""
+        started = time.monotonic()
+        seconds = self._deadline if deadline is None else _check_deadline(deadline)
+        return started, started + seconds, check_inputs(self._bundle.manifest, x)
 
 
 def _check_deadline(deadline: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from scissionlite.bundle import Bundle
@@ -15,6 +16,20 @@ from scissionlite.offloader.device.credit import Credit
 from scissionlite.offloader.device.link_meter import LinkEstimate
 from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire.endpoints import Endpoints
+
+
+class _Changes(threading.Condition):
+    """A condition that also tells those who cannot wait in a thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchers: list[Callable[[], object]] = []
+
+    def notify_all(self) -> None:
+        """Wake up all threads that wait, and call all watchers."""
+        super().notify_all()
+        for watcher in list(self.watchers):
+            watcher()
 
 
 class _Edge(NamedTuple):
@@ -49,7 +64,7 @@ class Edges:
         *,
         fallback: bool,
     ) -> None:
-        self._changed = threading.Condition()  # common: a caller waits for any of the edges
+        self._changed = _Changes()  # common: a caller waits for any of the edges
         alternatives = Alternatives(fallback=fallback)
         self._edges: list[_Edge] = []
         for endpoints, keys in links:
@@ -79,21 +94,34 @@ class Edges:
 
         Parameters and errors as :meth:`.credit.Credit.reserve`.
         """
+        with self._changed:
+            while isinstance(found := self.try_reserve(connect_by, expires), float):
+                self._changed.wait(found)
+            return found
+
+    def try_reserve(self, connect_by: float, expires: float) -> EdgeConnection | float:
+        """Reserve credit if there is some at once; return the connection, or the seconds to wait.
+
+        Parameters and errors as :meth:`.credit.Credit.reserve`.
+        """
         for each in self._edges:
             each.connection.start()
-        if len(self._edges) == 1:
-            self._edges[0].credit.reserve(connect_by, expires)
-            return self._edges[0].connection
         with self._changed:
-            while True:
-                chosen = self._choose()
-                if chosen is not None and chosen.credit.take():
-                    return chosen.connection
-                if chosen is not None:
-                    left = chosen.credit.time_to_wait(connect_by, expires)
-                else:
-                    left = self._time_to_connect(connect_by)
-                self._changed.wait(left)
+            chosen = self._choose()
+            if chosen is not None and chosen.credit.take():
+                return chosen.connection
+            if chosen is None and len(self._edges) > 1:
+                return self._time_to_connect(connect_by)
+            return (chosen or self._edges[0]).credit.time_to_wait(connect_by, expires)
+
+    @contextmanager
+    def watch(self, watcher: Callable[[], object]) -> Iterator[None]:
+        """Have a function called, in any thread, when :meth:`try_reserve` may be tried again."""
+        self._changed.watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._changed.watchers.remove(watcher)
 
     def close(self) -> None:
         """Say Goodbye, fail the unanswered requests, and stop; may be called again."""

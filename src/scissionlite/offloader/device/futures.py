@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -122,6 +122,12 @@ class AnswerFuture(Future[T]):
         at_once = self.done() and not callbacks.in_callback
         call = callbacks.call_here if at_once else callbacks.call
         super().add_done_callback(functools.partial(call, fn))
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait for the answer in a coroutine, as for an asyncio future."""
+        import asyncio  # only who awaits needs it
+
+        return asyncio.wrap_future(self).__await__()
 
     def abandon(self) -> None:
         """End the future in a forked child: its answer goes to the parent."""

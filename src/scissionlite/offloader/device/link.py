@@ -23,6 +23,7 @@ from scissionlite.offloader.wire.probe import probe_header
 logger = logging.getLogger(__name__)
 
 _HELLO_TIMEOUT = 5.0  # four round trips (TCP, ZeroMQ, Hello) over the worst of links
+_FIRST_HEARTBEAT = 0.05  # seconds, doubled until it is the edge's interval
 
 
 class EdgeLink:
@@ -179,7 +180,8 @@ class EdgeLink:
     def _send_ping(self, heartbeat: float, now: float) -> None:
         self._ping = (self._ping[0] + 1, now)
         self._sockets.send(control.Ping(self._ping[0]))
-        self._next_ping = now + heartbeat
+        # The first ones come quickly: they measure the round trip.
+        self._next_ping = now + min(heartbeat, _FIRST_HEARTBEAT * 2.0 ** min(self._ping[0], 20))
         # Counts from the first unanswered Ping on; anything that the edge sends answers it.
         self._give_up_at = min(self._give_up_at, now + control.MISSED_HEARTBEATS * heartbeat)
 
@@ -191,7 +193,8 @@ class EdgeLink:
     def _measure(self, message: control.ToDevice, frames: list[memoryview], now: float) -> None:
         """Take what an answer says about the path, and about the link."""
         if isinstance(message, control.Pong) and message.sequence == self._ping[0]:
-            self._path.meter.round_trip(now - self._ping[1], idle=self._path.idle)
+            idle = self._path.idle_since(self._ping[1])
+            self._path.meter.round_trip(now - self._ping[1], idle=idle)
         elif isinstance(message, control.Result):
             edge_seconds = message.queue + message.decode + message.run
             self._path.answered(message.request, sum(map(len, frames)), now, edge_seconds)

@@ -95,6 +95,10 @@ class TensorPath:
         """Whether all that was sent has arrived."""
         return not self._sent
 
+    def idle_since(self, at: float) -> bool:
+        """Whether it was idle at a monotonic time, and nothing was sent since."""
+        return self.idle and self._proven_at <= at
+
     @property
     def next_event(self) -> float:
         """Monotonic time at which :meth:`probe_due` or :meth:`lost` may say something new."""
