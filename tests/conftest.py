@@ -42,6 +42,20 @@ PREPROCESSING = Preprocessing(size=(32, 32))
 TEXTURES = Preprocessing(size=(64, 64))
 
 
+_LONGEST_FIRST = (
+    *("test_cli", "test_end_to_end", "test_graph", "test_offloader_commands", "test_preprocessor"),
+    *("test_runtimes", "test_trainer", "test_capture", "test_remote_profile", "test_profiler"),
+    *("test_usage", "test_recovery", "test_fork"),
+)
+"""The files that take longest: `make test` gives a file to one process, and none at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that all processes end at about the same time."""
+    rank = {name: position for position, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of the shared data sets; skips the test where it is missing."""

@@ -1,4 +1,4 @@
-"""Processes of the tests: started, read line by line, stopped."""
+"""Commands of the tests, here and as processes: started, read line by line, stopped."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from typer.testing import CliRunner, Result
+
+from scissionlite.cli import app
+
+
+def run_here(*arguments: object, **environment: str) -> Result:
+    """Run a command in this process, which has imported what takes long; it keeps its handlers."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return CliRunner().invoke(app, [*map(str, arguments)], env=environment)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class Process:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +18,8 @@ import pytest
 import torch
 import typer
 from PIL import Image
+from processes import run_here
 from typer.main import get_command
-from typer.testing import CliRunner
 
 import scissionlite as sl
 from scissionlite.cli import app
@@ -59,10 +58,7 @@ def in_own_process(*arguments: str | Path, fails: int = 0) -> str:
 
 def scissionlite(*arguments: str | Path, fails: int = 0) -> str:
     """Run a command here; its output, or its errors where it has to fail."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    done = CliRunner().invoke(app, [*map(str, arguments)])
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    done = run_here(*arguments)
     if not isinstance(done.exception, SystemExit | None):
         raise done.exception
     assert done.exit_code == fails, done.stderr

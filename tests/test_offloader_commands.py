@@ -30,11 +30,9 @@ from peers import (
     Sockets,
     in_one_process,
 )
-from processes import Process
-from typer.testing import CliRunner
+from processes import Process, run_here
 
 from scissionlite.bundle import Bundle
-from scissionlite.cli import app
 from scissionlite.errors import EdgeUnavailableError
 from scissionlite.offloader import Device, Timeouts
 from scissionlite.offloader.device.diagnosis import connection_trouble
@@ -66,7 +64,7 @@ def test_a_device_imports_nothing_that_only_others_need() -> None:
 
 
 def test_a_device_that_is_never_closed_does_not_keep_python_from_exiting(
-    tiny_bundle: Bundle,
+    onnx_bundle: Bundle,
 ) -> None:
     code = (
         "import sys, scissionlite as sl; "
@@ -75,7 +73,7 @@ def test_a_device_that_is_never_closed_does_not_keep_python_from_exiting(
         "except sl.ScissionLiteError: print('away')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_bundle.path)],
+        [sys.executable, "-c", code, str(onnx_bundle.path)],
         timeout=LONG,
         capture_output=True,
         text=True,
@@ -92,6 +90,12 @@ def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def onnx_bundle(make_bundle: BundleFactory) -> Bundle:
+    """The tiny network for ONNX Runtime: the processes start without torch."""
+    return make_bundle(runtime="onnx")
+
+
 @pytest.fixture
 def images(tmp_path: object, frames: Frames) -> str:
     from PIL import Image
@@ -102,26 +106,26 @@ def images(tmp_path: object, frames: Frames) -> str:
 
 
 def test_serve_and_run(
-    tiny_bundle: Bundle,
+    onnx_bundle: Bundle,
     frames: Frames,
     images: str,
     start_process: Callable[..., Process],
 ) -> None:
-    command = ["scissionlite", "serve", str(tiny_bundle.path), "--bind", LOCAL, "--json"]
+    command = ["scissionlite", "serve", str(onnx_bundle.path), "--bind", LOCAL, "--json"]
     edge = start_process(*command, "--credit", "2")
     ready = edge.read_json()
-    assert (ready["event"], ready["bundle"]) == ("ready", tiny_bundle.id)
+    assert (ready["event"], ready["bundle"]) == ("ready", onnx_bundle.id)
     connect = ["--connect", ready["endpoint"], "--control", ready["control_endpoint"]]
-    done = run_command("run", tiny_bundle.path, images, *connect, "--repeat", 2, "--json")
+    done = run_command("run", onnx_bundle.path, images, *connect, "--repeat", 2, "--json")
     assert done.returncode == 0, done.stderr
     printed = msgspec.json.decode(done.stdout)
     assert [each["image"] for each in printed["answers"]] == [
         f"{images}/{i}.png" for i in (0, 0, 1, 1, 2, 2)
     ]
     for answer, frame in zip(printed["answers"][::2], frames[:3], strict=True):
-        output = in_one_process(tiny_bundle, frame).reshape(-1)
+        output = in_one_process(onnx_bundle, frame).reshape(-1)
         assert answer["class_index"] == int(output.argmax())
-        assert answer["class_name"] == tiny_bundle.manifest.classes[output.argmax()]
+        assert answer["class_name"] == onnx_bundle.manifest.classes[output.argmax()]
         softmax = np.exp(output - output.max()) / np.exp(output - output.max()).sum()
         assert answer["confidence"] == pytest.approx(softmax.max())
         assert answer["where"] == "edge"
@@ -130,7 +134,7 @@ def test_serve_and_run(
     summary = printed["summary"]
     assert (summary["answers"], summary["edge"], summary["local"]) == (6, 6, 0)
     assert summary["latency_p95"] >= summary["latency_median"] > 0
-    table = run_command("run", tiny_bundle.path, f"{images}/0.png", *connect)
+    table = run_command("run", onnx_bundle.path, f"{images}/0.png", *connect)
     assert table.returncode == 0, table.stderr
     assert "1 by the edge" in table.stdout
     assert edge.terminate() == 0
@@ -138,15 +142,15 @@ def test_serve_and_run(
 
 
 def test_serve_ends_on_sigint_too(
-    tiny_bundle: Bundle, start_process: Callable[..., Process]
+    onnx_bundle: Bundle, start_process: Callable[..., Process]
 ) -> None:
-    edge = start_process("scissionlite", "serve", str(tiny_bundle.path), "--bind", LOCAL, "--json")
+    edge = start_process("scissionlite", "serve", str(onnx_bundle.path), "--bind", LOCAL, "--json")
     edge.read_json()
     assert edge.terminate(signal.SIGINT) == 0
 
 
-def test_run_answers_locally(tiny_bundle: Bundle, images: str) -> None:
-    done = run_command("run", tiny_bundle.path, images, "--fallback", "local", "--json")
+def test_run_answers_locally(onnx_bundle: Bundle, images: str) -> None:
+    done = run_command("run", onnx_bundle.path, images, "--fallback", "local", "--json")
     assert done.returncode == 0, done.stderr
     assert msgspec.json.decode(done.stdout)["summary"]["local"] == 3
 
@@ -156,25 +160,26 @@ def test_exit_codes(tiny_bundle: Bundle, images: str, tmp_path: object) -> None:
     assert away.returncode == 1
     assert away.stderr.startswith("error: EdgeUnavailableError: no edge daemon answers")
     assert "Traceback" not in away.stderr
+    wrong = run_command("run", tiny_bundle.path, images)
+    assert wrong.returncode == 2, wrong.stderr
     for arguments in (
-        ("run", tiny_bundle.path, images),
         ("run", tiny_bundle.path, f"{images}/none.png", "--fallback", "local"),
         ("run", tiny_bundle.path, images, "--connect", "nonsense"),
         ("run", tiny_bundle.path, images, "--fallback", "remote"),
         ("serve", tiny_bundle.path, "--bind", "nonsense"),
         ("serve", tiny_bundle.path, "--runtime", "tvm"),
     ):
-        wrong = run_command(*arguments)
-        assert wrong.returncode == 2, wrong.stderr
+        result = run_here(*arguments)
+        assert result.exit_code == 2, result.stderr
     for command in (
         ("serve", tiny_bundle.path, "--bind", LOCAL),
         ("run", tiny_bundle.path, images, "--fallback", "local"),
     ):
-        other = run_command(*command, "--runtime", "onnx")
-        assert other.returncode == 1
+        other = run_here(*command, "--runtime", "onnx")
+        assert other.exit_code == 1
         assert "slice for onnx, only for torchscript" in " ".join(other.stderr.split())
-    missing = run_command("serve", f"{images}/none")
-    assert missing.returncode == 1
+    missing = run_here("serve", f"{images}/none")
+    assert missing.exit_code == 1
     assert "is not a bundle" in missing.stderr
 
 
@@ -221,11 +226,11 @@ def test_a_command_that_still_starts_ends_at_once_at_a_signal(
 
 
 def test_run_says_goodbye_at_sigterm(
-    tiny_bundle: Bundle, images: str, sockets: Sockets, start_process: Callable[..., Process]
+    onnx_bundle: Bundle, images: str, sockets: Sockets, start_process: Callable[..., Process]
 ) -> None:
-    edge = HandmadeEdge(sockets, tiny_bundle)
+    edge = HandmadeEdge(sockets, onnx_bundle)
     connect = ["--connect", edge.endpoint, "--control", edge.control, "--deadline", "60"]
-    process = start_process("scissionlite", "run", str(tiny_bundle.path), images, *connect)
+    process = start_process("scissionlite", "run", str(onnx_bundle.path), images, *connect)
     device_id = edge.greet()
     edge.request()
     assert process.terminate() == 128 + signal.SIGTERM
@@ -233,9 +238,9 @@ def test_run_says_goodbye_at_sigterm(
 
 
 def test_the_log_of_serve_says_who_comes_and_goes(
-    make_bundle: BundleFactory, frames: Frames, free_port: Callable[[], int]
+    onnx_bundle: Bundle, frames: Frames, free_port: Callable[[], int]
 ) -> None:
-    bundle = make_bundle(runtime="onnx")  # which starts faster
+    bundle = onnx_bundle
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     process = subprocess.Popen(
         [sys.executable, "-m", "scissionlite", "serve", str(bundle.path), "--bind", endpoint],
@@ -259,21 +264,21 @@ def test_the_log_of_serve_says_who_comes_and_goes(
 
 
 def test_limits_and_names_are_options(
-    tiny_bundle: Bundle, images: str, sockets: Sockets, start_process: Callable[..., Process]
+    onnx_bundle: Bundle, images: str, sockets: Sockets, start_process: Callable[..., Process]
 ) -> None:
     edge = start_process(
-        *("scissionlite", "serve", str(tiny_bundle.path), "--bind", LOCAL, "--json"),
+        *("scissionlite", "serve", str(onnx_bundle.path), "--bind", LOCAL, "--json"),
         *("--credit", "3", "--queue", "5", "--heartbeat", "7.5", "--name", "line 4"),
     )
     ready = edge.read_json()
-    device = HandmadeDevice(sockets, tiny_bundle, ready["endpoint"], ready["control_endpoint"])
+    device = HandmadeDevice(sockets, onnx_bundle, ready["endpoint"], ready["control_endpoint"])
     welcome = device.hello()
     assert isinstance(welcome, control.Welcome)
     assert (welcome.credit, welcome.heartbeat, welcome.name) == (3, 7.5, "line 4")
-    handmade = HandmadeEdge(sockets, tiny_bundle)
+    handmade = HandmadeEdge(sockets, onnx_bundle)
     connect = ["--connect", handmade.endpoint, "--control", handmade.control, "--deadline", "60"]
     start_process(
-        *("scissionlite", "run", str(tiny_bundle.path), images, *connect, "--name", "camera 7")
+        *("scissionlite", "run", str(onnx_bundle.path), images, *connect, "--name", "camera 7")
     )
     assert handmade.hello().name == "camera 7"
 
@@ -295,7 +300,7 @@ def test_limits_and_names_are_options(
     ],
 )
 def test_wrong_usage_names_the_option(arguments: tuple[object, ...], expected: str) -> None:
-    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(map(str, arguments)))
+    done = run_here(*arguments, COLUMNS="200")
     assert done.exit_code == 2
     assert expected in done.stderr
 

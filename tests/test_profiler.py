@@ -39,10 +39,10 @@ def noise(size: int, count: int) -> list[np.ndarray[tuple[int, int, int], np.dty
     return [rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(count)]
 
 
-@pytest.fixture(scope="module", params=["torchscript", "onnx"])
-def measured(request: pytest.FixtureRequest) -> sl.Profile:
+@pytest.fixture(scope="module")
+def measured() -> sl.Profile:
     graph = sl.capture(network(), torch.zeros(1, 3, 32, 32), name="small")
-    return sl.profile(graph, name="here", runtime=request.param, repetitions=3, threads=1)
+    return sl.profile(graph, name="here", repetitions=3, threads=1)
 
 
 def test_a_profile_has_every_block_codec_slice_and_image(measured: sl.Profile) -> None:
@@ -86,6 +86,22 @@ def test_a_profile_has_every_block_codec_slice_and_image(measured: sl.Profile) -
     assert measured.host is not None
     assert measured.host.isa in _core.available_isas()
     assert measured.host.threads == 1
+
+
+def test_another_runtime_is_measured_with_its_own_slices() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, stride=2))
+    graph = sl.capture(model, torch.zeros(1, 3, 32, 32))
+    profile = sl.profile(graph, runtime="onnx", repetitions=2, threads=1)
+    assert profile.runtime == "onnx"
+    assert profile.host is not None
+    assert "onnxruntime" in profile.host.versions
+    assert [block.latency > 0 for block in profile.blocks] == [True, True]
+    assert [(each.block, each.device > 0, each.edge > 0) for each in profile.slices] == [
+        (0, True, True)
+    ]
+    assert {t.spec for t in profile.transfers} >= {*CODECS}
+    assert any(t.spec.learned for t in profile.transfers)
+    assert profile.offload.request > 0
 
 
 def _zstd_bytes(profile: sl.Profile, block: int) -> float:

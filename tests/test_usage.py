@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from conftest import BundleFactory
 from PIL import Image
+from processes import run_here as run
 from profiles import written
 from typer.main import get_command
-from typer.testing import CliRunner, Result
 
 import scissionlite as sl
 from scissionlite.atomic_folder import atomic_file
@@ -29,10 +29,6 @@ from scissionlite.scissiontl.link import write_links
 
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]  # a group
 SOURCES = Path(sl.__file__).parent
-
-
-def run(*arguments: object, **environment: str) -> Result:
-    return CliRunner().invoke(app, [*map(str, arguments)], env=environment)
 
 
 def last_line(*arguments: object) -> str:
