@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import OUTPUT
 from peers import LOCAL, LONG, NOWHERE, Frames, HandmadeEdge, Sockets, device_of, in_one_process
 
@@ -26,7 +27,20 @@ from scissionlite.offloader import Device, EdgeServer
 from scissionlite.offloader.device.edge_client import EdgeClient
 from scissionlite.offloader.wire import control
 
-pytestmark = pytest.mark.usefixtures("no_threads_left")
+pytestmark = pytest.mark.usefixtures("no_threads_left", "no_helpers_of_torch")
+
+
+@pytest.fixture
+def no_helpers_of_torch() -> Iterator[None]:
+    """Let torch compute in the calling thread alone.
+
+    OpenMP starts helpers for each thread that computes, and they stay as long as that thread does.
+    Where OMP_NUM_THREADS is not 1, a test's own thread that calls a device would keep one more.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def held() -> tuple[int, int]:
