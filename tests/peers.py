@@ -18,6 +18,7 @@ from scissionlite.offloader import Device, DeviceKeys, EdgeServer, wire
 from scissionlite.offloader.bundle_tensors import result_tensors
 from scissionlite.offloader.device.side import DeviceSide
 from scissionlite.offloader.edge.side import EdgeSide
+from scissionlite.offloader.socket_inputs import SocketInputs
 from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
@@ -102,16 +103,18 @@ class HandmadeEdge:
         self._waker.wake()
 
     def _serve(self, pull: zmq.Socket[bytes], router: zmq.Socket[bytes]) -> None:
-        poller = zmq.Poller()
-        poller.register(pull, zmq.POLLIN)
-        poller.register(router, zmq.POLLIN)
+        inputs = SocketInputs()
+        inputs.add(pull)
+        inputs.add(router)
         while not self._ended:
-            self._waker.wait(poller, int(1000 * LONG))
+            inputs.wait(self._waker, int(1000 * LONG))
             while not self._to_send.empty():
                 router.send_multipart(self._to_send.get())
-            while pull.poll(0):
+            while frames := inputs.receive(pull):
                 header, _ = wire.unpack(
-                    pull.recv_multipart(), wire.MessageKind.REQUEST, wire.MessageKind.PROBE
+                    [frame.buffer for frame in frames],
+                    wire.MessageKind.REQUEST,
+                    wire.MessageKind.PROBE,
                 )
                 if header.kind is wire.MessageKind.REQUEST:
                     self._requests.put(header)
@@ -120,8 +123,9 @@ class HandmadeEdge:
                 reply = control.ProbeReply(header.request_id, self.probes[-1])
                 if self.answers_probes:
                     router.send_multipart([header.device_id, control.encode(reply)])
-            while router.poll(0):
-                device_id, frame = router.recv_multipart()
+            inputs.used(router)
+            while frames := inputs.receive(router):
+                device_id, frame = (frame.bytes for frame in frames)
                 message = control.decode_at_edge(frame)
                 self._heard.put((device_id, message))
                 if isinstance(message, control.Ping) and self.answers_pings:

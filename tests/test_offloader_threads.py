@@ -5,6 +5,7 @@ Time-outs here only guard against hangs; no outcome depends on how fast the mach
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from scissionlite.errors import (
 )
 from scissionlite.offloader import EdgeServer
 from scissionlite.offloader.device.credit import Credit
+from scissionlite.offloader.socket_inputs import SocketInputs
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -151,7 +153,7 @@ def waker() -> Any:
 
 
 def test_a_wake_up_ends_the_wait_under_way(waker: Waker, background: Background) -> None:
-    waiting = background(waker.wait, zmq.Poller(), LONG_MS)
+    waiting = background(waker.wait, select.poll(), LONG_MS)
     assert is_waiting(waiting)
     waker.wake()
     waiting.result(LONG / 2)
@@ -160,7 +162,7 @@ def test_a_wake_up_ends_the_wait_under_way(waker: Waker, background: Background)
 def test_a_wake_up_before_the_wait_is_not_lost_and_several_are_one(
     waker: Waker, background: Background
 ) -> None:
-    poller = zmq.Poller()
+    poller = select.poll()
     for _ in range(3):
         waker.wake()
     background(waker.wait, poller, LONG_MS).result(LONG / 2)
@@ -176,16 +178,37 @@ def test_a_message_ends_the_wait_too_and_keeps_the_wake_up(
     receiver, sender = sockets(zmq.PAIR), sockets(zmq.PAIR)
     receiver.bind("inproc://waker")
     sender.connect("inproc://waker")
-    poller = zmq.Poller()
-    poller.register(receiver, zmq.POLLIN)
+    inputs = SocketInputs()
+    inputs.add(receiver)
+    assert inputs.receive(receiver) == []
     sender.send(b"message")
-    waker.wait(poller, LONG_MS)
-    assert receiver.recv(zmq.NOBLOCK) == b"message"
+    inputs.wait(waker, LONG_MS)
+    assert [frame.bytes for frame in inputs.receive(receiver)] == [b"message"]
+    assert inputs.receive(receiver) == []
     waker.wake()
-    waker.wait(poller, LONG_MS)
+    inputs.wait(waker, LONG_MS)
     start = time.monotonic()
-    waker.wait(poller, 50)  # nothing there: the wake-up was taken
+    inputs.wait(waker, 50)  # nothing there: the wake-up was taken
     assert time.monotonic() - start >= 0.04
+
+
+def test_a_message_that_a_send_took_notice_of_is_read(
+    sockets: Callable[[int], zmq.Socket[bytes]],
+) -> None:
+    here, there = sockets(zmq.PAIR), sockets(zmq.PAIR)
+    here.bind("inproc://used")
+    there.connect("inproc://used")
+    inputs = SocketInputs()
+    inputs.add(here)
+    for number in range(50):
+        assert inputs.receive(here) == []
+        there.send(b"%d" % number)
+        time.sleep(0.004)  # libzmq looks for news at a send only every few milliseconds
+        here.send(b"a send that takes notice")
+        there.recv()
+        inputs.used(here)
+        assert inputs.may_read(here)
+        assert [frame.bytes for frame in inputs.receive(here)] == [b"%d" % number]
 
 
 def test_each_loop_is_woken_for_each_thing_to_do(

@@ -58,6 +58,9 @@ def serve(
         ),
     ] = None,
     threads: ThreadsOption = None,
+    workers: Annotated[
+        int, typer.Option(help="Requests that are worked on at once.", min=1, max=1024)
+    ] = 1,
     runtime: SliceRuntimeOption = None,
     name: Annotated[
         str | None,
@@ -123,6 +126,7 @@ def serve(
             bind,
             control=control,
             threads=threads,
+            workers=workers,
             runtime=runtime,
             limits=limits,
             name=name,

@@ -1,17 +1,17 @@
 """The Offloader runs the slices: :class:`Device` on the device, :class:`EdgeServer` at the edge.
 
-A frame's way, thread by thread; ``wire`` has the formats, and nothing imports torch:
+A frame's way; the leader is the one thread that waits at the sockets (``device.connection``,
+``edge.threads``); ``wire`` has the formats; nothing imports torch:
 
-| thread                   | calls                                                             |
-| ------------------------ | ----------------------------------------------------------------- |
-| caller of Device.submit  | check_inputs, Credit.reserve, DeviceSide.make_request: a Request  |
-| scissionlite-device      | DeviceLoop.step: Request -> wire.pack -> frames on PUSH           |
-| scissionlite-edge        | EdgeLoop.step: PULL -> wire.unpack -> Schedule: a Job             |
-| scissionlite-edge-worker | EdgeSide.answer: Job -> Done; Waker.wake                          |
-| scissionlite-edge        | EdgeLoop.step: Done -> wire.pack -> Result and frames on ROUTER   |
-| scissionlite-device      | DeviceLoop.step: DEALER -> wire.unpack -> Reply -> Answer         |
-| scissionlite-fallback    | LocalSide.answer -> Answer, when the edge gave none               |
-| scissionlite-callbacks   | AnswerFuture: the callbacks of users                              |
+| thread                  | calls                                                              |
+| ----------------------- | ------------------------------------------------------------------ |
+| caller of Device.submit | check_inputs, Edges.reserve, DeviceSide.make_request: a Request    |
+| the same                | DeviceLoop.add: Request -> wire.pack -> frames on PUSH             |
+| leader at the edge      | EdgeLoop.step: PULL -> wire.unpack -> Schedule: a Job              |
+| the same                | EdgeSide.finish: Job -> Done; EdgeLoop.finish: frames on ROUTER    |
+| leader on the device    | DeviceLoop.serve: DEALER -> wire.unpack -> Reply -> Answer         |
+| scissionlite-fallback   | LocalSide.answer -> Answer, when the edge gave none                |
+| scissionlite-callbacks  | AnswerFuture: the callbacks of users                               |
 """
 
 from __future__ import annotations

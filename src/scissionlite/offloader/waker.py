@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
-
-import zmq
 
 
 class Waker:
@@ -26,11 +25,20 @@ class Waker:
             if self._fd >= 0:
                 os.eventfd_write(self._fd, 1)
 
-    def wait(self, poller: zmq.Poller, milliseconds: int) -> None:
-        """Wait for a poller's sockets or for a wake-up, at most so long; of the loop's thread."""
-        poller.register(self._fd, zmq.POLLIN)
-        if self._fd in dict(poller.poll(milliseconds)):
+    def wait(self, poller: select.poll, milliseconds: int) -> list[int]:
+        """Wait for a poller's descriptors or for a wake-up, at most so long; of the loop's thread.
+
+        Returns
+        -------
+        list of int
+            Descriptors of the poller that became readable.
+        """
+        poller.register(self._fd, select.POLLIN)
+        readable = [descriptor for descriptor, _ in poller.poll(milliseconds)]
+        if self._fd in readable:
             os.eventfd_read(self._fd)
+            readable.remove(self._fd)
+        return readable
 
     def close(self) -> None:
         """Free the counter; may be called again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Literal
@@ -149,7 +150,9 @@ class Answering:
             connection.release()
             raise
         work.bytes_sent = sum(tensor.nbytes for tensor in tensors)
-        return connection.send(tensors, payloads, expires)
+        reply = connection.send(tensors, payloads, expires)
+        work.future.lead = functools.partial(connection.lead, reply)
+        return reply
 
     def _settle(self, work: Inference, done: Future[Reply]) -> None:
         """Turn the edge's reply into the answer, in the connection's thread: compute nothing."""

@@ -1,14 +1,23 @@
-"""The device's connection to an edge daemon: its thread, its lifetime, and what callers use."""
+"""The device's connection to an edge daemon: who does its I/O, its lifetime, and what callers use.
+
+One thread at a time, the leader, waits for messages and handles them; this is the pattern
+Leader/Followers (Schmidt et al., Pattern-Oriented Software Architecture 2, 2000). A caller that
+waits for its own answer leads, if no other caller does, so that the answer reaches it without a
+switch of threads. Else the connection's own thread leads. It pauses after a caller has led, since
+the next request is probably near.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
 import threading
-from collections import deque
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 
 import zmq
 
@@ -21,14 +30,15 @@ from scissionlite.offloader.device.link_meter import LinkMeter
 from scissionlite.offloader.device.loop import DeviceLoop
 from scissionlite.offloader.device.messages import Reply, Request
 from scissionlite.offloader.link_keys import DeviceKeys
-from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.endpoints import Endpoints
 
 logger = logging.getLogger(__name__)
 
+_PAUSE = 0.05  # seconds without a caller that leads, after which the connection's thread does
+
 
 class EdgeConnection:
-    """A connection to an edge daemon, made at first use; its one thread owns all sockets.
+    """A connection to an edge daemon, made at first use.
 
     Parameters
     ----------
@@ -47,8 +57,6 @@ class EdgeConnection:
 
     Attributes
     ----------
-    endpoint : str
-        The daemon's tensor endpoint.
     meter : LinkMeter
         Measures the link.
     """
@@ -62,28 +70,27 @@ class EdgeConnection:
         credit: Credit,
         alternatives: Alternatives,
     ) -> None:
-        self.endpoint = endpoints.tensors
         self.meter = LinkMeter()
         self._credit = credit
-        self._outbox: deque[Request] = deque()
         self._make_loop = functools.partial(
             DeviceLoop,
             endpoints,
             bundle,
             name,
             self._credit,
-            self._outbox,
             keys,
             self.meter,
             alternatives=alternatives,
         )
         self._request_ids = itertools.count()
         self._stopped = False
-        self._lock = threading.Lock()
-        # Under the lock:
-        self._waker: Waker | None = None
+        self._leading = threading.Lock()  # held by the leader
+        self._caller: object | None = None  # the caller that leads, or is about to
+        self._paused = False  # the connection's thread, which one more in the queue resumes
+        self._resume: SimpleQueue[None] = SimpleQueue()
+        self._lock = threading.Lock()  # of those who start, and of callers who want to lead
+        self._loop: DeviceLoop | None = None
         self._thread: threading.Thread | None = None
-        self._closed: OffloadError | None = None
 
     @property
     def started(self) -> bool:
@@ -99,22 +106,22 @@ class EdgeConnection:
             If this machine has no descriptor or thread left for the connection.
         """
         with self._lock:
-            if self._thread is not None or self._closed is not None:
+            if self._thread is not None or self._credit.closed is not None:
                 return
-            waker = None
+            loop = None
             try:
-                waker = Waker()
-                loop = self._make_loop(waker)
+                loop = self._make_loop()
                 # A daemon thread: a device that is never closed must not keep Python from exiting.
                 thread = threading.Thread(
-                    target=self._run, args=(loop, waker), name="scissionlite-device", daemon=True
+                    target=self._run, args=(loop,), name="scissionlite-device", daemon=True
                 )
                 thread.start()
             except (OSError, zmq.ZMQError, RuntimeError) as error:
-                if waker is not None:
-                    waker.close()
-                raise OffloadError(f"no connection can be made: {error}") from error
-            self._waker, self._thread = waker, thread
+                failure = OffloadError(f"no connection can be made: {error}")
+                if loop is not None:
+                    loop.close(failure)
+                raise failure from error
+            self._loop, self._thread = loop, thread
 
     def release(self) -> None:
         """Give back the credit that :meth:`reserve` took, for a request that is not sent."""
@@ -132,61 +139,97 @@ class EdgeConnection:
         -------
         concurrent.futures.Future of Reply
             Ends by ``expires`` (monotonic) at the latest, with an OffloadError if not answered.
-            Its callbacks run in the connection's thread.
+            Its callbacks run in the thread that leads.
         """
+        assert self._loop is not None  # or there were no credit to reserve
         request = Request(next(self._request_ids), tensors, payloads, expires)
         request.reply.set_running_or_notify_cancel()
-        self._add(request)
+        self._loop.add(request)
+        self._end_pause()
         return request.reply
 
     def take_over(self, request: Request) -> bool:
         """Send a request that another edge was given and lost, if there is credit at once."""
-        if not self._credit.take():
+        if self._loop is None or not self._credit.take():
             return False
         request.id, request.sent, request.send_at = next(self._request_ids), False, 0.0
-        self._add(request)
+        self._loop.add(request)
+        self._end_pause()
         return True
+
+    def lead(self, reply: Future[Reply], until: float) -> None:
+        """Do the connection's I/O until a reply is there, or until a monotonic time.
+
+        Returns at once if another caller does it, and when the link is lost: the connection's
+        thread then makes another one. A signal's handler may raise an exception at any place here.
+        """
+        loop, me = self._loop, object()
+        if loop is None:
+            return
+        try:
+            with self._lock:
+                if self._caller is None:
+                    self._caller = me
+            if self._caller is not me:
+                return
+            if self._leading.locked():
+                loop.wake()  # the connection's thread sees that a caller waits, and leaves
+            with self._leading:
+                while loop.connected and not (
+                    self._stopped or reply.done() or time.monotonic() >= until
+                ):
+                    loop.serve(until)
+        finally:
+            if self._caller is me:
+                self._caller = None
+            if loop.busy or not loop.connected:
+                self._end_pause()
 
     def close(self) -> None:
         """Say Goodbye, fail the unanswered requests, and stop; may be called again."""
-        with self._lock:
-            if self._closed is None:
-                self._closed = OffloadError("the device was closed")
-                self._credit.close(self._closed)
+        if self._credit.closed is None:
+            self._credit.close(OffloadError("the device was closed"))
         self.stop()
+        self._end_pause()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def stop(self) -> None:
         """Close, without waiting; takes no lock of callers, so finalizers may call it."""
         self._stopped = True
-        if self._waker is not None:
-            self._waker.wake()
+        if self._loop is not None:
+            self._loop.wake()
 
-    def _add(self, request: Request) -> None:
-        with self._lock:
-            closed = self._closed
-            if closed is None:
-                assert self._waker is not None  # or there were no credit to reserve
-                self._outbox.append(request)
-                self._waker.wake()
-        if closed is not None:
-            self._credit.release()
-            request.reply.set_exception(closed)
-
-    def _run(self, loop: DeviceLoop, waker: Waker) -> None:
-        """Do all I/O until the connection is closed; the connection's thread."""
+    def _run(self, loop: DeviceLoop) -> None:
+        """Lead whenever no caller does, until the connection is closed; the connection's thread."""
         failure = OffloadError("the device was closed")
-        try:
-            while not self._stopped:
-                loop.step()
-        except Exception as unexpected:
-            logger.exception("the connection to the edge daemon failed")
-            failure = OffloadError(f"the connection to the edge daemon failed: {unexpected!r}")
-        with self._lock:
-            # From here on send() adds nothing to the outbox.
-            closed = self._closed = self._closed or failure
-        loop.close()
-        waker.close()
-        self._credit.close(closed)
-        loop.fail_unanswered(closed)
+        while not self._stopped:
+            with self._leading:
+                try:
+                    while not self._stopped and self._caller is None:
+                        loop.step()
+                except Exception as error:
+                    logger.exception("the connection to the edge daemon failed")
+                    failure = OffloadError(f"the connection to the edge daemon failed: {error!r}")
+                    break
+            self._pause()
+        self._stopped = True
+        with self._leading:  # no caller leads any more
+            if self._credit.closed is None:
+                self._credit.close(failure)
+            loop.close(self._credit.closed or failure)
+
+    def _pause(self) -> None:
+        """Wait while callers lead, and for a while after the last of them."""
+        self._paused = True
+        while not self._stopped:
+            with contextlib.suppress(Empty):
+                self._resume.get(timeout=_PAUSE)
+            if self._caller is None:
+                break
+        self._paused = False
+
+    def _end_pause(self) -> None:
+        # Not an Event: it may stay locked, if a signal's handler raises an exception.
+        if self._paused:
+            self._resume.put(None)

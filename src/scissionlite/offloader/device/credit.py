@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 from scissionlite.errors import DeadlineExceededError, OffloadError
+from scissionlite.offloader.device.futures import Condition
 from scissionlite.offloader.device.socket_pair import unavailable
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -31,15 +31,16 @@ class Credit:
         every loss, so that an edge that comes and goes does not take the requests with it.
     """
 
-    def __init__(self, endpoints: Endpoints, changed: threading.Condition | None = None) -> None:
+    def __init__(self, endpoints: Endpoints, changed: Condition | None = None) -> None:
         self._endpoints = endpoints
-        self._changed = changed or threading.Condition()
+        self._changed = changed or Condition()
         # Under the condition's lock:
         self.preferred_from = 0.0
         self._losses = 0
         self._connected_at = 0.0
         self._connected = False
         self._limit = 0
+        self._reserved = 0
         self._unanswered = 0
         self._trouble = "no answer in time"
         self._refusal: OffloadError | None = None
@@ -93,9 +94,10 @@ class Credit:
     def take(self) -> bool:
         """Reserve credit for one request if there is some at once."""
         with self._changed:
-            if self._closed is not None or not self._connected or self._unanswered >= self._limit:
+            held = self._reserved + self._unanswered
+            if self._closed is not None or not self._connected or held >= self._limit:
                 return False
-            self._unanswered += 1
+            self._reserved += 1
             return True
 
     def time_to_wait(self, connect_by: float, expires: float) -> float:
@@ -116,13 +118,28 @@ class Credit:
             return left
 
     def release(self) -> None:
-        """Give back the credit of one request: it was answered, has failed, or was not sent."""
+        """Give back credit that was reserved for a request that is not sent."""
+        with self._changed:
+            self._reserved -= 1
+            self._changed.notify_all()
+
+    def use(self) -> None:
+        """Use credit that was reserved, for a request that is sent."""
+        with self._changed:
+            self._reserved -= 1
+            self._unanswered += 1
+
+    def answered(self) -> None:
+        """Give back the credit of a request that was answered, or has failed."""
         with self._changed:
             self._unanswered -= 1
             self._changed.notify_all()
 
-    def grant(self, limit: int) -> None:
-        """Allow so many unanswered requests: there is a connection."""
+    def grant(self, limit: int, unanswered: int | None = None) -> None:
+        """Allow so many unanswered requests: there is a connection.
+
+        ``unanswered`` counts the requests anew: an exception may have come amid the count.
+        """
         with self._changed:
             if not self._connected:
                 self._connected_at = time.monotonic()
@@ -130,6 +147,7 @@ class Credit:
                 self.preferred_from = self._connected_at + (pause if self._losses else 0.0)
             self._connected = True
             self._limit = limit
+            self._unanswered = self._unanswered if unanswered is None else unanswered
             self._refusal = None
             self._changed.notify_all()
 

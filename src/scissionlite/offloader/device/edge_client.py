@@ -101,8 +101,6 @@ class EdgeClient:
             raise EdgeUnavailableError(
                 f"cannot connect to {self._endpoints.tensors}: {error}"
             ) from error
-        self._poller = zmq.Poller()
-        self._sockets.register(self._poller)
         try:
             self._greet()
         except BaseException:
@@ -210,7 +208,7 @@ class EdgeClient:
 
     def _receive(self, until: float) -> tuple[control.ToDevice, list[memoryview]] | None:
         """Wait for a control message until a monotonic time; None if there was none."""
-        while self._poller.poll(math.ceil(1000 * max(until - time.monotonic(), 0.0))):
+        while True:
             self._check_handshakes()
             try:
                 received = self._sockets.receive()
@@ -220,11 +218,13 @@ class EdgeClient:
                     f"{error}"
                 ) from error
             if received is None:
+                if (left := until - time.monotonic()) <= 0:
+                    return None
+                self._sockets.inputs.wait(None, math.ceil(1000 * left))
                 continue
             if isinstance(received[0], control.Refused) and received[0].code == "unauthorized":
                 raise unauthorized(self._endpoints, received[0].reason)
             return received
-        return None
 
     def _check_handshakes(self) -> None:
         for each in self._sockets.link_events():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,13 @@ from scissionlite.errors import EdgeUnavailableError
 from scissionlite.offloader.device.alternatives import Alternatives
 from scissionlite.offloader.device.connection import EdgeConnection
 from scissionlite.offloader.device.credit import Credit
+from scissionlite.offloader.device.futures import Condition
 from scissionlite.offloader.device.link_meter import LinkEstimate
 from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire.endpoints import Endpoints
 
 
-class _Changes(threading.Condition):
+class _Changes(Condition):
     """A condition that also tells those who cannot wait in a thread."""
 
     def __init__(self) -> None:

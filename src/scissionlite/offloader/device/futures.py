@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -61,6 +64,8 @@ class CallbackThread:
         self._running.now = True
         try:
             callback(future)
+        except Exception:  # as concurrent.futures does
+            logger.exception("a future's callback failed")
         finally:
             self._running.now = False
 
@@ -95,7 +100,71 @@ class CallbackThread:
                 logger.exception("a future's callback failed")
 
 
-class AnswerFuture(Future[T]):
+class Condition(threading.Condition):
+    """A condition whose lock an exception of a signal's handler does not leave locked.
+
+    :class:`threading.Condition` enters its lock in Python code: the exception may come when the
+    lock is held and the ``with`` block has not begun. Here ``with`` enters the lock itself.
+    """
+
+    _lock: threading.RLock
+
+    @property
+    def __enter__(self) -> Callable[[], bool]:
+        return self._lock.__enter__
+
+    @property
+    def __exit__(self) -> Callable[..., None]:
+        return self._lock.__exit__
+
+
+class ResumableFuture(Future[T]):
+    """A future that can be ended again after a signal's handler raised an exception amid its end.
+
+    :class:`concurrent.futures.Future` then swallows the exception, or loses callbacks. Here the
+    exception is passed on. Whoever ended the future does it again, with the same outcome.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = Condition()
+        self._calls: deque[Callable[[Future[T]], object]] = deque()
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Have ``fn`` called with this future when it is done; at once if it is done."""
+        with self._condition:
+            if not self.done():
+                self._calls.append(fn)
+                return
+        self._call_at_once(fn)
+
+    def set_result(self, result: T) -> None:
+        """End the future with a result, and call the callbacks."""
+        if not self.done():
+            super().set_result(result)
+        self._finish()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """End the future with an exception, and call the callbacks."""
+        if not self.done():
+            super().set_exception(exception)
+        self._finish()
+
+    def _finish(self) -> None:
+        with self._condition:
+            self._condition.notify_all()  # again, if the first time was interrupted
+        while self._calls:
+            self._call(self._calls[0])
+            self._calls.popleft()
+
+    def _call(self, fn: Callable[[Future[T]], object]) -> None:
+        fn(self)
+
+    def _call_at_once(self, fn: Callable[[Future[T]], object]) -> None:
+        self._call(fn)
+
+
+class AnswerFuture(ResumableFuture[T]):
     """A future whose callbacks run in a device's callback thread.
 
     A callback that is added when the future is done is called at once, as
@@ -108,20 +177,48 @@ class AnswerFuture(Future[T]):
         Runs the callbacks.
     unanswered
         Holds the future until it is done.
+
+    Attributes
+    ----------
+    lead : callable, optional
+        Does the I/O that brings the answer, at most until a monotonic time, in the thread that
+        waits for it: the answer comes without a switch of threads.
     """
 
     def __init__(self, callbacks: CallbackThread, unanswered: WeakSet[AnswerFuture[T]]) -> None:
         super().__init__()
         self._callbacks = callbacks
+        self._unanswered = unanswered
+        self.lead: Callable[[float], None] | None = None
         unanswered.add(self)
-        super().add_done_callback(unanswered.discard)  # type: ignore[arg-type]  # called with self
 
-    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
-        """Have ``fn`` called with this future when it is done."""
+    def result(self, timeout: float | None = None) -> T:
+        """Return the answer when it is there; as :meth:`concurrent.futures.Future.result`."""
+        return super().result(self._wait(timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the error, if any; as :meth:`concurrent.futures.Future.exception`."""
+        return super().exception(self._wait(timeout))
+
+    def _wait(self, timeout: float | None) -> float | None:
+        """Do the I/O for the answer here, if no other thread does; return the time left."""
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        if self.lead is not None and not self.done():
+            self.lead(until)
+        return None if timeout is None else max(until - time.monotonic(), 0.0)
+
+    def _finish(self) -> None:
+        self.lead = None  # it refers to the device, which can be freed now
+        self._unanswered.discard(self)
+        super()._finish()
+
+    def _call(self, fn: Callable[[Future[T]], object]) -> None:
+        self._callbacks.call(fn, self)
+
+    def _call_at_once(self, fn: Callable[[Future[T]], object]) -> None:
         callbacks = self._callbacks
-        at_once = self.done() and not callbacks.in_callback
-        call = callbacks.call_here if at_once else callbacks.call
-        super().add_done_callback(functools.partial(call, fn))
+        call = callbacks.call if callbacks.in_callback else callbacks.call_here
+        call(fn, self)
 
     def __await__(self) -> Generator[Any, None, T]:
         """Wait for the answer in a coroutine, as for an asyncio future."""
@@ -132,7 +229,7 @@ class AnswerFuture(Future[T]):
     def abandon(self) -> None:
         """End the future in a forked child: its answer goes to the parent."""
         # Another thread may have held these when the process was forked, and is not here.
-        self._condition = threading.Condition()
+        self._condition = Condition()
         self._waiters = []
         if not self.done():
             self.set_exception(

@@ -48,11 +48,13 @@ def check_inputs(manifest: Manifest, x: object) -> CheckedInputs:
     names = [tensor.name for tensor in manifest.inputs]
     if isinstance(x, Mapping):
         values = [x.get(name) for name in names] if set(x) == set(names) else []
-        description = f"a mapping of {', '.join(map(str, x))}"
     else:
         values = list(x) if isinstance(x, (tuple, list)) else [x]
-        description = ", ".join(map(_describe, values))
     if not (_is_frame(manifest, values) or _are_inputs(manifest, values)):
+        if isinstance(x, Mapping):
+            description = f"a mapping of {', '.join(map(str, x))}"
+        else:
+            description = ", ".join(map(_describe, values))
         accepted = []
         if manifest.kind != "image":
             accepted.append(

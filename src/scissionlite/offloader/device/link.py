@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import zmq
 from msgspec import structs
 
-from scissionlite.errors import WireError
+from scissionlite.errors import OffloadError, WireError
 from scissionlite.offloader import wire
-from scissionlite.offloader.device.socket_pair import HANDSHAKE_TROUBLE, SocketPair
+from scissionlite.offloader.device.socket_pair import HANDSHAKE_TROUBLE, SocketPair, unauthorized
 from scissionlite.offloader.device.tensor_path import TensorPath
 from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire import control
@@ -24,6 +24,23 @@ logger = logging.getLogger(__name__)
 
 _HELLO_TIMEOUT = 5.0  # four round trips (TCP, ZeroMQ, Hello) over the worst of links
 _FIRST_HEARTBEAT = 0.05  # seconds, doubled until it is the edge's interval
+
+
+class LinkLostError(Exception):
+    """The link is to be closed, and another one to be made.
+
+    Parameters
+    ----------
+    trouble
+        What is wrong.
+    refusal
+        The error for requests, where the daemon refuses this device.
+    """
+
+    def __init__(self, trouble: str, refusal: OffloadError | None = None) -> None:
+        super().__init__(trouble)
+        self.trouble = trouble
+        self.refusal = refusal
 
 
 class EdgeLink:
@@ -48,12 +65,12 @@ class EdgeLink:
     ----------
     welcome : control.Welcome or None
         The edge's Welcome, once received.
-    refusal : str or None
-        Why keys keep this device from the edge, once that is known.
+    broken : LinkLostError or None
+        Why the link is to be closed, once that is known.
     failed : str or None
         The endpoint to which an attempt to connect failed last.
-    poller : zmq.Poller
-        Waits for anything to read here.
+    inputs : SocketInputs
+        What can be read here.
 
     Raises
     ------
@@ -70,9 +87,8 @@ class EdgeLink:
         keys: DeviceKeys | None,
         path: TensorPath,
     ) -> None:
-        self.refusal: str | None = None
         self.welcome: control.Welcome | None = None
-        self.poller = zmq.Poller()
+        self.broken: LinkLostError | None = None
         self.failed: str | None = None
         self._endpoints = endpoints
         self._device_id = device_id
@@ -84,7 +100,7 @@ class EdgeLink:
         self._sockets = SocketPair(
             context, endpoints, device_id, keys, largest_frame=wire.MAX_TENSOR_BYTES
         )
-        self._sockets.register(self.poller)
+        self.inputs = self._sockets.inputs
         self._sockets.send(hello)
         path.open(time.monotonic())
 
@@ -131,21 +147,27 @@ class EdgeLink:
             self._measure(*received, now)
             yield received
 
-    def lost(self) -> str | None:
-        """Read the events of the connections; return what is wrong if one was dropped."""
+    def read_events(self) -> None:
+        """Read what happened to the connections.
+
+        Raises
+        ------
+        LinkLostError
+            If one was dropped, or refused.
+        """
         for each in self._sockets.link_events():
             if each.handshake_failed:
-                self.refusal = each.unauthorized
-                return self.refusal or HANDSHAKE_TROUBLE
+                if (reason := each.unauthorized) is not None:
+                    raise LinkLostError(reason, unauthorized(self._endpoints, reason))
+                raise LinkLostError(HANDSHAKE_TROUBLE)
             if each.event == zmq.EVENT_DISCONNECTED:
-                return "the connection was dropped"
+                raise LinkLostError("the connection was dropped")
             if each.event == zmq.EVENT_CONNECT_RETRIED:
                 push = each.socket == zmq.PUSH
                 self.failed = self._endpoints.tensors if push else self._endpoints.control
             elif each.socket == zmq.PUSH:
                 self._push_ready = True
                 self._give_up_at = math.inf if self._connected else self._give_up_at
-        return None
 
     def check_clock(self) -> str | None:
         """Send a heartbeat when it is time; return what is wrong when it is time to give up."""

@@ -7,7 +7,6 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 
 import msgspec
 import numpy as np
@@ -16,6 +15,7 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import TensorMismatchError
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import Outputs, request_batch, result_tensors
+from scissionlite.offloader.device.futures import ResumableFuture
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -45,7 +45,7 @@ class Request(msgspec.Struct, eq=False):
     sent: bool = False
     send_at: float = 0.0
     refusals: int = 0
-    reply: Future[Reply] = msgspec.field(default_factory=Future)
+    reply: ResumableFuture[Reply] = msgspec.field(default_factory=ResumableFuture)
 
     def postpone(self) -> None:
         """Send it again after a pause: the edge was busy. Pauses grow, and differ by chance."""
@@ -60,6 +60,8 @@ class DeviceMessages:
 
     Attributes
     ----------
+    endpoints : Endpoints
+        Of the daemon.
     device_id : bytes
         Of the connection, chosen at random.
     hello : control.Hello
@@ -75,7 +77,7 @@ class DeviceMessages:
             {"machine": os.uname().machine, "slices": " ".join(runtimes)[:256]},
         )
         self.new_device_id()
-        self._edge = endpoints.tensors
+        self.endpoints = endpoints
         self._manifest = bundle.manifest
         self._bundle_prefix = wire.bundle_prefix(bundle.id)
 
@@ -125,4 +127,4 @@ class DeviceMessages:
             np.frombuffer(payload, dtype=np.float32).copy().reshape(tensor.shape)
             for payload, tensor in zip(payloads, tensors, strict=True)
         )
-        return Reply(self._edge, outputs, result.queue, result.decode, result.run)
+        return Reply(self.endpoints.tensors, outputs, result.queue, result.decode, result.run)

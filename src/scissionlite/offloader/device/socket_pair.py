@@ -12,6 +12,7 @@ import zmq
 
 from scissionlite.errors import AuthorizationError, EdgeUnavailableError
 from scissionlite.offloader.link_keys import DeviceKeys
+from scissionlite.offloader.socket_inputs import SocketInputs, send_frames
 from scissionlite.offloader.wire import Buffer, control
 from scissionlite.offloader.wire.endpoints import Endpoints, host_of, is_ipv6, is_name
 
@@ -105,6 +106,11 @@ class SocketPair:
     send_timeout
         Seconds to wait for room in a socket's queue.
 
+    Attributes
+    ----------
+    inputs : SocketInputs
+        What can be read: control messages and link events.
+
     Raises
     ------
     zmq.ZMQError
@@ -121,6 +127,7 @@ class SocketPair:
         largest_frame: int,
         send_timeout: float = 0.0,
     ) -> None:
+        self.inputs = SocketInputs()
         self._keys = keys
         self._endpoints = endpoints
         self._ipv6 = is_ipv6(host_of(endpoints.tensors)) or is_ipv6(host_of(endpoints.control))
@@ -135,6 +142,8 @@ class SocketPair:
             self._dealer = self._open(context, zmq.DEALER, largest_frame, send_timeout)
             self._dealer.identity = device_id
             self._monitors = [self._monitor(self._push), self._monitor(self._dealer)]
+            for each in (self._dealer, *self._monitors):
+                self.inputs.add(each)
             self._connect()
         except zmq.ZMQError:
             self.close()
@@ -145,15 +154,10 @@ class SocketPair:
         """Whether :meth:`close` was called."""
         return self._dealer.closed
 
-    def register(self, poller: zmq.Poller) -> None:
-        """Have a poller wait for control messages and link events."""
-        for each in (self._dealer, *self._monitors):
-            poller.register(each, zmq.POLLIN)
-
     def push(self, frames: Sequence[Buffer]) -> bool:
         """Send a tensor message without copying its payloads; False if there is no room."""
         try:
-            self._push.send_multipart(frames, copy=False)
+            send_frames(self._push, frames)
         except zmq.Again:
             return False
         return True
@@ -167,6 +171,7 @@ class SocketPair:
             self._dealer.send(encoded)
         except zmq.Again:
             return False
+        self.inputs.used(self._dealer)
         return True
 
     def receive(self) -> tuple[control.ToDevice, list[memoryview]] | None:
@@ -177,25 +182,20 @@ class SocketPair:
         ControlSizeError, ControlMessageError
             If the frames received are not a message for a device.
         """
-        try:
-            frames = self._dealer.recv_multipart(zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return None
-        return control.decode_frames([frame.buffer for frame in frames])
+        frames = self.inputs.receive(self._dealer)
+        return control.decode_frames([frame.buffer for frame in frames]) if frames else None
 
     def link_events(self) -> Iterator[LinkEvent]:
         """Read what happened to the connections."""
         for kind, monitor in zip((zmq.PUSH, zmq.DEALER), self._monitors, strict=True):
-            with contextlib.suppress(zmq.Again):
-                while True:
-                    # Not zmq.utils.monitor's parser: its module imports asyncio.
-                    frame, _ = monitor.recv_multipart(zmq.NOBLOCK)
-                    event = LinkEvent(kind, *_MONITOR_EVENT.unpack(frame))
-                    if event.event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                        self._named, self._early = False, []  # the family is found
-                    elif event.event == zmq.EVENT_CONNECT_RETRIED and self._named:
-                        self._try_other_family()
-                    yield event
+            while frames := self.inputs.receive(monitor):
+                # Not zmq.utils.monitor's parser: its module imports asyncio.
+                event = LinkEvent(kind, *_MONITOR_EVENT.unpack(frames[0].buffer))
+                if event.event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self._named, self._early = False, []  # the family is found
+                elif event.event == zmq.EVENT_CONNECT_RETRIED and self._named:
+                    self._try_other_family()
+                yield event
 
     def close(self, *, goodbye: bool = False) -> None:
         """Close the sockets, and drop what was not sent; may be called again.
@@ -228,6 +228,7 @@ class SocketPair:
         for message in self._early:  # they went with the old connection
             with contextlib.suppress(zmq.Again):
                 self._dealer.send(message)
+        self.inputs.used(self._dealer)
 
     def _open(
         self,

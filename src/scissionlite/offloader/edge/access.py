@@ -23,6 +23,7 @@ from scissionlite.keys.files import encode_key
 from scissionlite.offloader.edge.log_limit import LogLimit
 from scissionlite.offloader.edge.metrics import Metrics
 from scissionlite.offloader.link_keys import EdgeKeys
+from scissionlite.offloader.socket_inputs import SocketInputs
 from scissionlite.offloader.wire.control import Hello, Refused
 
 _REFRESH_INTERVAL = 0.5  # seconds between two looks at the file of authorised keys
@@ -54,13 +55,19 @@ class Access:
         self._handler: zmq.Socket[bytes] | None = None
         self._refresh_at = 0.0
 
-    def open(self, context: zmq.Context[zmq.Socket[bytes]], poller: zmq.Poller) -> None:
-        """Answer the context's handshakes; before its first socket listens."""
+    def open(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes] | None:
+        """Answer the context's handshakes, before its first socket listens.
+
+        Returns
+        -------
+        zmq.Socket or None
+            The socket at which handshakes arrive.
+        """
         if self._keys is not None:
             self._handler = context.socket(zmq.REP)
             self._handler.linger = 0
             self._handler.bind("inproc://zeromq.zap.01")
-            poller.register(self._handler, zmq.POLLIN)
+        return self._handler
 
     def close(self) -> None:
         """Answer no more handshakes."""
@@ -112,7 +119,7 @@ class Access:
         fields = {"device": name, "code": refused.code}
         self.log.warning("refused", peer + name, text, name, refused.reason, **fields)
 
-    def step(self) -> bool:
+    def step(self, inputs: SocketInputs) -> bool:
         """Answer handshakes; return whether the authorised keys have changed."""
         if self._handler is None or self._authorized is None:
             return False
@@ -120,18 +127,20 @@ class Access:
         if now >= self._refresh_at:
             self._refresh_at = now + _REFRESH_INTERVAL
             changed = self._authorized.refresh()
-        with contextlib.suppress(zmq.Again):
-            for _ in range(_BATCH):
-                _, number, _, address, _, _, raw = self._handler.recv_multipart(zmq.NOBLOCK)
-                key = encode_key(raw)
-                # A key that was added or taken out just now counts at once.
-                changed |= self._authorized.refresh()
-                if key in self._authorized:
-                    reply = [b"200", b"OK", key.encode()]
-                else:
-                    reply = [b"400", b"not authorised", b""]
-                    where = address.decode("ascii", "replace")
-                    reason = f"{where} has the key {key}, which is not authorised"
-                    self._metrics.reject(UnauthorizedKeyError(reason))
-                self._handler.send_multipart([_VERSION, number, *reply, b""])
+        for _ in range(_BATCH):
+            if not (frames := inputs.receive(self._handler)):
+                break
+            _, number, _, address, _, _, raw = (frame.bytes for frame in frames)
+            key = encode_key(raw)
+            # A key that was added or taken out just now counts at once.
+            changed |= self._authorized.refresh()
+            if key in self._authorized:
+                reply = [b"200", b"OK", key.encode()]
+            else:
+                reply = [b"400", b"not authorised", b""]
+                where = address.decode("ascii", "replace")
+                reason = f"{where} has the key {key}, which is not authorised"
+                self._metrics.reject(UnauthorizedKeyError(reason))
+            self._handler.send_multipart([_VERSION, number, *reply, b""])
+            inputs.used(self._handler)
         return changed

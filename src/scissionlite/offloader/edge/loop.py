@@ -1,18 +1,20 @@
 """The edge daemon's I/O loop: who may send what, and what is answered.
 
+One thread at a time, the leader (:mod:`.threads`), waits for messages and handles them; a thread
+that has finished a job sends its result itself. Both hold the loop's lock, which is free while the
+leader waits.
+
 Whatever arrives is untrusted. A message that breaks a rule is counted by the class of its error
 and dropped; nothing that one peer sends can stop the daemon or change another peer's answers.
 """
 
 from __future__ import annotations
 
-import contextlib
+import math
+import threading
 import time
 from collections.abc import Sequence
-from queue import Empty, SimpleQueue
 
-import numpy as np
-import zmq
 from msgspec import structs
 
 from scissionlite.bundle import Bundle
@@ -20,17 +22,11 @@ from scissionlite.errors import (
     BundleMismatchError,
     ControlMessageError,
     ForeignDeviceIdError,
-    OffloadError,
-    ScissionLiteError,
     UnauthorizedKeyError,
     WireError,
 )
 from scissionlite.offloader import wire
-from scissionlite.offloader.bundle_tensors import (
-    check_request,
-    request_batch,
-    result_tensors,
-)
+from scissionlite.offloader.bundle_tensors import check_request
 from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.bounds import bounds_of
 from scissionlite.offloader.edge.metrics import Metrics, Outcome
@@ -64,7 +60,7 @@ _LAST_BATCH = 4096  # messages read when the daemon is stopped: what has arrived
 
 
 class EdgeLoop:
-    """The work of the daemon's I/O thread, step by step.
+    """The daemon's sockets, devices and waiting jobs, step by step.
 
     Parameters
     ----------
@@ -78,8 +74,8 @@ class EdgeLoop:
         Of the daemon and of the devices that it takes; None takes every device.
     profile_models
         Globs of the model names that may be profiled.
-    jobs, done
-        To the worker and from it; None is never put here.
+    workers
+        Jobs that may be at work at once.
     """
 
     def __init__(
@@ -89,23 +85,21 @@ class EdgeLoop:
         limits: EdgeLimits,
         keys: EdgeKeys | None,
         profile_models: Sequence[str],
-        jobs: SimpleQueue[Job | None],
-        done: SimpleQueue[Done],
+        workers: int,
     ) -> None:
         self._bundle_prefix = b"" if bundle is None else wire.bundle_prefix(bundle.id)
         self._welcome = welcome
         self._services = EdgeServices(welcome.name, self._send, profile_models, limits)
+        self._lock = threading.Lock()
+        # Under the lock:
         self._schedule = Schedule(limits)
-        self._jobs = jobs
-        self._done = done
-        self._at_work: Job | None = None
+        self._workers = workers
+        self._at_work = 0
         self.metrics = Metrics(self._schedule)
         self._recorded = None if bundle is None else self.metrics.add_bundle(bundle)
         self._access = Access(keys, self.metrics)
 
-    def open(
-        self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Endpoints, waker: Waker
-    ) -> Endpoints:
+    def open(self, endpoints: Endpoints, waker: Waker) -> Endpoints:
         """Listen; return the endpoints with the ports that wildcards became.
 
         Raises
@@ -116,7 +110,6 @@ class EdgeLoop:
         self._waker = waker
         manifest = None if self._recorded is None else self._recorded.bundle.manifest
         self._sockets = EdgeSockets(
-            context,
             endpoints,
             bounds=bounds_of(self._schedule.limits, manifest),
             access=self._access,
@@ -125,21 +118,57 @@ class EdgeLoop:
         self.metrics.endpoints = self._sockets.endpoints
         return self.metrics.endpoints
 
-    def step(self) -> None:
-        """Wait for something to do, a heartbeat at most, and do it."""
-        self._sockets.wait(self._waker, int(1000 * min(self._welcome.heartbeat, 1.0)))
-        if self._access.step():
-            self._drop_revoked()
-        self._read_control()
-        self._read_requests()
-        self._finish()
-        self._dispatch()
-        self._services.step()
-        self._sockets.look_at_connections()
-        self.metrics.stepped = now = time.monotonic()
-        for name in self._schedule.remove_silent(now):
-            self._access.log.info("silent", name, "device %r is silent", name, device=name)
-        self._share_queue()
+    def step(self, until: float) -> Job | None:
+        """Wait for something to do, at most until a monotonic time, and do it; of the leader.
+
+        It does not wait longer than a heartbeat.
+
+        Returns
+        -------
+        Job or None
+            What the leader is to work on.
+        """
+        seconds = max(0.0, min(self._welcome.heartbeat, 1.0, until - time.monotonic()))
+        self._sockets.wait(self._lock, self._waker, math.ceil(1000 * seconds))
+        with self._lock:
+            if self._sockets.answer_handshakes():
+                self._drop_revoked()
+            self._read_control()
+            self._read_requests()
+            self._services.step()
+            self._sockets.look_at_connections()
+            self.metrics.stepped = now = time.monotonic()
+            for name in self._schedule.remove_silent(now):
+                self._access.log.info("silent", name, "device %r is silent", name, device=name)
+            self._share_queue()
+            return self._next_job()
+
+    def next_job(self) -> Job | None:
+        """Take the next job, if one waits and one more may be at work; of any thread."""
+        with self._lock:
+            return self._next_job()
+
+    def finish(self, done: Done) -> None:
+        """Send the result of a job; of the thread that worked on it."""
+        assert self._recorded is not None  # or there were no request
+        job = done.job
+        with self._lock:
+            if self._sockets.closed:
+                return
+            self._at_work -= 1
+            self._schedule.done(job)
+            if done.frames:
+                self._recorded.batch_size.add(done.samples)
+                self._end(job, "served", _nbytes(done.frames))  # before the device can know
+                result = Result(job.request_id, done.queue, done.decode, done.run)
+                self._send(job.device_id, result, done.frames)
+                self._recorded.time(done)
+            else:
+                self._end(job, "failed")
+                self._fail(job.device_id, job.request_id, "execution", done.reason)
+            # Sending may have taken notice of messages for which the leader then waits in vain.
+            if self._sockets.has_control:
+                self._waker.wake()
 
     @property
     def idle(self) -> bool:
@@ -151,21 +180,19 @@ class EdgeLoop:
         self._access.reload()
 
     def stop_accepting(self) -> None:
-        """Take no device any more, and no request but those that have arrived."""
-        self._read_requests(most=_LAST_BATCH)
-        self._schedule.accepting = False
-
-    def say_goodbye(self) -> None:
-        """Send the results that the worker still finished, and Goodbye to every device."""
-        self._finish()
-        for device_id in self._schedule.devices:
-            self._send(device_id, Goodbye())
-        self._services.close()
+        """Take no device any more, and no request but those that have arrived; of the leader."""
+        with self._lock:
+            self._read_requests(most=_LAST_BATCH)
+            self._schedule.accepting = False
 
     def close(self) -> None:
-        """Close the sockets."""
-        self.metrics.endpoints = None
-        self._sockets.close()
+        """Say Goodbye to every device, and close the sockets; of the leader. No step follows."""
+        with self._lock:
+            for device_id in self._schedule.devices:
+                self._send(device_id, Goodbye())
+            self._services.close()
+            self.metrics.endpoints = None
+            self._sockets.close()
 
     def stats(self) -> StatsReply:
         """Return the counts so far; may be called by any thread."""
@@ -324,57 +351,16 @@ class EdgeLoop:
             code: FailureCode = "malformed" if isinstance(error, WireError) else "bundle-mismatch"
             self._fail(*sender, code, f"{type(error).__name__}: {error}")
 
-    def _dispatch(self) -> None:
-        """Give the worker one job; not more, so that turns and deadlines are those of now."""
-        while self._at_work is None and (job := self._schedule.next()) is not None:
+    def _next_job(self) -> Job | None:
+        """Take a job only when it is to be worked on, so that turns and deadlines are of now."""
+        while self._at_work < self._workers and (job := self._schedule.next()) is not None:
             if time.monotonic() < job.expires:
-                self._at_work = job
-                self._jobs.put(job)
-                return
+                self._at_work += 1
+                return job
             self._schedule.done(job)
             self._end(job, "expired")
             self._fail(job.device_id, job.request_id, "expired", "the deadline passed in the queue")
-
-    def _finish(self) -> None:
-        with contextlib.suppress(Empty):
-            while True:
-                done = self._done.get_nowait()
-                self._at_work = None
-                self._schedule.done(done.job)
-                try:
-                    self._send_result(done)
-                except ScissionLiteError as error:
-                    self._end(done.job, "failed")
-                    self._fail(done.job.device_id, done.job.request_id, "execution", str(error))
-
-    def _send_result(self, done: Done) -> None:
-        assert self._recorded is not None  # or there were no request
-        if done.outputs is None:
-            raise OffloadError(done.reason)
-        manifest = self._recorded.bundle.manifest
-        tensors = result_tensors(manifest, request_batch(manifest, done.job.tensors))
-        self._recorded.batch_size.add(tensors[0].shape[0])
-        answered = [(array.dtype.name, array.shape) for array in done.outputs]
-        if answered != [("float32", tensor.shape) for tensor in tensors]:
-            raise OffloadError(
-                "the slice answered "
-                + ", ".join(f"{dtype} of shape {shape}" for dtype, shape in answered)
-                + ", the manifest says float32 of shape "
-                + ", ".join(str(tensor.shape) for tensor in tensors)
-            )
-        header = wire.Header(
-            wire.MessageKind.RESULT,
-            done.job.device_id,
-            done.job.request_id,
-            0,
-            self._bundle_prefix,
-            tensors,
-        )
-        frames = wire.pack(header, [np.ascontiguousarray(array).data for array in done.outputs])
-        result = Result(done.job.request_id, done.queue, done.decode, done.run)
-        self._end(done.job, "served", _nbytes(frames))  # before the device can know
-        self._send(done.job.device_id, result, frames)
-        self._recorded.time(done)
+        return None
 
     def _end(self, job: Job, outcome: Outcome, nbytes: int = 0) -> None:
         """Record how a job ended."""

@@ -6,10 +6,9 @@ from collections import deque
 
 import msgspec
 
-from scissionlite.offloader.bundle_tensors import Outputs
 from scissionlite.offloader.edge.metrics import DeviceUsage
 from scissionlite.offloader.limits import EdgeLimits
-from scissionlite.offloader.wire import TensorHeader
+from scissionlite.offloader.wire import Buffer, TensorHeader
 
 
 class Job(msgspec.Struct, eq=False):
@@ -24,10 +23,14 @@ class Job(msgspec.Struct, eq=False):
 
 
 class Done(msgspec.Struct, frozen=True, eq=False):
-    """The end of a job: the outputs, or the reason why there are none; times in seconds."""
+    """The end of a job: the result's frames, or the reason why there are none; times in seconds.
+
+    ``samples`` is the batch of the slice's run.
+    """
 
     job: Job
-    outputs: Outputs | None
+    frames: list[Buffer]
+    samples: int
     reason: str
     queue: float
     decode: float

@@ -7,7 +7,6 @@ import secrets
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
 from scissionlite.offloader.edge.loop import EdgeLoop
 from scissionlite.offloader.edge.page_address import PageAddress
-from scissionlite.offloader.edge.schedule import Done, Job
 from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.edge.status import liveness_trouble
 from scissionlite.offloader.edge.threads import EdgeThreads
@@ -48,6 +46,8 @@ class EdgeServer:
         Control endpoint; by default the port after that of ``bind``, or any free one.
     threads
         Threads of a slice's run; None is the runtime's default.
+    workers
+        Requests that are worked on at once, each with so many threads.
     runtime
         The runtime that runs the slice here, one of those that the bundle was prepared for; by
         default the first of them that can.
@@ -89,6 +89,7 @@ class EdgeServer:
         *,
         control: str | None = None,
         threads: int | None = None,
+        workers: int = 1,
         runtime: str | None = None,
         limits: EdgeLimits | None = None,
         name: str | None = None,
@@ -99,6 +100,9 @@ class EdgeServer:
     ) -> None:
         limits = limits or EdgeLimits()
         self._stop_seconds = limits.stop_seconds
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        self._workers = workers
         opened = Bundle.load(bundle) if isinstance(bundle, str | Path) else bundle
         self._binds = Endpoints.to_bind(bind, control)
         if keys is None:
@@ -111,9 +115,7 @@ class EdgeServer:
             (name or platform.node())[:256],
             limits.heartbeat,
         )
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._done: SimpleQueue[Done] = SimpleQueue()
-        self._loop = EdgeLoop(opened, welcome, limits, keys, profile_models, self._jobs, self._done)
+        self._loop = EdgeLoop(opened, welcome, limits, keys, profile_models, workers)
         self._threads: EdgeThreads | None = None
         self._page: PageServer | None = None
         self._encrypted = keys is not None
@@ -172,7 +174,7 @@ class EdgeServer:
         self._start_page()
         try:
             self._threads = EdgeThreads(
-                self._loop, self._side, self._jobs, self._done, self._binds, self._stop_seconds
+                self._loop, self._side, self._workers, self._binds, self._stop_seconds
             )
         except BaseException:
             self._close_page()

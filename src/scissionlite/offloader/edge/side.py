@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from scissionlite.bundle import Bundle
+from scissionlite.errors import OffloadError, ScissionLiteError
 from scissionlite.images import image_decode, image_encode
-from scissionlite.offloader.bundle_tensors import Outputs, request_tensors
+from scissionlite.offloader import wire
+from scissionlite.offloader.bundle_tensors import (
+    Outputs,
+    request_batch,
+    request_tensors,
+    result_tensors,
+)
+from scissionlite.offloader.edge.schedule import Done, Job
 from scissionlite.offloader.slices import open_slice
 from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.offloader.wire import TensorHeader
 from scissionlite.transfer_layer import Packed, decode
+
+logger = logging.getLogger(__name__)
 
 
 class EdgeSide:
@@ -39,6 +51,7 @@ class EdgeSide:
         manifest = bundle.manifest
         request_tensors(manifest)
         self._manifest = manifest
+        self._bundle_prefix = wire.bundle_prefix(bundle.id)
         if manifest.kind == "split":
             self._slice = open_slice(bundle, "edge", manifest.crossing, threads, runtime)
         else:
@@ -79,6 +92,45 @@ class EdgeSide:
                 ]
         with watch.stage("run"):
             return self._slice(*tensors)
+
+    def finish(self, job: Job) -> Done:
+        """Answer a job, and pack the result; whatever a runtime raises is the reason of a Done."""
+        waited = time.monotonic() - job.arrived
+        watch, reason, samples = Stopwatch(), "", 0
+        frames: list[wire.Buffer] = []
+        try:
+            outputs = self.answer(job.tensors, job.payloads, watch)
+            frames, samples = self._pack(job, outputs), len(outputs[0])
+        except ScissionLiteError as error:
+            reason = str(error)
+        except Exception as error:  # the next request may be fine
+            logger.warning("a request failed: %r", error)
+            reason = f"{type(error).__name__}: {error}"
+        seconds = watch.seconds
+        decode_seconds, run_seconds = seconds.get("decode", 0.0), seconds.get("run", 0.0)
+        return Done(job, frames, samples, reason, waited, decode_seconds, run_seconds)
+
+    def _pack(self, job: Job, outputs: Outputs) -> list[wire.Buffer]:
+        """Make the frames of a result.
+
+        Raises
+        ------
+        OffloadError
+            If the slice did not answer as the manifest says.
+        """
+        tensors = result_tensors(self._manifest, request_batch(self._manifest, job.tensors))
+        answered = [(array.dtype.name, array.shape) for array in outputs]
+        if answered != [("float32", tensor.shape) for tensor in tensors]:
+            raise OffloadError(
+                "the slice answered "
+                + ", ".join(f"{dtype} of shape {shape}" for dtype, shape in answered)
+                + ", the manifest says float32 of shape "
+                + ", ".join(str(tensor.shape) for tensor in tensors)
+            )
+        header = wire.Header(
+            wire.MessageKind.RESULT, job.device_id, job.request_id, 0, self._bundle_prefix, tensors
+        )
+        return wire.pack(header, [np.ascontiguousarray(array).data for array in outputs])
 
     def _load_image_decoder(self) -> None:
         """Decode an image now, so that the first request does not wait for the decoder's import."""

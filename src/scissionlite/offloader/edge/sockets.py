@@ -6,6 +6,7 @@ import contextlib
 import errno
 import math
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.bounds import Bounds
 from scissionlite.offloader.edge.connections import Connection, Connections, Trouble
 from scissionlite.offloader.edge.frames import FrameReader
+from scissionlite.offloader.socket_inputs import SocketInputs, send_frames
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints, host_of, is_ipv6, is_name
@@ -43,12 +45,10 @@ class Received(NamedTuple):
 
 
 class EdgeSockets:
-    """Sockets that listen for devices and edge clients. Of one thread.
+    """Sockets that listen for devices and edge clients. Of one thread at a time.
 
     Parameters
     ----------
-    context
-        Makes the sockets.
     endpoints
         Where to listen.
     bounds
@@ -66,7 +66,6 @@ class EdgeSockets:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
         endpoints: Endpoints,
         *,
         bounds: Bounds,
@@ -74,8 +73,9 @@ class EdgeSockets:
         on_end: Callable[[Trouble], None],
     ) -> None:
         self._access = access
-        self._pull = context.socket(zmq.PULL)
-        self._router = context.socket(zmq.ROUTER)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._pull = self._context.socket(zmq.PULL)
+        self._router = self._context.socket(zmq.ROUTER)
         self._pull.rcvhwm = bounds.messages
         self._pull.maxmsgsize = bounds.frame
         self._router.sndhwm = self._router.rcvhwm = control.MAX_CREDIT
@@ -89,8 +89,9 @@ class EdgeSockets:
         # Sending to a device that is gone is an error. Nobody takes the place of a device that is
         # there (no handover): one that comes back has a new identity.
         self._router.router_mandatory = 1
-        self._poller = zmq.Poller()
-        access.open(context, self._poller)
+        self._inputs = SocketInputs()
+        if (handler := access.open(self._context)) is not None:
+            self._inputs.add(handler)
         self._bound: list[str] = []
         endpoint = ""
         try:
@@ -107,7 +108,7 @@ class EdgeSockets:
                 each.tcp_keepalive_cnt = 3
                 access.secure(each)
                 self._bound.append(bind(each, endpoint))
-                self._poller.register(each, zmq.POLLIN)
+                self._inputs.add(each)
         except zmq.ZMQError as error:
             self.close()
             raise OffloadError(f"cannot listen on {endpoint}: {_explain(error)}") from error
@@ -117,14 +118,29 @@ class EdgeSockets:
         """The endpoints, with the ports that wildcards became."""
         return Endpoints(*self._bound)
 
-    def wait(self, waker: Waker, milliseconds: int) -> None:
-        """Wait for a message or for a wake-up, or until the connections are to be looked at."""
+    def wait(self, lock: threading.Lock, waker: Waker, milliseconds: int) -> None:
+        """Wait for a message or for a wake-up, or until the connections are to be looked at.
+
+        Holds the lock only to look at what is known: other threads may use the sockets meanwhile.
+        """
         if self._rejected >= _MANY_REJECTED:
             # Who floods the daemon must not keep the threads that work from running.
             time.sleep(_REST)
-        self._rejected = 0
-        seconds = min(milliseconds / 1000, self._connections.seconds_to_look)
-        waker.wait(self._poller, math.ceil(1000 * seconds))
+        with lock:
+            self._rejected = 0
+            if any(each.busy for each in self._readers):
+                return
+            seconds = min(milliseconds / 1000, self._connections.seconds_to_look)
+        self._inputs.wait(waker, math.ceil(1000 * seconds))
+
+    @property
+    def has_control(self) -> bool:
+        """Whether a control message may wait: to be asked where a result was sent."""
+        return self._inputs.may_read(self._router)
+
+    def answer_handshakes(self) -> bool:
+        """Answer handshakes; return whether the authorised keys have changed."""
+        return self._access.step(self._inputs)
 
     def look_at_connections(self) -> None:
         """End the connections that hold too much."""
@@ -157,7 +173,8 @@ class EdgeSockets:
         if connection is not None and not self._connections.may_send(connection, nbytes):
             return
         try:
-            self._router.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            send_frames(self._router, frames)
+            self._inputs.used(self._router)
         except zmq.Again:
             if connection is not None:
                 self._connections.end(connection, "reads nothing of what it asks for")
@@ -171,17 +188,26 @@ class EdgeSockets:
             # Once its peer can have read why.
             self._connections.end_soon(connection, _FAREWELL)
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._pull.closed
+
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the sockets, when the last messages are sent."""
         self._connections.close()
         self._pull.close()
         self._router.close()
         self._access.close()
+        self._context.term()
 
     def _receive(self, port: int) -> Received:
-        frames = self._readers[port].read()
+        reader, each = self._readers[port], (self._pull, self._router)[port]
+        frames = reader.read() if reader.busy or self._inputs.may_read(each) else []
         if not frames:
-            self._drained[port] = not self._readers[port].busy
+            self._drained[port] = not reader.busy
+            if not reader.busy:
+                self._inputs.empty(each)
             return Received("", [])
         connection = None
         with contextlib.suppress(zmq.ZMQError):  # none, if it ended

@@ -1,24 +1,29 @@
-"""The daemon's two threads: one for all sockets (:mod:`.loop`), one for inference."""
+"""The daemon's threads, which take turns at the sockets (:mod:`.loop`) and at inference.
+
+One thread, the leader, waits for messages and handles them. When there is a job for it, it makes
+another thread the leader and works on the job itself; then it sends the result and works on the
+next job, or waits to lead again. So a request needs no switch of threads on its way. This is the
+pattern Leader/Followers (Schmidt et al., Pattern-Oriented Software Architecture 2, 2000).
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
 import warnings
-from queue import SimpleQueue
-
-import zmq
 
 from scissionlite.offloader.edge.loop import EdgeLoop
-from scissionlite.offloader.edge.schedule import Done, Job
+from scissionlite.offloader.edge.schedule import Job
 from scissionlite.offloader.edge.side import EdgeSide
-from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.endpoints import Endpoints
 
 logger = logging.getLogger(__name__)
+
+_LAST_JOIN = 0.5  # seconds for the threads to end that are not amid a slice's run
 
 
 class EdgeThreads:
@@ -29,11 +34,11 @@ class EdgeThreads:
     Parameters
     ----------
     loop
-        The I/O thread's steps.
+        The leader's steps.
     side
-        The worker's computation; None if there is no bundle.
-    jobs, done
-        To the worker and from it.
+        The computation; None if there is no bundle.
+    workers
+        Jobs that are worked on at once; there is one more thread.
     binds
         Where to listen.
     stop_seconds
@@ -44,7 +49,7 @@ class EdgeThreads:
     endpoints : Endpoints
         Where it listens, with the ports that wildcards became.
     failure : Exception or None
-        What broke the I/O thread.
+        What broke the daemon down.
 
     Raises
     ------
@@ -56,35 +61,31 @@ class EdgeThreads:
         self,
         loop: EdgeLoop,
         side: EdgeSide | None,
-        jobs: SimpleQueue[Job | None],
-        done: SimpleQueue[Done],
+        workers: int,
         binds: Endpoints,
         stop_seconds: float,
     ) -> None:
         self._loop = loop
         self._stop_seconds = stop_seconds
         self._side = side
-        self._jobs = jobs
-        self._done = done
         self._stop = False
+        self._stop_at = math.inf
+        self._closed = threading.Event()
+        self._leading = threading.Lock()
         self._process = os.getpid()
         self.failure: Exception | None = None
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._waker = Waker()
         try:
-            self.endpoints = loop.open(context, binds, self._waker)
+            self.endpoints = loop.open(binds, self._waker)
         except BaseException:
             self._waker.close()
-            context.term()
             raise
-        self._worker = threading.Thread(
-            target=self._work, name="scissionlite-edge-worker", daemon=True
-        )
-        self._io = threading.Thread(
-            target=self._serve, args=(context,), name="scissionlite-edge", daemon=True
-        )
-        self._worker.start()
-        self._io.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"scissionlite-edge-{i}", daemon=True)
+            for i in range(workers + 1)
+        ]
+        for each in self._threads:
+            each.start()
 
     @property
     def here(self) -> bool:
@@ -93,18 +94,21 @@ class EdgeThreads:
 
     @property
     def working(self) -> bool:
-        """Whether the worker runs."""
-        return self._worker.is_alive()
+        """Whether a thread still runs; after the end, one that is amid a slice's run."""
+        return any(each.is_alive() for each in self._threads)
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the threads' end, at most so long; return whether they ended."""
-        self._io.join(seconds)
-        return not self._io.is_alive()
+        """Wait for the end, at most so long; return whether it has come."""
+        return self._closed.wait(seconds)
 
     def close(self) -> None:
         """Answer what was accepted, say Goodbye to the devices and stop; may be called again."""
         self.stop()
-        self._io.join()
+        self._closed.wait()
+        # A slice that runs cannot be interrupted; its thread ends with it, or with the process.
+        until = time.monotonic() + _LAST_JOIN
+        for each in self._threads:
+            each.join(max(until - time.monotonic(), 0.0))
 
     def reload(self) -> None:
         """Have the loop read again what may change while it runs; signal handlers may call it."""
@@ -128,44 +132,38 @@ class EdgeThreads:
             stacklevel=2,
         )
 
-    def _serve(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        """Do all I/O; the first thread."""
-        stopped = 0.0
-        try:
-            while not self._stop:
-                self._loop.step()
-            self._loop.stop_accepting()
-            stopped = time.monotonic() + self._stop_seconds
-            while not self._loop.idle and time.monotonic() < stopped:
-                self._loop.step()
-        except Exception as error:
-            logger.exception("the edge daemon broke down")
-            self.failure = error
-        self._jobs.put(None)
-        # A slice that runs cannot be interrupted; the thread ends with it, or with the process.
-        self._worker.join(max(0.0, stopped - time.monotonic()))
-        self._loop.say_goodbye()
-        self._loop.close()
-        self._waker.close()
-        context.term()
-
     def _work(self) -> None:
-        """Answer one job after the other; the second thread."""
-        while (job := self._jobs.get()) is not None:
-            self._done.put(self._answer(job))
-            self._waker.wake()
-        self._waker.wake()
+        """Take turns at leading and at working, until the end; each thread."""
+        while (job := self._lead()) is not None:
+            while job is not None:
+                assert self._side is not None  # or there were no job
+                self._loop.finish(self._side.finish(job))
+                job = self._loop.next_job()
+            if self._stop:
+                self._waker.wake()  # the leader looks whether all is answered
 
-    def _answer(self, job: Job) -> Done:
-        waited = time.monotonic() - job.arrived
-        watch, outputs, reason = Stopwatch(), None, ""
-        assert self._side is not None  # or there were no job
-        try:
-            outputs = self._side.answer(job.tensors, job.payloads, watch)
-        except Exception as error:  # whatever a runtime may raise: the next request may be fine
-            logger.warning("a request failed: %r", error, extra={"error": type(error).__name__})
-            reason = f"{type(error).__name__}: {error}"[:1000]
-        seconds = watch.seconds
-        return Done(
-            job, outputs, reason, waited, seconds.get("decode", 0.0), seconds.get("run", 0.0)
-        )
+    def _lead(self) -> Job | None:
+        """Handle messages until there is a job for this thread; None at the end."""
+        with self._leading:
+            while not self._closed.is_set():
+                try:
+                    if not self._is_over() and (job := self._loop.step(self._stop_at)) is not None:
+                        return job
+                except Exception as error:
+                    logger.exception("the edge daemon broke down")
+                    self.failure = error
+                    self._stop, self._stop_at = True, 0.0
+                if self._is_over():
+                    self._loop.close()
+                    self._waker.close()
+                    self._closed.set()
+        return None
+
+    def _is_over(self) -> bool:
+        """Whether it was stopped, and what was accepted is answered or has no more time."""
+        if not self._stop:
+            return False
+        if self._stop_at == math.inf:
+            self._loop.stop_accepting()
+            self._stop_at = time.monotonic() + self._stop_seconds
+        return self._loop.idle or time.monotonic() >= self._stop_at

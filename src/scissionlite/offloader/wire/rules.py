@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import get_args
 
 from scissionlite.errors import (
@@ -42,6 +43,7 @@ from scissionlite.offloader.wire.headers import (
 )
 from scissionlite.transfer_layer.spec import CODE_RANGES
 
+_REPEATED_GROUPS = 1024  # most scales of entries that are kept: strangers cannot fill the memory
 _IMAGES = frozenset(map(Encoding.named, get_args(ImageFormat)))
 _ZERO_POINTS = {Encoding.named(dtype): bounds for dtype, bounds in CODE_RANGES.items()}
 
@@ -62,6 +64,16 @@ def check_tensors(tensors: Sequence[TensorHeader], payloads: Sequence[Buffer]) -
         raise TensorCountError(f"{len(tensors)} tensors, 1 to {MAX_TENSORS} allowed")
     if len(payloads) != len(tensors):
         raise FrameCountError(f"{len(payloads)} payload frames for {len(tensors)} tensors")
+    repeated = sum(len(tensor.scales) for tensor in tensors) <= _REPEATED_GROUPS
+    check = _check_entries if repeated else _check_entries.__wrapped__
+    check(tuple(tensors))
+    for tensor, payload in zip(tensors, payloads, strict=True):
+        _check_length(tensor, memoryview(payload).nbytes)
+
+
+@lru_cache(maxsize=256)
+def _check_entries(tensors: tuple[TensorHeader, ...]) -> None:
+    """Check the tensors' entries; those of a device are the same in every request."""
     packed = unpacked = 0
     for tensor in tensors:
         _check_tensor(tensor)
@@ -69,8 +81,6 @@ def check_tensors(tensors: Sequence[TensorHeader], payloads: Sequence[Buffer]) -
         unpacked += 4 * math.prod(tensor.shape)
         if max(packed, unpacked) > MAX_TENSOR_BYTES:
             raise TensorSizeError(f"tensors of more than {MAX_TENSOR_BYTES} bytes")
-    for tensor, payload in zip(tensors, payloads, strict=True):
-        _check_length(tensor, memoryview(payload).nbytes)
 
 
 def _check_tensor(tensor: TensorHeader) -> None:

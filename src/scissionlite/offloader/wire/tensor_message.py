@@ -6,7 +6,6 @@ everything before it returns anything; its payloads are views of the frames rece
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import xxhash
@@ -19,14 +18,13 @@ from scissionlite.errors import (
     TruncatedMessageError,
 )
 from scissionlite.offloader.wire.header_bytes import (
+    DIGEST,
     check_header_size,
     read_header,
     write_header,
 )
 from scissionlite.offloader.wire.headers import Buffer, Header, MessageKind
 from scissionlite.offloader.wire.rules import check_prefix, check_tensors
-
-_DIGEST = struct.Struct("<Q")
 
 
 def pack(header: Header, payloads: Sequence[Buffer]) -> list[Buffer]:
@@ -52,8 +50,8 @@ def pack(header: Header, payloads: Sequence[Buffer]) -> list[Buffer]:
     check_prefix(header)
     check_tensors(header.tensors, payloads)
     body = write_header(header)
-    check_header_size(len(body) + _DIGEST.size)
-    return [body + _DIGEST.pack(_digest(body, payloads)), *payloads]
+    check_header_size(len(body) + DIGEST.size)
+    return [body + DIGEST.pack(_digest(body, payloads)), *payloads]
 
 
 def unpack(frames: Sequence[Buffer], *kinds: MessageKind) -> tuple[Header, list[memoryview]]:
@@ -86,13 +84,13 @@ def unpack(frames: Sequence[Buffer], *kinds: MessageKind) -> tuple[Header, list[
     if header.kind not in kinds:
         expected = " or ".join(kind.name for kind in kinds)
         raise MessageKindError(f"a {header.kind.name} where a {expected} was expected")
-    if len(raw) < end + _DIGEST.size:
+    if len(raw) < end + DIGEST.size:
         raise TruncatedMessageError(f"header of {len(raw)} bytes ends before its digest")
-    if len(raw) > end + _DIGEST.size:
-        raise TrailingBytesError(f"{len(raw) - end - _DIGEST.size} bytes after the digest")
+    if len(raw) > end + DIGEST.size:
+        raise TrailingBytesError(f"{len(raw) - end - DIGEST.size} bytes after the digest")
     payloads = [memoryview(frame) for frame in frames[1:]]
     check_tensors(header.tensors, payloads)
-    (announced,) = _DIGEST.unpack_from(raw, end)
+    (announced,) = DIGEST.unpack_from(raw, end)
     if announced != _digest(raw[:end], payloads):
         raise DigestMismatchError("header and payload do not match their digest")
     return header, payloads
