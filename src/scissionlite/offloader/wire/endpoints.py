@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 
 import msgspec
 
@@ -70,6 +69,8 @@ def host_of(endpoint: str) -> str:
 
 def is_ipv6(host: str) -> bool:
     """Whether a host is an IPv6 address."""
+    import socket  # a device without an edge does not need it
+
     try:
         socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
     except OSError:
