@@ -39,7 +39,10 @@ def shake_hands(endpoint: str, kind: bytes, identity: bytes = b"") -> socket.soc
     link.sendall(GREETING)
     received = b""
     while len(received) < 64:
-        received += link.recv(64 - len(received))
+        part = link.recv(64 - len(received))
+        if not part:
+            raise ConnectionError("refused")
+        received += part
     ready = b"\x05READY" + prop(b"Socket-Type", kind) + prop(b"Identity", identity)
     link.sendall(bytes([4, len(ready)]) + ready)
     return link

@@ -44,6 +44,11 @@ class Process:
         self._popen.stdin.write("\n")
         self._popen.stdin.flush()
 
+    def read_line(self) -> str:
+        """Read the next line of output; empty if the process ended instead."""
+        assert self._popen.stdout is not None
+        return self._popen.stdout.readline()
+
     def read_json(self) -> dict[str, Any]:
         """Read the next line of output; an AssertionError if the process ended instead."""
         assert self._popen.stdout is not None

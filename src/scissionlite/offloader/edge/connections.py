@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 _STATM = Path("/proc/self/statm")
 _EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): the event and its value
-_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
+# Not EVENT_ACCEPT_FAILED: without descriptors there is one after the other, and each must be read.
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+_MOST_EVENTS = 256  # of a socket, read at a time
 _TCP_INFO_BYTES = struct.Struct("<QQ")  # tcpi_bytes_acked and tcpi_bytes_received (linux/tcp.h)
 _TCP_INFO_OFFSET = 120
 _FRAME_BYTES = 2  # the least that a frame adds to its bytes
@@ -42,7 +44,7 @@ _BAN = 1.0  # seconds for which an address gets no new connection after one was 
 _MOST_BANNED = 1024
 
 
-Trouble = Literal["ended", "banned", "connections", "descriptors"]
+Trouble = Literal["ended", "banned", "connections"]
 """Why a connection was ended, or refused: its own doing, its address's, or no room."""
 
 
@@ -210,18 +212,10 @@ class Connections:
     def _read_events(self) -> None:
         for port, monitor in enumerate(self._monitors):
             with contextlib.suppress(zmq.Again):
-                while True:
+                for _ in range(_MOST_EVENTS):
                     event, value = _EVENT.unpack(monitor.recv_multipart(zmq.NOBLOCK)[0])
                     if event == zmq.EVENT_ACCEPTED:
                         self._add(value, port)
-                    elif event == zmq.EVENT_ACCEPT_FAILED:
-                        self._on_end("descriptors")
-                        self._log.warning(
-                            "descriptors",
-                            "",
-                            "a connection cannot be accepted: %s",
-                            os.strerror(value),
-                        )
                     elif (gone := self._open.pop(value, None)) is not None:
                         _let_go(gone)
 

@@ -1,0 +1,301 @@
+"""Peers that mean harm, in processes of their own, against a daemon that serves a good device.
+
+``python -m bench.hostile`` measures what they do to its p95. Time-outs here only guard against
+hangs; no outcome depends on how fast the machine is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from attackers import ATTACKS, corrupt, dial, valid_request
+from bundles import Toy, write_bundle
+from conftest import CROSSING, INPUT, PREPROCESSING, BundleFactory
+from peers import LOCAL, LONG, Frames, HandmadeDevice, Sockets, device_of, in_one_process
+from processes import Process
+from torch import nn
+
+from scissionlite.bundle import Bundle
+from scissionlite.errors import WireError
+from scissionlite.offloader import Device, EdgeLimits, EdgeServer, wire
+from scissionlite.offloader.wire import control
+from scissionlite.transfer_layer import Quantization, TransferSpec
+
+pytestmark = pytest.mark.usefixtures("no_threads_left")
+
+MEMORY = 64  # MiB, the daemon's limit here
+SLACK = 96 << 20  # bytes of memory that come and go for other reasons
+FUZZED = int(os.environ.get("SCISSIONLITE_FUZZED", "5000"))
+ENDED = [name for name in ATTACKS if "frames" in name or "end" in name]
+BORNE = ["a frame of 1 TB", "random bytes", "HTTP", "500 idle connections", "fuzzed messages"]
+
+
+def resident() -> int:
+    """Memory of this process, which is the daemon's here, in bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+@contextlib.contextmanager
+def attack(start_process: Callable[..., Process], name: str, edge: EdgeServer) -> Iterator[None]:
+    """Attack a daemon meanwhile."""
+    bundle = edge._loop.metrics.bundles[0].bundle
+    endpoints = (edge.endpoint, edge.control_endpoint)
+    process = start_process("attackers", name, str(bundle.path), *endpoints)
+    assert process.read_line() == "attacking\n"
+    yield
+    process.kill()
+
+
+def ended(edge: EdgeServer) -> int:
+    """The connections that the daemon has ended."""
+    return edge._loop.metrics.refused.get("ended", 0)
+
+
+@pytest.mark.parametrize("name", ENDED)
+def test_a_connection_that_holds_too_much_is_ended(
+    tiny_bundle: Bundle, frames: Frames, start_process: Callable[..., Process], name: str
+) -> None:
+    expected = in_one_process(tiny_bundle, frames[0])
+    with (
+        EdgeServer(tiny_bundle, LOCAL, limits=EdgeLimits(memory=MEMORY)) as edge,
+        device_of(edge, tiny_bundle) as good,
+    ):
+        np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        before = most = resident()
+        with attack(start_process, name, edge):
+            while ended(edge) < 2:
+                np.testing.assert_array_equal(good.infer(frames[0], 10.0), expected)
+                most = max(most, resident())
+        assert most - before < (MEMORY << 20) + SLACK
+        assert edge.stats().devices == 1
+
+
+@pytest.mark.parametrize("name", BORNE)
+def test_what_is_no_message_disturbs_nobody(
+    tiny_bundle: Bundle, frames: Frames, start_process: Callable[..., Process], name: str
+) -> None:
+    expected = in_one_process(tiny_bundle, frames[0])
+    with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
+        np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        before = resident()
+        with attack(start_process, name, edge):
+            for _ in range(100):
+                np.testing.assert_array_equal(good.infer(frames[0], 10.0), expected)
+        assert resident() - before < SLACK
+        assert ended(edge) == 0
+        if name == "fuzzed messages":
+            assert sum(edge.stats().rejected.values()) > 100
+        else:
+            assert edge.stats().rejected == {}
+
+
+class Large(nn.Module):
+    """An end of the network whose answer has 4 MB."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean().expand(1, 1 << 20).contiguous()
+
+
+def test_a_device_that_never_reads_its_answers_loses_its_connection(
+    tmp_path: Path, frames: Frames, start_process: Callable[..., Process]
+) -> None:
+    stem = nn.Sequential(nn.Conv2d(3, CROSSING[1], 3, stride=2), nn.BatchNorm2d(8))
+    bundle = write_bundle(
+        Toy("large", stem, Large(), INPUT, CROSSING, (1, 1 << 20)),
+        tmp_path,
+        transfer=TransferSpec(),
+        quantization=Quantization(0.02, 0),
+        preprocessing=PREPROCESSING,
+    )
+    with (
+        EdgeServer(bundle, LOCAL, limits=EdgeLimits(memory=MEMORY)) as edge,
+        device_of(edge, bundle) as good,
+    ):
+        good.infer(frames[0])
+        before = most = resident()
+        with attack(start_process, "a device that reads nothing", edge):
+            while ended(edge) < 2:
+                good.infer(frames[0], 10.0)
+                most = max(most, resident())
+        assert most - before < (MEMORY << 20) + SLACK
+
+
+def test_an_address_that_attacked_gets_no_connection_for_a_moment(
+    tiny_bundle: Bundle, frames: Frames, start_process: Callable[..., Process]
+) -> None:
+    with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
+        good.infer(frames[0])
+        with attack(start_process, "a message without end", edge):
+            while not edge._loop.metrics.refused.get("banned", 0):
+                good.infer(frames[0], 10.0)
+        with device_of(edge, tiny_bundle) as other:  # from the same address
+            other.connect(LONG)
+
+
+def test_every_corruption_and_truncation_of_a_request_is_counted(
+    tiny_bundle: Bundle, frames: Frames, sockets: Sockets
+) -> None:
+    expected = in_one_process(tiny_bundle, frames[0])
+    with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
+        bad = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+        valid = valid_request(tiny_bundle, bad.id)
+        chance = random.Random(1)
+        sent = 0
+        for which, whole in enumerate(valid):
+            for place in range(len(whole)):
+                wrong = bytearray(whole)
+                wrong[place] ^= chance.randrange(1, 256)
+                for changed in (bytes(wrong), whole[:place]):
+                    bad.send(*valid[:which], changed, *valid[which + 1 :])
+                    sent += 1
+            np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        while sum(edge.stats().rejected.values()) < sent:
+            np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        assert sum(edge.stats().rejected.values()) == sent
+
+
+def test_every_corruption_and_truncation_of_a_control_message_is_answered_or_counted(
+    tiny_bundle: Bundle, frames: Frames, sockets: Sockets
+) -> None:
+    valid = control.encode(
+        control.Hello(control.PROTOCOL_VERSION, tiny_bundle.id, "camera", {"machine": "arm"})
+    )
+    wrong = [valid[:end] for end in range(len(valid))]
+    for place in range(len(valid)):
+        for bit in range(8):
+            changed = bytearray(valid)
+            changed[place] ^= 1 << bit
+            wrong.append(bytes(changed))
+    rejected = 0
+    for each in wrong:
+        try:
+            control.decode_at_edge(each)
+        except WireError:
+            rejected += 1
+    with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
+        bad = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+        for each in wrong:
+            bad.send_control_raw(each)
+        bad.stats()
+        assert sum(edge.stats().rejected.values()) == rejected
+        assert good.infer(frames[0]).shape == (1, 5)
+
+
+def test_fuzzed_messages_are_all_counted(
+    tiny_bundle: Bundle, frames: Frames, sockets: Sockets
+) -> None:
+    expected = in_one_process(tiny_bundle, frames[0])
+    chance = random.Random(int(os.environ.get("SCISSIONLITE_SEED", "1")))
+    with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
+        bad = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+        valid = valid_request(tiny_bundle, bad.id)
+        for number in range(FUZZED):
+            which = chance.randrange(len(valid))
+            bad.send(*valid[:which], corrupt(valid[which], chance), *valid[which + 1 :])
+            if number % 1000 == 0:
+                np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        while sum(edge.stats().rejected.values()) < FUZZED:
+            np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        assert sum(edge.stats().rejected.values()) == FUZZED
+
+
+def test_replayed_and_reordered_requests_are_answered_as_they_are(
+    tiny_bundle: Bundle, sockets: Sockets
+) -> None:
+    with EdgeServer(tiny_bundle, LOCAL, limits=EdgeLimits(credit=64, queue=256)) as edge:
+        device = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+        assert isinstance(device.hello(), control.Welcome)
+        for number in reversed(range(30)):
+            for _ in range(2):
+                device.send(*valid_request(tiny_bundle, device.id, number))
+        answered: set[int] = set()
+        while len(answered) < 30:
+            result, (header, _) = device.receive()
+            assert isinstance(result, control.Result)
+            assert wire.sender(header) == (device.id, result.request)
+            answered.add(result.request)
+        assert 30 <= edge.stats().served <= 60
+
+
+def seconds_of_work(process: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_daemon_with_64_descriptors_refuses_what_is_too_much_and_says_so(
+    make_bundle: BundleFactory, frames: Frames, free_port: Callable[[], int]
+) -> None:
+    bundle = make_bundle(runtime="onnx")  # which starts faster
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scissionlite", "serve", str(bundle.path), "--bind", endpoint],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)),
+    )
+    held = []
+    try:
+        with Device(bundle, endpoint, deadline=LONG) as device:
+            device.infer(frames[0])
+            for _ in range(100):
+                with contextlib.suppress(OSError):
+                    held.append(dial(endpoint))
+            for _ in range(20):
+                device.infer(frames[0])
+            before = seconds_of_work(process.pid)
+            time.sleep(1.0)
+            assert seconds_of_work(process.pid) - before < 0.6
+            device.infer(frames[0])
+        process.terminate()
+        log = process.communicate(timeout=LONG)[1]
+    finally:
+        process.kill()
+        process.wait()
+        for each in held:
+            each.close()
+    assert "this process may open 64 files" in log
+    assert "is refused: there are" in log
+    assert log.count("\n") < 20
+
+
+def test_the_soft_limit_of_descriptors_is_raised() -> None:
+    code = (
+        "import resource as r\n"
+        "r.setrlimit(r.RLIMIT_NOFILE, (64, r.getrlimit(r.RLIMIT_NOFILE)[1]))\n"
+        "from scissionlite.offloader import EdgeServer\n"
+        f"with EdgeServer(None, {LOCAL!r}): print(r.getrlimit(r.RLIMIT_NOFILE)[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert int(done.stdout) > 2 * 256, done.stderr
+
+
+def test_one_that_is_refused_again_and_again_writes_one_line(
+    tiny_bundle: Bundle, sockets: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EdgeServer(tiny_bundle, LOCAL) as edge:
+        device = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+        for _ in range(50):
+            device.send_control(control.Hello(2, tiny_bundle.id, "old", {}))
+            assert isinstance(device.receive()[0], control.Refused)
+        for _ in range(50):
+            assert isinstance(device.hello(), control.Welcome)
+            device.send_control(control.Goodbye())
+        device.stats()
+        lines = [each.getMessage() for each in caplog.records if "refused" in each.getMessage()]
+        assert len(lines) == 1
+        assert edge._loop.metrics.refused["protocol"] == 50
+        assert len(caplog.records) <= 6
