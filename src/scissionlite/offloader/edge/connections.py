@@ -17,8 +17,7 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -29,7 +28,7 @@ from scissionlite.offloader.edge.log_limit import LogLimit
 
 logger = logging.getLogger(__name__)
 
-_STATM = Path("/proc/self/statm")
+_PAGE = os.sysconf("SC_PAGESIZE")
 _EVENT = struct.Struct("=HI")  # zmq_socket_monitor(3): the event and its value
 # Not EVENT_ACCEPT_FAILED: without descriptors there is one after the other, and each must be read.
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
@@ -103,6 +102,7 @@ class Connections:
         self._next_look = 0.0
         self._usual_memory = 0
         self._turn = 0
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY)  # later there may be no descriptor
         self._log = LogLimit(logger)
 
     @property
@@ -198,6 +198,10 @@ class Connections:
         for connection in self._open.values():
             _let_go(connection)
         self._open.clear()
+        os.close(self._statm)
+
+    def _resident_bytes(self) -> int:
+        return int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE
 
     def _due(self) -> list[Connection]:
         """Choose those to look at: whoever was active, and some of the others in turns."""
@@ -274,7 +278,7 @@ class Connections:
         if owed > self._bounds.memory:
             largest = max(self._open.values(), key=lambda each: each.owed)
             self.end(largest, f"has not read {largest.owed} bytes of its answers")
-        memory = _resident_bytes()
+        memory = self._resident_bytes()
         if _AMPLIFIED * held <= self._bounds.memory // 4:
             self._usual_memory = memory
             return False
@@ -306,17 +310,14 @@ def _let_go(connection: Connection) -> None:
 
 
 def _shut_down(connection: Connection) -> None:
-    """Shut down a connection, unless its descriptor is another one's by now."""
-    with contextlib.suppress(OSError), _duplicate(connection.fd) as own:
-        if os.fstat(own.fileno()).st_ino == connection.inode:
-            own.shutdown(socket.SHUT_RDWR)
+    """Shut down a connection, unless its descriptor is another one's by now.
 
-
-@contextlib.contextmanager
-def _duplicate(fd: int) -> Iterator[socket.socket]:
-    with socket.socket(fileno=os.dup(fd)) as own:
-        yield own
-
-
-def _resident_bytes() -> int:
-    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    It takes no descriptor of its own, because there may be none left.
+    """
+    with contextlib.suppress(OSError):
+        if os.fstat(connection.fd).st_ino == connection.inode:
+            handle = socket.socket(fileno=connection.fd)
+            try:
+                handle.shutdown(socket.SHUT_RDWR)
+            finally:
+                handle.detach()
