@@ -30,7 +30,7 @@ _CHUNK = 1 << 16
 def dial(endpoint: str) -> socket.socket:
     """Open a TCP connection to ``tcp://host:port``."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    return socket.create_connection((host.strip("[]"), int(port)), 10)
+    return socket.create_connection((host.strip("[]"), int(port)), 2)
 
 
 def shake_hands(endpoint: str, kind: bytes, identity: bytes = b"") -> socket.socket:

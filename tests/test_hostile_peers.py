@@ -97,9 +97,8 @@ def test_what_is_no_message_disturbs_nobody(
         assert ended(edge) == 0
         if name == "fuzzed messages":
             assert sum(edge.stats().rejected.values()) > 100
-        else:
-            # libzmq takes bytes that are no handshake for messages of its first protocol.
-            assert set(edge.stats().rejected) <= {"BadMagicError", "FrameCountError"}
+        elif name != "random bytes":  # which libzmq may take for messages of its first protocol
+            assert edge.stats().rejected == {}
 
 
 class Large(nn.Module):
