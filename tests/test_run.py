@@ -52,13 +52,13 @@ def images(tmp_path: Path, frames: Frames) -> Path:
 class Running:
     """``scissionlite run`` in a process, which is killed, if need be, when the test ends."""
 
-    def __init__(self, *arguments: object, **options: Any) -> None:
+    def __init__(self, *arguments: object) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "scissionlite", "run", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **options,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         )
 
     def row(self) -> dict[str, Any]:
@@ -77,8 +77,8 @@ class Running:
 def start_run() -> Iterator[Callable[..., Running]]:
     started: list[Running] = []
 
-    def start(*arguments: object, **options: Any) -> Running:
-        started.append(Running(*arguments, **options))
+    def start(*arguments: object) -> Running:
+        started.append(Running(*arguments))
         return started[-1]
 
     yield start
@@ -443,10 +443,11 @@ def test_a_terminal_has_one_line_that_is_gone_in_the_end(
     drawn = read_terminal(ours)
     os.close(ours)
     assert process.wait(LONG) == 1
-    printed = drawn if same else (tmp_path / "lines").read_text()
-    rows = [json.loads(line) for line in re.findall(r"\{.*\}", printed)]
-    assert [Path(row["image"]).name for row in rows] == [f"{i}.png" for i in range(4)]
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", drawn).replace("\r", "\n")
+    printed = plain if same else (tmp_path / "lines").read_text()
+    # Each on a line of its own, never behind the live line.
+    rows = [json.loads(line) for line in re.findall(r"^\{.*\}$", printed, re.MULTILINE)]
+    assert [Path(row["image"]).name for row in rows] == [f"{i}.png" for i in range(4)]
     assert re.search(r"^\d answers, \d", plain, re.MULTILINE)
     assert re.search(r"^error: ImageError: ", plain.replace("error:\n ", "error: "), re.MULTILINE)
     assert plain.strip().splitlines()[-1].startswith("3 answers: median")

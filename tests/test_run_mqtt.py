@@ -84,6 +84,7 @@ class Subscriber:
 
     def __init__(self, port: int, **login: str) -> None:
         self.messages: list[tuple[str, bytes, bool]] = []
+        self.qualities: set[int] = set()
         self._subscribed = threading.Event()
         self._client = Client(CallbackAPIVersion.VERSION2, "subscriber", clean_session=False)
         if login:
@@ -97,6 +98,7 @@ class Subscriber:
         assert self._subscribed.wait(LONG)
 
     def _note(self, _client: Client, _data: object, message: MQTTMessage) -> None:
+        self.qualities.add(message.qos)
         self.messages.append((message.topic, bytes(message.payload), message.retain))
 
     def rows(self, topic: str = FIRST) -> list[dict[str, Any]]:
@@ -194,6 +196,7 @@ def test_nothing_is_lost_when_the_broker_is_restarted(
     assert sink.trouble == ""
     sink.close()
     told.wait_for(lambda: told.status()[-1] == b"offline")
+    assert told.qualities == {1}
     numbers = [each["frame"] for each in told.rows()]
     first_times = [n for i, n in enumerate(numbers) if n not in numbers[:i]]
     assert first_times == list(range(600))

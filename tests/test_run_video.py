@@ -141,7 +141,7 @@ def test_a_camera_gives_the_newest_frame_and_counts_the_others(video: Path) -> N
     pictures = camera.pictures()
     first = next(pictures)
     assert first.frame is not None
-    wait_for(lambda: camera._ended)  # it went on while we were busy
+    wait_for(lambda: camera._newest._ended)  # it went on while we were busy
     last = next(pictures)
     assert last.frame == COUNT - 1
     newest = frame_of(np.ascontiguousarray(drawn(COUNT - 1)[:, :, ::-1]), PREPROCESSING)

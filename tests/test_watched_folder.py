@@ -42,7 +42,9 @@ class Watcher:
         self._thread = threading.Thread(target=self._collect)
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin; may be called again."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def _collect(self) -> None:
         try:
@@ -119,12 +121,13 @@ def all_read(folder: Path, watcher: Watcher, count: int) -> list[tuple[str, int 
 
 
 def test_a_file_is_read_when_its_writer_closes_it(watch: Watch) -> None:
-    folder, watcher = watch()
+    folder, watcher = watch(start=False)
     content = png(7)
     with (folder / "slow.png").open("wb") as slow:
         for part in (content[:20], content[20:40], content[40:]):
             slow.write(part)
             slow.flush()
+            watcher.start()
             # It pauses for longer than a file needs to settle.
             time.sleep(3 * watched_folder.SETTLED)
             (folder / f"{slow.tell()}.png").write_bytes(png(1))
@@ -242,8 +245,14 @@ def test_files_that_are_there_already(watch: Watch, tmp_path: Path, existing: bo
                 (f"{i}.png", i) for i in (1, 2, 3)
             ]
     (folder / "1.png").rename(folder / "first.png")
-    rows = all_read(folder, watcher, 4 if existing else 1)
-    assert rows.count(("unfinished.png", 4)) == 1
+    assert all_read(folder, watcher, 4 if existing else 1).count(("unfinished.png", 4)) == 1
+    # One of them is written again, and renamed: it is new once.
+    count = len(watcher.rows())
+    (folder / "2.png").write_bytes(png(8))
+    assert watcher.read(count + 1)[-1] == ("2.png", 8)
+    (folder / "2.png").rename(folder / "second.png")
+    (folder / "end.png").write_bytes(png(9))
+    assert watcher.read(count + 2)[count:] == [("2.png", 8), ("end.png", 9)]
 
 
 def test_a_burst_from_several_writers_is_read_once_each(watch: Watch) -> None:

@@ -22,6 +22,7 @@ from scissionlite.cli.output import print_warning
 from scissionlite.cli.run.sources import Picture
 from scissionlite.errors import ImageError, VideoError
 from scissionlite.images import Preprocessing
+from scissionlite.offloader.device.newest_frame import FrameReader, NewestFrame
 
 if TYPE_CHECKING:
     import cv2
@@ -30,7 +31,6 @@ OPEN_SECONDS: Final = 10.0
 """Seconds after which a stream that does not open, or gives no frame, is given up."""
 
 _WHOLE = 0.9  # of the stated frames, which some files only estimate
-_JOIN_SECONDS = 2.0  # for a read under way when the source is closed
 
 
 def frame_of(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -141,20 +141,17 @@ class LiveVideo:
         self._preprocessing = preprocessing
         self._interval = 0.0 if fps is None else 1 / fps
         self._frames = frames
-        self._thread = threading.Thread(
-            target=self._read_all, name="scissionlite-camera", daemon=True
-        )
         self._changed = threading.Condition()
-        # Under the condition's lock:
-        self._newest: tuple[int, npt.NDArray[np.uint8]] | None = None
-        self._dropped = 0
-        self._ended = False
+        # The same place and thread as Device.stream's; here frames that nobody takes are dropped
+        # before they are resized, and those under way are answered when the stream ends.
+        self._newest = NewestFrame(self._notify)
+        self._reader: FrameReader | None = None
         self._stopped = False
 
     @property
     def dropped(self) -> int:
         """How many frames were replaced by newer ones."""
-        return self._dropped
+        return self._newest.dropped
 
     def pictures(self) -> Iterator[Picture]:
         """Wait for the frames, and give the newest.
@@ -164,53 +161,53 @@ class LiveVideo:
         VideoError
             If the camera or stream gives no more frames.
         """
-        self._thread.start()
+        newest = self._newest
+        self._reader = FrameReader(self._read_all(), newest)
         taken = 0
         while taken != self._frames:
             with self._changed:
-                self._changed.wait_for(lambda: self._newest or self._ended or self._stopped)
-                newest, self._newest = self._newest, None
+                self._changed.wait_for(lambda: newest.waits or newest.ended or self._stopped)
             if self._stopped:
                 return
-            if newest is None:
-                raise VideoError(
+            if (frame := newest.take()) is None:
+                raise newest.error or VideoError(
                     f"{self._name} gives no more frames: it was unplugged, or the stream ended"
                 )
-            yield _picture(self._name, *newest, self._preprocessing)
+            number, pixels = frame.frame
+            yield _picture(self._name, number, pixels, self._preprocessing)
             taken += 1
 
     def stop(self) -> None:
         """Let :meth:`pictures` end."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
+        self._stopped = True
+        self._notify()
 
     def close(self) -> None:
         """Close the camera, after the read under way."""
         self.stop()
-        if self._thread.ident is not None:
-            self._thread.join(_JOIN_SECONDS)
-            if self._thread.is_alive():
-                return  # OpenCV is in it; the process ends soon
-        self._capture.release()
+        if self._reader is None:
+            self._capture.release()
+        else:
+            self._reader.close()
 
-    def _read_all(self) -> None:
-        """Read frames as fast as they come; the camera's thread."""
-        number, due = 0, time.monotonic()
-        while not self._stopped and self._capture.grab():
-            now = time.monotonic()
-            if now >= due:
-                read, pixels = self._capture.retrieve()
-                if read:
-                    due = max(due + self._interval, now - self._interval)
-                    with self._changed:
-                        self._dropped += self._newest is not None
-                        self._newest = (number, np.asarray(pixels, np.uint8))
-                        self._changed.notify_all()
-            number += 1
+    def _notify(self) -> None:
         with self._changed:
-            self._ended = True
             self._changed.notify_all()
+
+    def _read_all(self) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """Read frames as fast as they come, with their numbers; in the reader's thread."""
+        number, due = 0, time.monotonic()
+        try:
+            while not self._stopped and self._capture.grab():
+                now = time.monotonic()
+                if now >= due:
+                    read, pixels = self._capture.retrieve()
+                    if read:
+                        due = max(due + self._interval, now - self._interval)
+                        yield number, np.asarray(pixels, np.uint8)
+                number += 1
+        finally:
+            self._capture.release()
 
 
 def open_camera(

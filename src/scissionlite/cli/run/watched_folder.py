@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+from scissionlite.cli.output import print_warning
 from scissionlite.cli.run.folder_events import FolderEvent, FolderEvents
 from scissionlite.cli.run.sources import Picture, pixels_of
 from scissionlite.errors import ImageError
@@ -128,6 +129,8 @@ class WatchedFolder:
             self._settle(now)
             if self._ready and (picture := self._read_next()) is not None:
                 yield picture
+        if self._ready:
+            print_warning(f"{len(self._ready):,} files that came were not read")
 
     def stop(self) -> None:
         """Let :meth:`pictures` end; files that wait are not read."""
