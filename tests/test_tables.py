@@ -83,7 +83,13 @@ def test_every_plan_is_shown_whole_at_any_width(width: int, profiles: tuple[Path
     for each in plans[:5]:
         for shown in (*figures(each), *each.label.split()):
             assert shown in words  # whole, and on one line
-    if width <= 80:  # each value has its name beside it
+    if width <= 80:  # each value has its name beside it, on the same line
+        for each in plans[:5]:
+            for name, figure in zip(("latency", "device", "transfer"), figures(each), strict=False):
+                assert any(re.search(rf"{name} +{re.escape(figure)} ms", line) for line in lines)
+            assert any(
+                re.search(rf"rate +{re.escape(figures(each)[-1])} 1/s", line) for line in lines
+            )
         for name in ("latency", "device", "transfer", "edge", "sent", "rate", "leakage"):
             assert words.count(name) >= 5
         assert {"ms", "kB", "1/s"} <= set(words)
