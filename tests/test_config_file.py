@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import typer
 from conftest import BundleFactory
-from peers import LONG
+from peers import LONG, HandmadeDevice, Sockets
 from typer.testing import CliRunner
 
 from scissionlite.cli import app
 from scissionlite.cli.config_file import Tables, keys_of, read_config
 from scissionlite.offloader import Device
+from scissionlite.offloader.wire import control
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +38,9 @@ def refusal(tmp_path: Path, text: str) -> str:
     """The error of a file that is refused, without its beginning."""
     file = tmp_path / "edge.toml"
     file.write_text(text)
-    done = CliRunner(env={"COLUMNS": "1000"}).invoke(app, ["serve", "--config", str(file)])
+    # If the file is not refused, a unit is printed, and no daemon runs.
+    command = ["serve", "--config", str(file), "--print-unit"]
+    done = CliRunner(env={"COLUMNS": "1000"}).invoke(app, command)
     assert done.exit_code == 2, done.output
     found = re.search(rf"'--config': {re.escape(str(file))}:? (.*)", done.stderr)
     assert found, done.stderr
@@ -126,7 +129,7 @@ def test_the_documented_sample_has_every_key(tmp_path: Path, tables: Tables) -> 
 
 
 def test_serve_reads_its_file_and_the_command_line_wins(
-    make_bundle: BundleFactory, tmp_path: Path
+    make_bundle: BundleFactory, tmp_path: Path, sockets: Sockets
 ) -> None:
     bundle = make_bundle(runtime="onnx")  # which starts faster
     (tmp_path / "conf").mkdir()
@@ -154,6 +157,11 @@ def test_serve_reads_its_file_and_the_command_line_wins(
         bundle, ready["endpoint"], control=ready["control_endpoint"], name="a\n7", deadline=LONG
     ) as device:
         device.connect(LONG)
+    handmade = HandmadeDevice(sockets, bundle, ready["endpoint"], ready["control_endpoint"])
+    welcome = handmade.hello()
+    assert isinstance(welcome, control.Welcome)
+    # The first two are the command line's, the third is the file's.
+    assert (welcome.name, welcome.credit, welcome.heartbeat) == ("line 4", 5, 7.5)
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=LONG)
     assert process.returncode == 0

@@ -269,16 +269,18 @@ def test_readiness_and_liveness_say_what_is_wrong(
     monkeypatch.setattr(edge_status, "_SILENCE", 1.5)
     monkeypatch.setattr(edge._loop, "step", gate.wait)  # the I/O thread is stuck
     until = time.monotonic() + LONG
-    while get(edge.page + "healthz")[0] == 200:
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    for path in ("healthz", "readyz"):
-        code, text = get(edge.page + path)
-        assert code == 503
-        assert text.startswith("the I/O thread has made no step for ")
-    assert not edge.alive
-    monkeypatch.undo()
-    gate.set()
+    try:
+        while get(edge.page + "healthz")[0] == 200:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        for path in ("healthz", "readyz"):
+            code, text = get(edge.page + path)
+            assert code == 503
+            assert text.startswith("the I/O thread has made no step for ")
+        assert not edge.alive
+    finally:
+        monkeypatch.undo()
+        gate.set()
     while get(edge.page + "healthz")[0] != 200:
         assert time.monotonic() < until
         time.sleep(0.02)
