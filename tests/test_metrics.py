@@ -118,6 +118,8 @@ def test_stats_page_and_metrics_have_the_same_numbers(
     assert metrics["scissionlite_queue_length", ()] == page["queue"] == 0
     assert metrics["scissionlite_queue_limit", ()] == page["queue_limit"] == 64
     assert metrics["scissionlite_ready", ()] == 1
+    assert metrics["scissionlite_connections", ()] == page["connections"] == 4  # two for each
+    assert metrics["scissionlite_connections_limit", ()] == page["connections_limit"] > 600
     assert metrics["scissionlite_batch_size_count", labels] == 5
     assert metrics["scissionlite_batch_size_sum", labels] == 5
     assert bundle["mean_batch"] == 1

@@ -105,6 +105,10 @@ class Connections:
         self._statm = os.open("/proc/self/statm", os.O_RDONLY)  # later there may be no descriptor
         self._log = LogLimit(logger)
 
+    def __len__(self) -> int:
+        """Count the connections."""
+        return len(self._open)
+
     @property
     def seconds_to_look(self) -> float:
         """Seconds until :meth:`look` is due."""

@@ -109,9 +109,11 @@ class EdgeLoop:
         """
         self._waker = waker
         manifest = None if self._recorded is None else self._recorded.bundle.manifest
+        bounds = bounds_of(self._schedule.limits, manifest)
+        self.metrics.connections_limit = bounds.connections
         self._sockets = EdgeSockets(
             endpoints,
-            bounds=bounds_of(self._schedule.limits, manifest),
+            bounds=bounds,
             access=self._access,
             on_end=self.metrics.refuse,
         )
@@ -136,7 +138,7 @@ class EdgeLoop:
             self._read_control()
             self._read_requests()
             self._services.step()
-            self._sockets.look_at_connections()
+            self.metrics.connections = self._sockets.look_at_connections()
             self.metrics.stepped = now = time.monotonic()
             for name in self._schedule.remove_silent(now):
                 self._access.log.info("silent", name, "device %r is silent", name, device=name)

@@ -1,9 +1,9 @@
 """The one record of what an edge daemon does: counts, bytes and latencies since its start.
 
-The I/O thread tells it; ``stats`` messages, the page (:mod:`.status`), Prometheus
+The loop tells it; ``stats`` messages, the page (:mod:`.status`), Prometheus
 (:mod:`.prometheus`) and the log read it. prometheus-client's own counters take a lock for each
-number; these take none, because one thread writes them. Reading an int or a copy of a list is safe
-in any thread.
+number; these take none, because the loop has one already. Reading an int or a copy of a list is
+safe in any thread.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class BundleMetrics:
 
 
 class Metrics:
-    """The record of a daemon. Of the I/O thread; any thread may read.
+    """The record of a daemon. Written under the loop's lock; any thread may read.
 
     Parameters
     ----------
@@ -172,9 +172,11 @@ class Metrics:
     refused
         Devices that were not let in, by code; "unknown-device" are requests without a Hello.
     stepped
-        Monotonic time of the I/O thread's last step.
+        Monotonic time of the loop's last step.
     endpoints
         Where the daemon listens; None before and after.
+    connections, connections_limit
+        Connections of devices, edge clients and strangers, and how many there may be.
     stopping
         Whether the daemon is about to end.
     started
@@ -188,6 +190,7 @@ class Metrics:
         self.refused: dict[str, int] = {}
         self.started = self.stepped = time.monotonic()
         self.endpoints: Endpoints | None = None
+        self.connections = self.connections_limit = 0
         self.stopping = False
         self._logged: dict[str, float] = {}
 

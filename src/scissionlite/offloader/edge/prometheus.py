@@ -47,6 +47,8 @@ class _Record(Collector):
             ("queue_length", "Requests that wait for their turn.", schedule.waiting),
             ("queue_limit", "Requests that may wait for their turn.", schedule.capacity),
             ("bundles", "Bundles served.", len(metrics.bundles)),
+            ("connections", "Connections to both ports.", metrics.connections),
+            ("connections_limit", "Connections that there may be.", metrics.connections_limit),
         ):
             yield GaugeMetricFamily(f"scissionlite_{name}", text, value)
         for name, text, label, counts in (

@@ -156,7 +156,7 @@ class EdgeServer:
 
     @property
     def alive(self) -> bool:
-        """Whether the I/O thread made a step in the last 10 seconds."""
+        """Whether messages were looked for in the last 10 seconds."""
         return not liveness_trouble(self._loop.metrics)
 
     def start(self) -> None:

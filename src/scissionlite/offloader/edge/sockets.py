@@ -142,10 +142,11 @@ class EdgeSockets:
         """Answer handshakes; return whether the authorised keys have changed."""
         return self._access.step(self._inputs)
 
-    def look_at_connections(self) -> None:
-        """End the connections that hold too much."""
+    def look_at_connections(self) -> int:
+        """End the connections that hold too much; return how many there are."""
         if self._connections.look(self._drained):
             self._drained = [False, False]
+        return len(self._connections)
 
     def receive_tensors(self) -> Received:
         """Read a tensor message."""

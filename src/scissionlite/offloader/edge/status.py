@@ -11,7 +11,7 @@ from scissionlite.offloader.edge.history import INTERVAL, History, RecentFigures
 from scissionlite.offloader.edge.metrics import OUTCOMES, BundleMetrics, Metrics
 
 _SILENCE = 10.0
-"""Seconds without a step after which the I/O thread counts as stuck; it makes one a second."""
+"""Seconds without a step of the loop after which it counts as stuck; it makes one a second."""
 
 
 class DeviceStatus(msgspec.Struct, frozen=True):
@@ -63,6 +63,8 @@ class Status(msgspec.Struct, frozen=True):
         Whether its links are encrypted, and authenticated by keys.
     queue, queue_limit, devices_limit
         Requests that wait, that may wait, and devices that may be connected.
+    connections, connections_limit
+        As in :class:`.metrics.Metrics`.
     requests
         Of all bundles since the start, by outcome.
     rejected, refused
@@ -85,6 +87,8 @@ class Status(msgspec.Struct, frozen=True):
     queue: int
     queue_limit: int
     devices_limit: int
+    connections: int
+    connections_limit: int
     requests: dict[str, int]
     rejected: dict[str, int]
     refused: dict[str, int]
@@ -95,9 +99,9 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def liveness_trouble(metrics: Metrics) -> str:
-    """Say why a daemon does not live; empty if it does: its I/O thread made a step just now."""
+    """Say why a daemon does not live; empty if it does: its loop made a step just now."""
     silent = time.monotonic() - metrics.stepped
-    return "" if silent < _SILENCE else f"the I/O thread has made no step for {silent:.0f} s"
+    return "" if silent < _SILENCE else f"no message was looked for since {silent:.0f} s"
 
 
 def readiness_trouble(metrics: Metrics) -> str:
@@ -135,6 +139,8 @@ def make_status(
         queue=schedule.waiting,
         queue_limit=schedule.capacity,
         devices_limit=schedule.most_devices,
+        connections=metrics.connections,
+        connections_limit=metrics.connections_limit,
         requests={outcome: metrics.requests(outcome) for outcome in OUTCOMES},
         rejected=dict(metrics.rejected),
         refused=dict(metrics.refused),
