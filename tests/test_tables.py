@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 from profiles import JPEG, written
+from rich.console import Console
 
-from scissionlite.cli.output import kilobytes, milliseconds
+from scissionlite.cli import output
+from scissionlite.cli.output import kilobytes, milliseconds, print_table
 from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.planner import plan
 from scissionlite.scissiontl.plans import Plan
@@ -93,6 +95,23 @@ def test_every_plan_is_shown_whole_at_any_width(width: int, profiles: tuple[Path
         for name in ("latency", "device", "transfer", "edge", "sent", "rate", "leakage"):
             assert words.count(name) >= 5
         assert {"ms", "kB", "1/s"} <= set(words)
+
+
+def test_what_is_not_known_has_no_unit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "Console", lambda **_: Console(width=34))
+    columns = ["block", "latency (ms)", "codec (us)", "float32 (kB)"]
+    print_table("Blocks", columns, [["stem", "1.5", "", "2"], ["head", "10", "3 | 4", ""]])
+    assert capsys.readouterr().out.splitlines() == [
+        "Blocks",
+        "block stem",
+        "  latency 1.5 ms   codec     -",
+        "  float32 2 kB",
+        "block head",
+        "  latency  10 ms   codec 3 | 4 us",
+        "  float32 -",
+    ]
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -143,13 +143,13 @@ class _Column:
         """The name, the value and the unit in every row, all of one width."""
         name, _, unit = self.name.removesuffix(")").partition(" (")
         widest = max(map(cell_len, self.cells), default=0)
-        padded = (
-            set_cell_size(cell, widest)
-            if not self.figures
-            else " " * (widest - cell_len(cell)) + cell
-            for cell in self.cells
-        )
-        return [" ".join(filter(None, (name, cell, unit))) for cell in padded]
+        pairs = []
+        for cell in self.cells:
+            gap = " " * (widest - cell_len(cell or "-"))
+            value = f"{gap}{cell or '-'}" if self.figures else f"{cell or '-'}{gap}"
+            pairs.append(" ".join(filter(None, (name, value, unit if cell else ""))))
+        longest = max(map(cell_len, pairs), default=0)
+        return [set_cell_size(pair, longest) for pair in pairs]
 
 
 def _grid_width(names: Sequence[str], table: Sequence[_Column], text: int) -> int:
