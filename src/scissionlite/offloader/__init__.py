@@ -12,6 +12,7 @@ A frame's way; the leader is the one thread that waits at the sockets (``device.
 | leader on the device    | DeviceLoop.serve: DEALER -> wire.unpack -> Reply -> Answer         |
 | scissionlite-fallback   | LocalSide.answer -> Answer, when the edge gave none                |
 | scissionlite-callbacks  | AnswerFuture: the callbacks of users                               |
+| scissionlite-frames     | FrameReader: a stream's frames, of which the newest waits          |
 """
 
 from __future__ import annotations
