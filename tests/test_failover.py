@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from processes import Process
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import BundleMismatchError, EdgeUnavailableError, OffloadError
-from scissionlite.offloader import Answer, Device, EdgeServer
+from scissionlite.keys import authorized
+from scissionlite.keys.files import make_key_pair, read_public
+from scissionlite.offloader import Answer, Device, DeviceKeys, EdgeKeys, EdgeServer
 from scissionlite.offloader.device import credit as credit_module
 from scissionlite.offloader.device.credit import Credit
 from scissionlite.offloader.wire import control
@@ -128,7 +131,8 @@ def test_it_returns_to_the_preferred_edge_that_stays(
     frames: Frames,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(credit_module, "_FIRST_PAUSE", 0.5)
+    monkeypatch.setattr(credit_module, "_FIRST_PAUSE", LONG)
+    monkeypatch.setattr(credit_module, "_LAST_PAUSE", LONG)
     first, second = daemons.endpoints
     with Device(onnx_bundle, [first, second], deadline=DEADLINE) as device:
         device.connect()
@@ -137,10 +141,13 @@ def test_it_returns_to_the_preferred_edge_that_stays(
         daemons.processes[0].kill()
         assert device.submit(frames[0]).result(LONG).edge == second
         daemons.restart(0)
-        edges = [
-            answer.edge for answer in answer_through(device, frames, lambda a: a.edge == first)
-        ]
-        assert edges.index(first) >= len(edges) - 4  # no flapping: what was in flight came after
+        assert device._threads.edges is not None
+        credit = device._threads.edges._edges[0].credit
+        while not credit.connected:
+            time.sleep(0.01)
+        assert device.submit(frames[0]).result(LONG).edge == second  # it may go again
+        credit.preferred_from = time.monotonic()  # it has stayed
+        assert device.submit(frames[0]).result(LONG).edge == first
 
 
 def test_an_edge_that_comes_and_goes_must_stay_longer_and_longer() -> None:
@@ -178,6 +185,33 @@ def test_a_lost_request_waits_until_another_edge_is_there(
         answer = submitting.result(LONG).result(LONG)
         np.testing.assert_array_equal(answer.output, output)
         assert answer.edge == second.endpoint
+
+
+def test_each_edge_has_its_own_key(onnx_bundle: Bundle, frames: Frames, tmp_path: Path) -> None:
+    for name in ("device", "a", "b"):
+        make_key_pair(tmp_path / name)
+    authorized.authorize(tmp_path / "authorized", read_public(tmp_path / "device.pub"))
+    a, b = (
+        EdgeServer(onnx_bundle, LOCAL, keys=EdgeKeys(tmp_path / name, tmp_path / "authorized"))
+        for name in ("a", "b")
+    )
+    keys = [DeviceKeys(tmp_path / "device", tmp_path / f"{name}.pub") for name in ("a", "b")]
+    with a, b:
+        endpoints, controls = (
+            [a.endpoint, b.endpoint],
+            [a.control_endpoint, b.control_endpoint],
+        )
+        options: dict[str, Any] = {"control": controls, "deadline": LONG}
+        with Device(onnx_bundle, endpoints, keys=keys, **options) as device:
+            while device.submit(frames[0]).result(LONG).edge != a.endpoint:
+                pass
+            a.close()
+            assert device.submit(frames[0]).result(LONG).edge == b.endpoint
+        with (
+            Device(onnx_bundle, endpoints, keys=keys[::-1], **options) as device,
+            pytest.raises(OffloadError),
+        ):
+            device.submit(frames[0], 1.0).result(LONG)
 
 
 def test_an_edge_that_refuses_is_passed_by(
