@@ -49,7 +49,7 @@ def in_own_process(*arguments: str | Path, fails: int = 0) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,  # a guard against hangs, never a measure
+        timeout=570,  # a guard against hangs, never a measure
     )
     assert done.returncode == fails, done.stderr
     assert "Traceback" not in done.stderr
