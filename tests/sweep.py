@@ -241,7 +241,9 @@ def row(record: Record) -> str:
 def _result(record: Record) -> str:
     if not record.equal:
         return f"{record.stage}: {_plain(record.reason)}"
-    return f"equal, {record.rounding}" if record.rounding else "equal"
+    if record.rounding:
+        return f"equal, on another input than the first ({_plain(record.rounding)})"
+    return "equal"
 
 
 def _plain(reason: str) -> str:

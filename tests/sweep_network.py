@@ -50,6 +50,14 @@ ROUNDINGS = 2
 """Where that is exceeded, this many times the network's own rounding is added: each of the two
 answers may be as far from the exact one."""
 
+TRIES = 5
+"""Inputs that are drawn, one after the other, if float32 alone makes a difference of ``TOLERANCE``:
+such an input shows nothing."""
+
+STATISTICS = 16
+"""Random inputs that batch norms take their statistics of. With four, some channels have nearly no
+variance, and a deep network amplifies rounding to any size."""
+
 SAMPLES = 4
 """Random inputs that a network with a Transfer Layer is retrained on, for one epoch."""
 
@@ -67,8 +75,7 @@ class Record(msgspec.Struct, kw_only=True):
     reason
         Why it is refused, or where an answer differs; empty where everything is equal.
     rounding
-        Where an answer differs by more than ``TOLERANCE``, and how much of it is rounding; empty
-        where none does.
+        Where an input was drawn again, since rounding alone made a difference of ``TOLERANCE``.
     input, batch, parameters
         Shape of the example, the largest batch that was checked, and number of weights.
     capture_seconds, seconds
@@ -107,6 +114,10 @@ class Record(msgspec.Struct, kw_only=True):
 
 class DifferentError(Exception):
     """Two answers that should be equal are not, or there are none to compare."""
+
+
+class SensitiveError(DifferentError):
+    """Two answers differ, and so do two runs of the same network: the input shows nothing."""
 
 
 def check(name: str, report: Callable[[Record], None] = lambda record: None) -> Record:
@@ -186,7 +197,7 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
                     nn.init.uniform_(weight, centre - 0.3, centre + 0.3)
     failures = []
     for size in SIZES:
-        inputs = random_inputs((SAMPLES, 3, size, size), seed=1)
+        inputs = random_inputs((STATISTICS, 3, size, size), seed=1)
         try:
             _take_statistics(model, inputs)
             outputs = tensors_of(model, [inputs[:2]])
@@ -251,11 +262,29 @@ def _check_cut(
 ) -> None:
     """Cut in two: the slices answer as the untouched model."""
     device_slice, edge_slice = graph.split(point)
-    for seed, size in enumerate(sorted({1, record.batch}), start=3):
-        inputs = random_inputs((size, *graph.example[0].shape[1:]), seed)
+
+    def check_on(inputs: torch.Tensor, where: str) -> None:
         with torch.no_grad():
             answers = [x.numpy() for x in flat(edge_slice(*flat(device_slice(inputs))))]
-        compare(record, answers, untouched, [inputs], f"batch of {size}")
+        compare(answers, untouched, [inputs], where)
+
+    _on_fresh_inputs(record, graph, 3, check_on)
+
+
+def _on_fresh_inputs(
+    record: Record, graph: sl.Graph, seed: int, check_on: Callable[[torch.Tensor, str], None]
+) -> None:
+    """Check on inputs of each batch size; on others, where the network itself is not exact."""
+    for size in sorted({1, record.batch}):
+        shape, where = (size, *graph.example[0].shape[1:]), f"batch of {size}"
+        for attempt in range(TRIES):
+            try:
+                check_on(random_inputs(shape, seed + size + 100 * attempt), where)
+                break
+            except SensitiveError as error:
+                if attempt == TRIES - 1:
+                    raise
+                record.rounding = str(error)
 
 
 def _check_prepared(
@@ -291,15 +320,16 @@ def _check_prepared(
     teacher = Teacher(graph, point)
     trainer.train(network, data, recipe, task=task, teacher=teacher, labelled=False)
     fallback = load_slice(bundle.slice_path("network"), "torchscript")
-    for seed, size in enumerate(sorted({1, record.batch}), start=6):
-        fresh, where = random_inputs((size, *inputs.shape[1:]), seed), f"batch of {size}"
-        _check_transfer(record, network, bundle, fresh, where)
-        answers = fallback(fresh.numpy())
-        compare(record, answers, untouched, [fresh], f"{where}: fallback")
+
+    def check_on(inputs: torch.Tensor, where: str) -> None:
+        _check_transfer(network, bundle, inputs, where)
+        compare(fallback(inputs.numpy()), untouched, [inputs], f"{where}: fallback")
+
+    _on_fresh_inputs(record, graph, 6, check_on)
 
 
 def _check_transfer(
-    record: Record, network: SlicedNetwork, bundle: sl.Bundle, inputs: torch.Tensor, where: str
+    network: SlicedNetwork, bundle: sl.Bundle, inputs: torch.Tensor, where: str
 ) -> None:
     """Compare device slice, Transfer Layer and edge slice, each on what the one before answered.
 
@@ -310,7 +340,7 @@ def _check_transfer(
         load_slice(bundle.slice_path(role), "torchscript") for role in ("device", "edge")
     )
     features = device(inputs.numpy())
-    compare(record, features, network.device_slice, [inputs], f"{where}: device slice")
+    compare(features, network.device_slice, [inputs], f"{where}: device slice")
     arrived = [
         sl.decode(sl.encode(x, tensor.transfer, tensor.quantization), layout="nchw")
         for x, tensor in zip(features, bundle.manifest.crossing, strict=True)
@@ -320,11 +350,10 @@ def _check_transfer(
     if not all(map(np.array_equal, pooled, arrived)):
         raise DifferentError(f"{where}: the codec is not the Transfer Layer, bit for bit")
     sent = [torch.from_numpy(x) for x in arrived]
-    compare(record, edge(*arrived), network.edge_slice, sent, f"{where}: edge slice")
+    compare(edge(*arrived), network.edge_slice, sent, f"{where}: edge slice")
 
 
 def compare(
-    record: Record,
     answers: Sequence[npt.NDArray[np.float32]],
     network: nn.Module,
     inputs: Sequence[torch.Tensor],
@@ -332,7 +361,10 @@ def compare(
 ) -> None:
     """Raise DifferentError unless some answers are those of a network in this process.
 
-    A difference that is explained by rounding alone is noted in the record.
+    Raises
+    ------
+    SensitiveError
+        If they differ, and rounding alone makes a difference of ``TOLERANCE``.
     """
     expected = tensors_of(network, inputs)
     if len(answers) != len(expected):
@@ -345,15 +377,16 @@ def compare(
         if worst <= TOLERANCE * largest:
             continue
         own = rounding(network, inputs)[i]
+        if own > TOLERANCE * largest:
+            raise SensitiveError(
+                f"{where}: off by {worst / largest:.1%}, and the untouched network in float32 is "
+                f"off by {own / largest:.1%} from float64"
+            )
         if not worst <= TOLERANCE * largest + ROUNDINGS * own:
             raise DifferentError(
                 f"{where}: off by {worst:.3g}, and the largest value is {largest:.3g}; the "
                 f"network's own rounding is {own:.3g}"
             )
-        record.rounding = (
-            f"within its own rounding ({where}: {worst / largest:.1%} apart; the untouched network "
-            f"is {own / largest:.1%} from float64)"
-        )
 
 
 def rounding(network: nn.Module, inputs: Sequence[torch.Tensor]) -> list[float]:

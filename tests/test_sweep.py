@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from sweep import BEGIN, COLUMNS, ROOT, answered_equally, main, networks, read, 
 from sweep_network import (
     DifferentError,
     Record,
+    SensitiveError,
     check,
     compare,
     rounding,
@@ -62,11 +64,15 @@ class _TwoBranches(nn.Module):
         return torch.add(self.first(x).flatten(1), self.second(x).flatten(1))
 
 
-class _Amplifying(nn.Module):
-    """Rounds its input to a multiple of 1/128, which in float64 it does not."""
+class _Rounding(nn.Module):
+    """Rounds its input in float32, to a step that depends on a number, and not in float64."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x + 1e5) - 1e5
+        return (x + self.number) - self.number
 
 
 def crashes() -> nn.Module:
@@ -99,17 +105,36 @@ def test_where_two_tensors_cross_everywhere_two_are_cut() -> None:
 
 
 def test_a_difference_is_held_to_the_networks_own_rounding() -> None:
-    network, x, record = _Amplifying(), torch.linspace(0.1, 0.9, 50), Record(network="amplifying")
+    network, x = _Rounding(1e4), torch.linspace(0.1, 0.9, 50)  # to multiples of 1/1024
     (answer,), (own,) = tensors_of(network, [x]), rounding(network, [x])
-    assert 0.002 < own < 1 / 256
-    compare(record, [answer.numpy()], network, [x], "itself")
-    assert record.rounding == ""
-    compare(record, [x.numpy()], network, [x], "exact")  # off by 0.4%, all of it rounding
-    assert record.rounding.startswith("within its own rounding (exact: 0.4% apart; ")
-    record.stage = "done"
-    assert answered_equally(row(record))
-    with pytest.raises(DifferentError, match=r"wrong: off by 0\.02, and the largest value is 0\.8"):
-        compare(record, [answer.numpy() + np.float32(0.02)], network, [x], "wrong")
+    assert 0.0004 < own < 1 / 2048
+    compare([answer.numpy()], network, [x], "itself")
+    compare([answer.numpy() + np.float32(0.0015)], network, [x], "with twice its rounding")
+    with pytest.raises(
+        DifferentError, match=r"wrong: off by 0\.002.*; the network's own"
+    ) as raised:
+        compare([answer.numpy() + np.float32(0.0025)], network, [x], "wrong")
+    assert not isinstance(raised.value, SensitiveError)
+
+
+def test_an_input_on_which_float32_is_not_exact_shows_nothing() -> None:
+    network, x = _Rounding(1e5), torch.linspace(0.1, 0.9, 50)
+    compare([tensors_of(network, [x])[0].numpy()], network, [x], "itself")
+    with pytest.raises(SensitiveError, match=r"exact: off by 0\.4%, and the untouched network"):
+        compare([x.numpy()], network, [x], "exact")
+
+
+def test_another_input_is_drawn_where_rounding_hides_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    roundings = iter([1.0])
+    monkeypatch.setattr(sl.Graph, "split", _scaled_edge(sl.Graph.split))
+    monkeypatch.setattr("sweep_network.rounding", lambda *network: [next(roundings, 0.0)])
+    record = check(SMALL)
+    assert re.match(r"batch of 1: off by 1\.0%, and the untouched network", record.rounding)
+    assert (record.stage, record.equal) == ("cut stem", False), "the next input showed the fault"
+    sensitive = Record(network="sensitive", stage="done", rounding=record.rounding)
+    assert answered_equally(row(sensitive))
 
 
 def _scaled_edge(original: Callable[..., Any]) -> Callable[..., Any]:
