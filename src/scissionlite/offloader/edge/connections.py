@@ -39,7 +39,8 @@ _FRAME_BYTES = 2  # the least that a frame adds to its bytes
 _CALM, _HURRY = 0.05, 0.005  # seconds between two looks at the connections
 _MOST_QUIET = 100  # connections without traffic looked at at a time
 _AMPLIFIED = 32  # an empty frame has 2 bytes on the wire and 64 in libzmq
-_BAN = 1.0  # seconds for which an address gets no new connection after one was ended
+_BAN, _LONGEST_BAN = 5.0, 60.0  # seconds without a new connection for an address, once and again
+_FORGET = 600.0  # seconds after which the next ban is a first one
 _MOST_BANNED = 1024
 
 
@@ -98,7 +99,7 @@ class Connections:
         self._on_end = on_end
         self._monitors = [each.get_monitor_socket(_EVENTS) for each in sockets]
         self._open: dict[int, Connection] = {}
-        self._banned: dict[str, float] = {}
+        self._banned: dict[str, tuple[float, float]] = {}  # until when, and for how long
         self._next_look = 0.0
         self._usual_memory = 0
         self._turn = 0
@@ -179,8 +180,7 @@ class Connections:
             return
         _shut_down(connection)
         _let_go(connection)
-        if len(self._banned) < _MOST_BANNED:
-            self._banned[connection.address] = time.monotonic() + _BAN
+        self._ban(connection.address)
         self._on_end("ended")
         self._log.warning(
             "ended",
@@ -236,7 +236,7 @@ class Connections:
             return
         now = time.monotonic()
         reason: Trouble = "banned"
-        if self._banned.get(connection.address, 0.0) > now:
+        if self._banned.get(connection.address, (0.0, 0.0))[0] > now:
             self._log.warning(
                 reason,
                 connection.address,
@@ -257,10 +257,19 @@ class Connections:
         else:
             self._open[fd] = connection
             return
-        self._banned = {each: end for each, end in self._banned.items() if end > now}
         _shut_down(connection)
         _let_go(connection)
         self._on_end(reason)
+
+    def _ban(self, address: str) -> None:
+        """Refuse an address for a while, twice as long as the last time."""
+        now = time.monotonic()
+        if len(self._banned) >= _MOST_BANNED:
+            self._banned = {each: ban for each, ban in self._banned.items() if ban[0] > now}
+        end, seconds = self._banned.get(address, (0.0, 0.0))
+        seconds = min(2 * seconds, _LONGEST_BAN) if now < end + _FORGET and seconds else _BAN
+        if len(self._banned) < _MOST_BANNED:
+            self._banned[address] = now + seconds, seconds
 
     def _measure(self, connection: Connection) -> None:
         """Ask the kernel for a connection's bytes."""
