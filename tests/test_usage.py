@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -293,6 +295,7 @@ def test_output_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None
 
 _WITHOUT = """
 import sys
+import types
 
 sys.modules[sys.argv.pop(1)] = None  # as where it is not installed
 from scissionlite.__main__ import main
@@ -388,3 +391,16 @@ def test_a_missing_package_of_networks_is_one_line_with_the_extra(
     assert line.startswith("error: ")
     assert line.endswith(f": pip install 'scissionlite[{extra}]'")
     assert package.partition(".")[0] in line
+
+
+def test_no_callback_breaks_typer_on_python_3_10() -> None:
+    """There, ``isinstance(list[str], type)`` is true, and typer asks for its base classes."""
+    generic = [
+        f"{command.name} {parameter.opts[0]}"
+        for command in COMMANDS.values()
+        for parameter in command.params
+        if parameter.callback is not None
+        for each in inspect.signature(parameter.callback, eval_str=True).parameters.values()
+        if isinstance(each.annotation, types.GenericAlias)
+    ]
+    assert generic == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,8 +31,11 @@ def endpoint_to_connect(text: str | None) -> str | None:
         return None if text is None else check_endpoint(text)
 
 
-def endpoints_to_connect(texts: list[str]) -> list[str]:
-    """Check an option that holds endpoints to connect to; its callback."""
+def endpoints_to_connect(texts: Any) -> list[str]:
+    """Check an option that holds endpoints to connect to; its callback.
+
+    ``texts`` is a list of str. With that annotation, typer breaks down on Python 3.10.
+    """
     with usage_errors():
         return [check_endpoint(text) for text in texts]
 
