@@ -65,7 +65,7 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Find a TCP port that is free together with the next one."""
 
@@ -231,6 +231,12 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> BundleFactory:
 def tiny_bundle(make_bundle: BundleFactory) -> Bundle:
     """The tiny network, split, with the int8 Transfer Layer."""
     return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(make_bundle: BundleFactory) -> Bundle:
+    """The tiny network for ONNX Runtime: processes that use it start without torch."""
+    return make_bundle(runtime="onnx")
 
 
 @pytest.fixture

@@ -64,6 +64,11 @@ class Process:
         assert self._popen.wait(timeout=60) == 0
         return output
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._popen.poll() is not None
+
     def send_signal(self, number: int) -> None:
         """Send a signal, and do not wait."""
         self._popen.send_signal(number)

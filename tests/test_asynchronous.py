@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from conftest import OUTPUT, BundleFactory
+from conftest import OUTPUT
 from peers import (
     LOCAL,
     LONG,
@@ -270,11 +270,10 @@ def test_exceptions_of_a_source_and_of_a_frame(tiny_bundle: Bundle, frames: Fram
 
 
 def test_whoever_does_not_use_asyncio_does_not_import_it(
-    make_bundle: BundleFactory, start_process: Callable[..., Process]
+    onnx_bundle: Bundle, start_process: Callable[..., Process]
 ) -> None:
-    bundle = make_bundle(runtime="onnx")
-    with EdgeServer(bundle, LOCAL) as edge:
+    with EdgeServer(onnx_bundle, LOCAL) as edge:
         process = start_process(
-            "asyncio_importer", str(bundle.path), edge.endpoint, edge.control_endpoint
+            "asyncio_importer", str(onnx_bundle.path), edge.endpoint, edge.control_endpoint
         )
         assert process.read_json() == {"imported": False, "answers": 2}

@@ -35,12 +35,6 @@ pytestmark = pytest.mark.usefixtures("no_threads_left")
 DEADLINE = 5.0
 
 
-@pytest.fixture(scope="module")
-def onnx_bundle(make_bundle: BundleFactory) -> Bundle:
-    """The tiny network for ONNX Runtime: the processes start without torch."""
-    return make_bundle(runtime="onnx")
-
-
 class Daemons:
     """Processes that serve a bundle, each at its own endpoint."""
 
@@ -62,13 +56,22 @@ class Daemons:
         return Process("scissionlite", *command)
 
 
-@pytest.fixture
-def daemons(onnx_bundle: Bundle, free_port: Callable[[], int]) -> Iterator[Daemons]:
+@pytest.fixture(scope="module")
+def both(onnx_bundle: Bundle, free_port: Callable[[], int]) -> Iterator[Daemons]:
     """Two daemons."""
     started = Daemons(onnx_bundle, [f"tcp://127.0.0.1:{free_port()}" for _ in range(2)])
     yield started
     for process in started.processes:
         process.kill()
+
+
+@pytest.fixture
+def daemons(both: Daemons) -> Daemons:
+    """The two daemons, both of them alive."""
+    both.processes[0].send_signal(signal.SIGCONT)
+    if both.processes[0].ended:
+        both.restart(0)
+    return both
 
 
 def answer_through(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import OUTPUT, BundleFactory
+from conftest import OUTPUT
 from forked_processes import FRAMES
 from peers import LOCAL, LONG, HandmadeEdge, Sockets, in_one_process
 from processes import Process
@@ -20,12 +20,6 @@ from scissionlite.offloader import Device, EdgeServer
 pytestmark = pytest.mark.usefixtures("no_threads_left")
 
 Start = Callable[..., Process]
-
-
-@pytest.fixture(scope="module")
-def onnx_bundle(make_bundle: BundleFactory) -> Bundle:
-    """The tiny network for ONNX Runtime: the processes start without torch."""
-    return make_bundle(runtime="onnx")
 
 
 def test_a_child_has_its_own_connection_and_the_parent_keeps_its_request(

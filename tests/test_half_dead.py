@@ -142,6 +142,26 @@ def test_a_slow_link_that_lives_is_not_called_dead(
     assert "connecting again" not in caplog.text
 
 
+def test_a_link_that_becomes_fifty_times_slower_is_used_again_at_its_new_speed(
+    daemon: tuple[Bundle, list[int]], frames: Frames
+) -> None:
+    with (
+        emulated(daemon[1], bandwidth=1e6) as link,
+        Edge(link, daemon[0]).device(fallback="local", deadline=DEADLINE) as device,
+    ):
+        for frame in frames[:3]:
+            assert device.submit(frame).result(LONG).where == "edge"
+        link.set_bandwidth(20e3)  # 7200 bytes take 2.9 s
+        until = time.monotonic() + LONG
+        answers = [device.submit(frames[0]).result(LONG)]
+        while answers[-1].where != "edge" or len(answers) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+            answers.append(device.submit(frames[0]).result(LONG))
+        assert max(answer.latency for answer in answers) < DEADLINE + 0.1
+        assert sum(answer.latency > QUICK for answer in answers) <= 2  # one lost, one from the edge
+
+
 def test_a_queue_at_the_edge_is_not_a_dead_path(
     tiny_bundle: Bundle, frames: Frames, sockets: Sockets, background: Callable[..., Future[Any]]
 ) -> None:

@@ -95,6 +95,20 @@ def test_bytes_are_never_faster_than_the_bandwidth_and_arrive_in_order(echo_port
         sender.join()
 
 
+def test_the_bandwidth_may_change(echo_port: int) -> None:
+    data = bytes(50_000)
+    with (
+        LinkEmulator([(0, "127.0.0.1", echo_port)], rtt=0.0, bandwidth=1e9) as link,
+        connect(link.ports[0]) as connection,
+    ):
+        for bandwidth in (1e9, 2e6, 1e9):
+            link.set_bandwidth(bandwidth)
+            start = time.monotonic()
+            connection.sendall(data)
+            assert receive(connection, len(data)) == data
+            assert time.monotonic() - start >= len(data) * 8 / bandwidth
+
+
 def test_connections_of_all_ports_share_the_bandwidth(echo_port: int) -> None:
     bandwidth, nbytes = 16e6, 100_000
     forwards = [(0, "127.0.0.1", echo_port)] * 2

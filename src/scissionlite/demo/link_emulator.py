@@ -124,6 +124,11 @@ class LinkEmulator:
         """Mend the link: listen again on the same ports."""
         self._call(self._listen())
 
+    def set_bandwidth(self, bandwidth: float) -> None:
+        """Have another bandwidth from now on, in bit/s."""
+        self._call_soon(self._up.set_bandwidth, bandwidth)
+        self._call_soon(self._down.set_bandwidth, bandwidth)
+
     def swallow(self, index: int, *, down: bool = False) -> None:
         """Take the bytes that are sent to a forwarded port, and drop them.
 
@@ -170,7 +175,7 @@ class LinkEmulator:
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=30)
 
-    def _call_soon(self, function: Callable[..., None], *arguments: int) -> None:
+    def _call_soon(self, function: Callable[..., None], *arguments: float) -> None:
         async def call() -> None:
             function(*arguments)
 
@@ -251,12 +256,16 @@ class _Direction:
 
     def __init__(self, delay: float, bandwidth: float) -> None:
         self.delay = delay
+        self._free_at = 0.0
+        self.set_bandwidth(bandwidth)
+
+    def set_bandwidth(self, bandwidth: float) -> None:
+        """Put bytes on the link at another rate from now on."""
         self.seconds_per_byte = 8 / bandwidth
         # Chunks of about a millisecond, so that connections take turns as packets would.
         self.chunk = int(min(_MAX_CHUNK, max(256, 0.001 / self.seconds_per_byte)))
         # Bytes that may be under way: twice what the link holds, and some for late readers.
-        self.window = int(2 * delay / self.seconds_per_byte) + 4 * _MAX_CHUNK
-        self._free_at = 0.0
+        self.window = int(2 * self.delay / self.seconds_per_byte) + 4 * _MAX_CHUNK
 
     async def serialise(self, nbytes: int) -> float:
         """Put some bytes on the link, and compute when their last bit arrives.
