@@ -201,6 +201,9 @@ def test_the_history_is_bounded_and_has_what_passed(tiny_bundle: Bundle, frames:
         history.sample()
         assert history.samples[-1].requests["served"] == 0
         assert history.samples[-1].latency is None
+        metrics.bundles.remove(record)  # as a bundle that is dropped
+        history.sample()
+        assert set(history.samples[-1].requests.values()) == {0}
         for _ in range(1000):
             history.sample()
         assert len(history.samples) == 300

@@ -103,20 +103,24 @@ class History:
         """Take a sample of the time since the last one."""
         before, now = self._last, self._sums()
         self._last = now
+        # Less than before where a bundle was dropped.
+        more = {name: max(0, count - before[name]) for name, count in now.items()}
         then, old = self._recent[-1]
         self._recent.append((time.monotonic(), self._by_bundle()))
         seconds = max(1e-3, self._recent[-1][0] - then)
-        new = _added(self._recent[-1][1].values())
-        passed = _difference(new, _added(old.values()))
+        passed = _added(
+            _difference(new, old.get(name, _Totals({}, {})))
+            for name, new in self._recent[-1][1].items()
+        )
         schedule = self._metrics.schedule
         served = sum(passed.counts.get("latency", ()))
         self.samples.append(
             Sample(
                 time=round(time.time(), 3),
-                requests={name: (now[name] - before[name]) / seconds for name in OUTCOMES},
-                rejected=(now["rejected"] - before["rejected"]) / seconds,
-                received=(now["received"] - before["received"]) / seconds,
-                sent=(now["sent"] - before["sent"]) / seconds,
+                requests={name: more[name] / seconds for name in OUTCOMES},
+                rejected=more["rejected"] / seconds,
+                received=more["received"] / seconds,
+                sent=more["sent"] / seconds,
                 queue=schedule.waiting,
                 devices=len(schedule.devices),
                 stages={name: passed.sums[name] / served for name in STAGES} if served else None,
