@@ -220,6 +220,12 @@ def test_in_place_operations_are_captured(build: Callable[[], nn.Module], zeros:
     assert_the_graph_is_the_model(model, graph)
 
 
+def test_a_large_batch_is_tried_without_its_memory() -> None:
+    # 4,098 of these inputs are 69 GB.
+    model = nn.Sequential(nn.Conv2d(1, 2, 64, stride=64), nn.ReLU()).eval()
+    assert sl.capture(model, torch.zeros(1, 1, 2048, 2048)).dynamic_batch
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_garbage_collector_is_as_before(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()

@@ -190,10 +190,12 @@ def fold_shapes(
     if not runs[0].shapes_only:
         _refuse_values(module, runs[0], example)
     dynamic = any_batch
+    # Made on the meta device, since the large batch would take gigabytes.
+    probed = [x.to("meta") for x in example] if runs[0].shapes_only else example
     probes = (PROBE_BATCH, LARGE_BATCH) if runs[0].shapes_only else (PROBE_BATCH,)
     try:
         for size in probes if any_batch else ():
-            runs.append(interpret(ValueRecorder, module, _batch_of(example, size), shapes))
+            runs.append(interpret(ValueRecorder, module, _batch_of(probed, size), shapes))
             batches.append(size)
             dynamic &= all(t.ndim and t.shape[0] == size for t in runs[-1].answers)
     except Exception:  # whatever a network raises on a batch that it was not made for
