@@ -20,9 +20,10 @@ from processes import Process
 
 from scissionlite.bundle import Bundle
 from scissionlite.demo.link_emulator import LinkEmulator
-from scissionlite.offloader import Device
+from scissionlite.offloader import Device, EdgeServer
 from scissionlite.offloader.device.link_meter import LinkMeter
 from scissionlite.offloader.device.tensor_path import FIRST_PROBE_ID, TensorPath
+from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.transfer_layer import TransferSpec
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
@@ -179,6 +180,28 @@ def test_a_queue_at_the_edge_is_not_a_dead_path(
     assert len(edge.probes) >= 3  # of the connection, and one for each request
 
 
+def test_an_edge_slice_that_takes_long_is_not_a_dead_path(
+    tiny_bundle: Bundle,
+    frames: Frames,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answer = EdgeSide.answer
+
+    def slow_answer(*arguments: Any) -> Any:
+        time.sleep(1.6)  # longer than a probe has
+        return answer(*arguments)
+
+    monkeypatch.setattr(EdgeSide, "answer", slow_answer)
+    with (
+        EdgeServer(tiny_bundle, LOCAL) as edge,
+        device_of(edge, tiny_bundle, fallback="local") as device,
+    ):
+        futures = [device.submit(frame) for frame in frames[:2]]
+        assert {future.result(LONG).where for future in futures} == {"edge"}
+    assert "connecting again" not in caplog.text
+
+
 def test_idle_links_are_probed_and_a_lost_probe_opens_the_sockets_anew(
     tiny_bundle: Bundle, sockets: Sockets, background: Callable[..., Future[Any]]
 ) -> None:
@@ -195,7 +218,7 @@ def test_idle_links_are_probed_and_a_lost_probe_opens_the_sockets_anew(
 
 
 def test_what_was_lost_must_pass_before_the_path_is_good_again() -> None:
-    path = TensorPath(LinkMeter(), pause=False)
+    path = TensorPath(LinkMeter(), others=True)
     path.open(0.0)
     assert prove(path, 0.0, 0.001) == [4096]
     path.request_sent(1, 200_000, 1.0, left=5.0)
@@ -215,7 +238,7 @@ def test_what_was_lost_must_pass_before_the_path_is_good_again() -> None:
 
 
 def test_the_time_of_a_larger_probe_follows_from_the_one_before() -> None:
-    path = TensorPath(LinkMeter(), pause=False)
+    path = TensorPath(LinkMeter(), others=True)
     path.open(0.0)
     prove(path, 0.0, 0.001)
     path.request_sent(1, 10 << 20, 1.0, left=3.0)
@@ -225,8 +248,21 @@ def test_the_time_of_a_larger_probe_follows_from_the_one_before() -> None:
     assert sizes == [4096, 8 * 4096, 64 * 4096, 1 << 20]  # none was given up
 
 
+def test_an_edge_that_sleeps_is_not_a_dead_path() -> None:
+    path = TensorPath(LinkMeter(), others=False)
+    path.open(0.0)
+    prove(path, 0.0, 0.001)
+    path.request_sent(1, 1000, 1.0, left=8.0)
+    asked(path, 1.25)  # with a heartbeat
+    path.edge_is_awake(0.5)  # of one that was sent before
+    assert path.lost(9.0) is None
+    assert path.next_event == math.inf
+    path.edge_is_awake(1.25)
+    assert path.lost(9.0) is not None
+
+
 def test_an_answered_probe_proves_what_was_sent_before_it() -> None:
-    path = TensorPath(LinkMeter(), pause=False)
+    path = TensorPath(LinkMeter(), others=True)
     path.open(0.0)
     prove(path, 0.0, 0.001)
     for request_id in range(4):
@@ -243,7 +279,7 @@ def test_an_answered_probe_proves_what_was_sent_before_it() -> None:
 
 
 def test_a_path_that_loses_every_request_is_tried_less_and_less_often() -> None:
-    path = TensorPath(LinkMeter(), pause=True)
+    path = TensorPath(LinkMeter(), others=True)
     now, pauses = 0.0, []
     for request_id in range(7):
         path.open(now)

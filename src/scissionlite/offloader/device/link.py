@@ -187,6 +187,7 @@ class EdgeLink:
         if not self._push_ready:
             return None
         if (probe := self._path.probe_due(now, self.welcome.heartbeat)) is not None:
+            self._send_ping(self.welcome.heartbeat, now)  # is the edge awake?
             self._send_probe(*probe)
         return self._path.lost(now)
 
@@ -215,6 +216,7 @@ class EdgeLink:
     def _measure(self, message: control.ToDevice, frames: list[memoryview], now: float) -> None:
         """Take what an answer says about the path, and about the link."""
         if isinstance(message, control.Pong) and message.sequence == self._ping[0]:
+            self._path.edge_is_awake(self._ping[1])
             idle = self._path.idle_since(self._ping[1])
             self._path.meter.round_trip(now - self._ping[1], idle=idle)
         elif isinstance(message, control.Result):

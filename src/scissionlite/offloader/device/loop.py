@@ -92,7 +92,7 @@ class DeviceLoop:
         self._waker = Waker()
         self._alternatives = alternatives
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        path = TensorPath(meter, pause=alternatives.fallback)
+        path = TensorPath(meter, others=alternatives.fallback or alternatives.several)
         self._make_link = functools.partial(
             EdgeLink, self._context, endpoints, keys=keys, path=path
         )

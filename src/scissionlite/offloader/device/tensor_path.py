@@ -9,9 +9,10 @@ once, by the edge's I/O thread. This tells a lost request from one that waits in
 * A request that is unanswered for a moment is followed by a small probe.
 * While nothing is sent, some of the heartbeats are small probes.
 * When a probe is not answered in time, or a request was not proven to arrive in half of its time,
-  the path is lost: both sockets are opened anew. The new connection is good only when probes up to
-  the size of what was lost were answered. The sizes grow, and each has a time that follows from
-  the time of the one before, so that a slow link is not called dead.
+  although the edge answers a heartbeat that was sent later, the path is lost: both sockets are
+  opened anew. The new connection is good only when probes up to the size of what was lost were
+  answered. The sizes grow, and each has a time that follows from the time of the one before, so
+  that a slow link is not called dead.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ class TensorPath:
     ----------
     meter
         Measures the link by the same messages.
-    pause
-        Whether to wait longer and longer before a path is tried again that loses every request
-        although probes arrive: there is somebody else who answers.
+    others
+        Whether somebody else answers what is lost: another edge, or the fallback. Nobody waits
+        then until the edge is known to be awake, and a path that loses every request although
+        probes arrive is tried again after longer and longer pauses.
 
     Attributes
     ----------
@@ -77,10 +79,10 @@ class TensorPath:
         Whether the connection is good.
     """
 
-    def __init__(self, meter: LinkMeter, *, pause: bool) -> None:
+    def __init__(self, meter: LinkMeter, *, others: bool) -> None:
         self.proven = False
         self.meter = meter
-        self._pause = pause
+        self._others = others
         self._sent: dict[int, _Sent] = {}  # in order; what is proven is taken out
         self._probe_id = FIRST_PROBE_ID  # of the last probe
         self._next: _Probe | None = None
@@ -89,6 +91,7 @@ class TensorPath:
         self._unanswered = False  # whether no request was answered since one was sent
         self._losses = 0  # connections in a row that answered no request
         self._not_before = 0.0
+        self._awake_at = 0.0  # when the last heartbeat that was answered had been sent
 
     @property
     def idle(self) -> bool:
@@ -102,7 +105,7 @@ class TensorPath:
     @property
     def next_event(self) -> float:
         """Monotonic time at which :meth:`probe_due` or :meth:`lost` may say something new."""
-        lost_at = min((sent.lost_at for sent in self._sent.values()), default=math.inf)
+        lost_at = min((s.lost_at for s in self._sent.values() if self._counts(s)), default=math.inf)
         if self._probe_id in self._sent:
             return lost_at
         return min(lost_at, self._ask_at if self._next is None else self._next.at)
@@ -117,7 +120,7 @@ class TensorPath:
         """End with a connection; what it lost must pass the next one."""
         if self._unanswered:
             self._losses += 1
-        if self._pause and self._losses > 1:
+        if self._others and self._losses > 1:
             self._not_before = now + 2.0 ** (min(self._losses, _MOST_LOSSES) - 2)
         if self._sent:
             largest = max(sent.nbytes for sent in self._sent.values())
@@ -187,12 +190,18 @@ class TensorPath:
     def lost(self, now: float) -> str | None:
         """Return what is wrong if something that was sent counts as lost."""
         for sent in self._sent.values():
-            if now >= sent.lost_at:
-                return (
-                    f"{sent.nbytes} bytes to the tensor port did not arrive within "
-                    f"{now - sent.at:.1f} s, although the control port answers"
-                )
+            if now >= sent.lost_at and self._counts(sent):
+                seconds = now - sent.at
+                return f"{sent.nbytes} bytes to the tensor port did not arrive in {seconds:.1f} s"
         return None
+
+    def edge_is_awake(self, at: float) -> None:
+        """Take the answer to a heartbeat that was sent at a monotonic time."""
+        self._awake_at = at
+
+    def _counts(self, sent: _Sent) -> bool:
+        """Whether it is lost when its time is over: an edge that sleeps answers nothing at all."""
+        return self._others or self._awake_at >= sent.at
 
     @property
     def _ask_at(self) -> float:
