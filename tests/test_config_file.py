@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import typer
-from conftest import BundleFactory
 from peers import LONG, HandmadeDevice, Sockets
 from typer.testing import CliRunner
 
+from scissionlite.bundle import Bundle
 from scissionlite.cli import app
 from scissionlite.cli.config_file import Tables, keys_of, read_config
 from scissionlite.offloader import Device
@@ -129,11 +129,10 @@ def test_the_documented_sample_has_every_key(tmp_path: Path, tables: Tables) -> 
 
 
 def test_serve_reads_its_file_and_the_command_line_wins(
-    make_bundle: BundleFactory, tmp_path: Path, sockets: Sockets
+    tiny_bundle: Bundle, tmp_path: Path, sockets: Sockets
 ) -> None:
-    bundle = make_bundle(runtime="onnx")  # which starts faster
     (tmp_path / "conf").mkdir()
-    (tmp_path / "there").symlink_to(bundle.path)
+    (tmp_path / "there").symlink_to(tiny_bundle.path)
     file = tmp_path / "conf" / "edge.toml"
     # The path is relative to the file, not to where the daemon is started.
     file.write_text(
@@ -152,12 +151,16 @@ def test_serve_reads_its_file_and_the_command_line_wins(
     )
     assert process.stdout is not None
     ready = json.loads(process.stdout.readline())
-    assert ready["bundle"] == bundle.id
+    assert ready["bundle"] == tiny_bundle.id
     with Device(
-        bundle, ready["endpoint"], control=ready["control_endpoint"], name="a\n7", deadline=LONG
+        tiny_bundle,
+        ready["endpoint"],
+        control=ready["control_endpoint"],
+        name="a\n7",
+        deadline=LONG,
     ) as device:
         device.connect(LONG)
-    handmade = HandmadeDevice(sockets, bundle, ready["endpoint"], ready["control_endpoint"])
+    handmade = HandmadeDevice(sockets, tiny_bundle, ready["endpoint"], ready["control_endpoint"])
     welcome = handmade.hello()
     assert isinstance(welcome, control.Welcome)
     # The first two are the command line's, the third is the file's.
@@ -174,7 +177,7 @@ def test_serve_reads_its_file_and_the_command_line_wins(
     assert serving["page"].startswith("http://127.0.0.1:")
     connected = by_message["device 'a\\n7' connected"]
     assert connected["device"] == "a\n7"
-    assert connected["bundle"] == bundle.id
+    assert connected["bundle"] == tiny_bundle.id
     assert connected["level"] == "info"
     assert "device 'a\\n7' left" in by_message
 

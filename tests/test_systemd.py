@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import BundleFactory
 from peers import LOCAL, LONG
 
 from scissionlite.cli.systemd import notify, unit_file, watchdog
@@ -38,12 +37,9 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         yield each
 
 
-def test_serve_tells_systemd_of_its_life(
-    make_bundle: BundleFactory, systemd: socket.socket
-) -> None:
-    bundle = make_bundle(runtime="onnx")  # which starts faster
+def test_serve_tells_systemd_of_its_life(systemd: socket.socket) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "scissionlite", "serve", str(bundle.path), "--bind", LOCAL],
+        [sys.executable, "-m", "scissionlite", "serve", "--bind", LOCAL],
         env={**os.environ, "WATCHDOG_USEC": "300000"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
