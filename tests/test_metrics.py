@@ -85,6 +85,9 @@ def test_stats_page_and_metrics_have_the_same_numbers(
         assert isinstance(stranger.receive()[0], control.Refused)
         wait_for(lambda: sum(edge.stats().rejected.values()) == 2)
 
+        device.send_control(control.Ping(0))  # with which the link's round trip is noted
+        assert isinstance(device.receive()[0], control.Pong)
+
         labels = (tiny_bundle.id[:12], "tiny-1")
         wait_for(lambda: scraped(edge)["scissionlite_request_seconds_count", labels] == 5)
         stats, page, metrics = edge.stats(), status(edge), scraped(edge)
@@ -111,6 +114,7 @@ def test_stats_page_and_metrics_have_the_same_numbers(
         "received_bytes": received,
         "sent_bytes": sent,
     }
+    assert 0 < device_row["round_trip"] < LONG
     for reason, count in stats.rejected.items():
         assert metrics["scissionlite_rejected_total", (reason,)] == count
     assert metrics["scissionlite_refused_total", ("protocol",)] == 1

@@ -35,6 +35,8 @@ _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _MOST_EVENTS = 256  # of a socket, read at a time
 _TCP_INFO_BYTES = struct.Struct("<QQ")  # tcpi_bytes_acked and tcpi_bytes_received (linux/tcp.h)
 _TCP_INFO_OFFSET = 120
+_TCP_INFO_RTT = struct.Struct("=I")  # tcpi_rtt, in microseconds
+_TCP_INFO_RTT_OFFSET = 68
 _FRAME_BYTES = 2  # the least that a frame adds to its bytes
 _CALM, _HURRY = 0.05, 0.005  # seconds between two looks at the connections
 _MOST_QUIET = 100  # connections without traffic looked at at a time
@@ -63,6 +65,17 @@ class Connection(msgspec.Struct, eq=False):
     moved: bool = False  # a message was delivered since the last look
     suspect: bool = False  # held too much at the last look
     end_at: float = 0.0  # is to be ended then
+
+    def round_trip(self) -> float:
+        """Ask the kernel for the round trip that it measures, in seconds; 0 is not known."""
+        if self.handle is None:
+            return 0.0
+        with contextlib.suppress(OSError):
+            size = _TCP_INFO_RTT_OFFSET + _TCP_INFO_RTT.size
+            info = self.handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+            (microseconds,) = _TCP_INFO_RTT.unpack_from(info, _TCP_INFO_RTT_OFFSET)
+            return float(microseconds) / 1e6
+        return 0.0
 
     @property
     def held(self) -> int:

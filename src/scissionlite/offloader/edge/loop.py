@@ -224,6 +224,8 @@ class EdgeLoop:
             if isinstance(message, Hello):
                 self._greet(device_id, message, peer)
             elif isinstance(message, Ping):
+                if (usage := self._schedule.usage(device_id)) is not None and connection:
+                    usage.round_trip = connection.round_trip()
                 if self._schedule.hear(device_id, now) or self._services.hear(device_id):
                     self._send(device_id, Pong(message.sequence))
             elif isinstance(message, Stats):

@@ -87,6 +87,8 @@ class DeviceUsage(msgspec.Struct, eq=False):
         Of them, those answered otherwise; and messages that break a rule.
     received_bytes, sent_bytes
         Of its requests and of their results, headers included.
+    round_trip
+        Of its link, in seconds, as the kernel measured it up to the last heartbeat; 0 is not known.
     """
 
     address: str = ""
@@ -96,6 +98,7 @@ class DeviceUsage(msgspec.Struct, eq=False):
     refused: int = 0
     received_bytes: int = 0
     sent_bytes: int = 0
+    round_trip: float = 0.0
 
 
 class BundleMetrics:

@@ -30,6 +30,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     refused: int
     received_bytes: int
     sent_bytes: int
+    round_trip: float
 
 
 class BundleStatus(msgspec.Struct, frozen=True):
