@@ -67,7 +67,7 @@ def measure(
 @pytest.mark.parametrize(
     ("bandwidth", "rtt", "requests", "at_once"),
     [
-        (50e6, 0.01, 24, 1),
+        (50e6, 0.005, 24, 1),
         (50e6, 0.01, 24, 4),
         (5e6, 0.03, 6, 1),
         (5e6, 0.02, 6, 3),
@@ -172,10 +172,11 @@ def test_nothing_is_known_before_it_is_measured_and_small_messages_say_no_rate()
     meter.transfer(10_000, 2.0, 2.11)
     estimate = meter.estimate()
     assert estimate is not None
-    assert (estimate.rtt, estimate.samples) == (0.01, 1)
+    assert estimate.samples == 1
     assert estimate.bandwidth == pytest.approx(800e3)
+    assert estimate.rtt == pytest.approx(0.01, rel=0.05)  # without the heartbeat's bytes
     assert meter.expected(10_000) == pytest.approx(0.11)
     meter.round_trip(0.5, idle=False)  # behind requests: says nothing
     assert meter.expected(10_000) == pytest.approx(0.11)
     meter.round_trip(0.008, idle=False)
-    assert meter.estimate().rtt < 0.01  # type: ignore[union-attr]
+    assert meter.expected(10_000) == pytest.approx(0.108)

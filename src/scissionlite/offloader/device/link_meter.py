@@ -1,7 +1,7 @@
 """The link, measured all the while by what the device sends over it anyway.
 
 The round trip is that of small messages, which wait for nothing: heartbeats and small probes while
-no request is under way. Noise only adds to it, so it follows a fall quickly and a rise slowly.
+no request is under way. Noise only adds to it, so it follows a fall at once and a rise slowly.
 
 The rate comes from requests and large probes. An answer says how long the edge had the request;
 without that time, it came back at ``arrived``. The link was free for the request once it was sent
@@ -22,10 +22,11 @@ import time
 
 import msgspec
 
-_FALL, _RISE = 0.5, 0.1  # weights of a shorter and of a longer round trip
+_RISE = 0.1  # weight of a longer round trip; a shorter one is taken at once
 _USUAL, _CONFIRMED = 0.25, 0.5  # weights of a rate, and of one that confirms a change
 _CHANGE = math.log(1.5)  # two rates in a row beyond this factor, to the same side, are a change
 _LARGEST_STEP = math.log(8)  # one transfer alone may have met a stall
+_HEARTBEAT_BYTES = 46  # of a Ping and its Pong, which a slow link carries, too
 _SMALL = 1024  # bytes: fewer say nothing about the rate
 _NOISE = 0.001  # seconds of a transfer that wake-ups take, or the clock does not tell
 
@@ -38,7 +39,7 @@ class LinkEstimate(msgspec.Struct, frozen=True):
     Attributes
     ----------
     rtt : float
-        Round-trip time in seconds.
+        Round-trip time in seconds, of no bytes.
     bandwidth : float
         Rate in bit/s at which requests and their answers cross the link.
     samples : int
@@ -69,8 +70,8 @@ class LinkMeter:
         rtt, log_rate = self._rtt, self._log_rate
         if rtt is None or log_rate is None:
             return None
-        age = time.monotonic() - self._measured_at
-        return LinkEstimate(rtt, math.exp(log_rate), self._samples, age)
+        rate, age = math.exp(log_rate), time.monotonic() - self._measured_at
+        return LinkEstimate(max(rtt - 8 * _HEARTBEAT_BYTES / rate, 0.0), rate, self._samples, age)
 
     def expected(self, nbytes: int) -> float | None:
         """Seconds until the answer to so many bytes is back; None if nothing was measured yet."""
@@ -87,8 +88,7 @@ class LinkMeter:
         if self._rtt is None:
             self._rtt = seconds
         elif idle or seconds < self._rtt:
-            weight = _FALL if seconds < self._rtt else _RISE
-            self._rtt += weight * (seconds - self._rtt)
+            self._rtt += (1.0 if seconds < self._rtt else _RISE) * (seconds - self._rtt)
 
     def transfer(self, nbytes: int, sent: float, arrived: float) -> None:
         """Take a transfer that was sent and came back at these monotonic times.
