@@ -321,7 +321,7 @@ def test_turns_are_taken_by_device_and_a_request_is_held_once() -> None:
 
     def job(device_id: bytes, number: int) -> Job:
         tensor = wire.TensorHeader(wire.Encoding.FLOAT32, (1,), 4)
-        return Job(device_id, number, (tensor,), [memoryview(bytes(4))], 0.0, 1.0)
+        return Job(device_id, number, (tensor,), [memoryview(bytes(4))], 1, 0.0, 1.0)
 
     schedule.greet(a, "a", 0.0)
     schedule.greet(b, "b", 5.0)

@@ -91,6 +91,11 @@ def request_batch(manifest: Manifest, tensors: Sequence[TensorHeader]) -> int | 
     return None
 
 
+def request_samples(manifest: Manifest, tensors: Sequence[TensorHeader]) -> int:
+    """Return the number of inputs in a checked request."""
+    return tensors[0].shape[0] if manifest.kind == "split" else 1
+
+
 def max_payload(manifest: Manifest) -> int:
     """Return the most bytes that any one payload of a request can have."""
     most = 0

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from scissionlite.bundle import MAX_BATCH
 from scissionlite.offloader.wire.control import MAX_CREDIT, MISSED_HEARTBEATS
 
 MAX_CLIENTS = 64
@@ -26,6 +27,12 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     queue
         Requests of all devices together that may wait for their turn. The devices connected share
         it, with one request each at least; what is over it is answered "busy".
+    batch
+        Most samples in one run of the edge slice: requests of all devices that wait are run
+        together, as many as pay, which is measured at the start. 1 runs each alone.
+    batch_delay
+        Longest time in seconds, at most 1, that a request waits for others to be run with. With 0
+        only those are run together that wait anyway, because the workers are busy.
     devices
         Devices that may be connected at once; more are refused.
     heartbeat
@@ -54,6 +61,8 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     credit: Annotated[int, msgspec.Meta(ge=1, le=MAX_CREDIT)] = 8
     queue: Annotated[int, msgspec.Meta(ge=1)] = 64
+    batch: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)] = 16
+    batch_delay: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     devices: Annotated[int, msgspec.Meta(ge=1)] = 256
     heartbeat: Annotated[float, msgspec.Meta(ge=_SHORTEST, le=3600)] = 1.0
     client_silence: Annotated[float, msgspec.Meta(ge=_SHORTEST)] = 30.0
@@ -66,6 +75,11 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(
                 f"credit must be 1 to {MAX_CREDIT}, queue at least 1, heartbeat above 0 and at "
                 f"most 3600 seconds; got {self.credit}, {self.queue}, {self.heartbeat}"
+            )
+        if not 1 <= self.batch <= MAX_BATCH or not 0 <= self.batch_delay <= 1:
+            raise ValueError(
+                f"batch must be 1 to {MAX_BATCH}, and batch_delay 0 to 1 second; "
+                f"got {self.batch} and {self.batch_delay}"
             )
         if self.devices < 1:
             raise ValueError(f"devices must be at least 1, got {self.devices}")

@@ -26,8 +26,9 @@ from scissionlite.errors import (
     WireError,
 )
 from scissionlite.offloader import wire
-from scissionlite.offloader.bundle_tensors import check_request
+from scissionlite.offloader.bundle_tensors import check_request, request_samples
 from scissionlite.offloader.edge.access import Access
+from scissionlite.offloader.edge.batching import Batches
 from scissionlite.offloader.edge.bounds import bounds_of
 from scissionlite.offloader.edge.metrics import Metrics, Outcome
 from scissionlite.offloader.edge.schedule import Done, Job, Schedule
@@ -75,7 +76,9 @@ class EdgeLoop:
     profile_models
         Globs of the model names that may be profiled.
     workers
-        Jobs that may be at work at once.
+        Runs of the slice that may be at work at once.
+    batch
+        Samples that are run together.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class EdgeLoop:
         keys: EdgeKeys | None,
         profile_models: Sequence[str],
         workers: int,
+        batch: int,
     ) -> None:
         self._bundle_prefix = b"" if bundle is None else wire.bundle_prefix(bundle.id)
         self._welcome = welcome
@@ -93,8 +97,7 @@ class EdgeLoop:
         self._lock = threading.Lock()
         # Under the lock:
         self._schedule = Schedule(limits)
-        self._workers = workers
-        self._at_work = 0
+        self._batches = Batches(self._schedule, workers, batch)
         self.metrics = Metrics(self._schedule)
         self._recorded = None if bundle is None else self.metrics.add_bundle(bundle)
         self._access = Access(keys, self.metrics)
@@ -120,16 +123,17 @@ class EdgeLoop:
         self.metrics.endpoints = self._sockets.endpoints
         return self.metrics.endpoints
 
-    def step(self, until: float) -> Job | None:
+    def step(self, until: float) -> list[Job]:
         """Wait for something to do, at most until a monotonic time, and do it; of the leader.
 
         It does not wait longer than a heartbeat.
 
         Returns
         -------
-        Job or None
-            What the leader is to work on.
+        list of Job
+            What the leader is to work on, in one run.
         """
+        until = min(until, self._batches.due)
         seconds = max(0.0, min(self._welcome.heartbeat, 1.0, until - time.monotonic()))
         self._sockets.wait(self._lock, self._waker, math.ceil(1000 * seconds))
         with self._lock:
@@ -143,34 +147,38 @@ class EdgeLoop:
             for name in self._schedule.remove_silent(now):
                 self._access.log.info("silent", name, "device %r is silent", name, device=name)
             self._share_queue()
-            return self._next_job()
+            return self._next_jobs()
 
-    def next_job(self) -> Job | None:
-        """Take the next job, if one waits and one more may be at work; of any thread."""
+    def next_jobs(self) -> list[Job]:
+        """Take the jobs for the next run, if any wait and one more run may be; of any thread."""
         with self._lock:
-            return self._next_job()
+            return self._next_jobs()
 
-    def finish(self, done: Done) -> None:
-        """Send the result of a job; of the thread that worked on it."""
-        assert self._recorded is not None  # or there were no request
-        job = done.job
+    def finish(self, several: Sequence[Done]) -> None:
+        """Send the results of a run; of the thread that worked on it."""
         with self._lock:
             if self._sockets.closed:
                 return
-            self._at_work -= 1
-            self._schedule.done(job)
-            if done.frames:
-                self._recorded.batch_size.add(done.samples)
-                self._end(job, "served", _nbytes(done.frames))  # before the device can know
-                result = Result(job.request_id, done.queue, done.decode, done.run)
-                self._send(job.device_id, result, done.frames)
-                self._recorded.time(done)
-            else:
-                self._end(job, "failed")
-                self._fail(job.device_id, job.request_id, "execution", done.reason)
+            self._batches.finish([done.job for done in several])
+            if self._recorded is not None and several[0].frames:
+                self._recorded.batch_size.add(several[0].samples)
+            for done in several:
+                self._finish(done)
             # Sending may have taken notice of messages for which the leader then waits in vain.
             if self._sockets.has_control:
                 self._waker.wake()
+
+    def _finish(self, done: Done) -> None:
+        assert self._recorded is not None  # or there were no request
+        job = done.job
+        if done.frames:
+            self._end(job, "served", _nbytes(done.frames))  # before the device can know
+            result = Result(job.request_id, done.queue, done.decode, done.run)
+            self._send(job.device_id, result, done.frames)
+            self._recorded.time(done)
+        else:
+            self._end(job, "failed")
+            self._fail(job.device_id, job.request_id, "execution", done.reason)
 
     @property
     def idle(self) -> bool:
@@ -335,7 +343,8 @@ class EdgeLoop:
                 continue
             if not self._schedule.accepting:
                 continue  # the device sends it elsewhere, or again, after the Goodbye
-            job = Job(device_id, request_id, header.tensors, payloads, now, expires)
+            samples = request_samples(self._recorded.bundle.manifest, header.tensors)
+            job = Job(device_id, request_id, header.tensors, payloads, samples, now, expires)
             usage = self._schedule.usage(device_id)
             self._recorded.receive(usage, _nbytes(frames))
             if not self._schedule.add(job):
@@ -355,16 +364,15 @@ class EdgeLoop:
             code: FailureCode = "malformed" if isinstance(error, WireError) else "bundle-mismatch"
             self._fail(*sender, code, f"{type(error).__name__}: {error}")
 
-    def _next_job(self) -> Job | None:
-        """Take a job only when it is to be worked on, so that turns and deadlines are of now."""
-        while self._at_work < self._workers and (job := self._schedule.next()) is not None:
-            if time.monotonic() < job.expires:
-                self._at_work += 1
-                return job
-            self._schedule.done(job)
+    def _next_jobs(self) -> list[Job]:
+        before = self._batches.due
+        jobs, expired = self._batches.take()
+        if self._batches.due < before:
+            self._waker.wake()  # the leader may wait for longer
+        for job in expired:
             self._end(job, "expired")
             self._fail(job.device_id, job.request_id, "expired", "the deadline passed in the queue")
-        return None
+        return jobs
 
     def _end(self, job: Job, outcome: Outcome, nbytes: int = 0) -> None:
         """Record how a job ended."""

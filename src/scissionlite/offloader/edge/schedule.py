@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 import msgspec
@@ -12,12 +13,16 @@ from scissionlite.offloader.wire import Buffer, TensorHeader
 
 
 class Job(msgspec.Struct, eq=False):
-    """A checked request; ``arrived`` and ``expires`` are monotonic times."""
+    """A checked request; ``arrived`` and ``expires`` are monotonic times.
+
+    ``samples`` is its batch.
+    """
 
     device_id: bytes
     request_id: int
     tensors: tuple[TensorHeader, ...]
     payloads: list[memoryview]
+    samples: int
     arrived: float
     expires: float
 
@@ -76,7 +81,7 @@ class Schedule:
         self._devices: dict[bytes, _Device] = {}
         self._turns: deque[bytes] = deque()  # devices with waiting jobs, the next one first
         self._held: set[tuple[bytes, int]] = set()  # waiting or at work
-        self._waiting = 0
+        self._waiting = self._samples = 0
         self._shared_anew = False  # whether devices have come or gone
 
     @property
@@ -88,6 +93,17 @@ class Schedule:
     def waiting(self) -> int:
         """Requests that wait for their turn."""
         return self._waiting
+
+    @property
+    def samples(self) -> int:
+        """Samples in the requests that wait."""
+        return self._samples
+
+    @property
+    def oldest(self) -> float:
+        """Monotonic time at which the request that waits longest has arrived; now if none does."""
+        heads = (self._devices[device_id].jobs[0].arrived for device_id in self._turns)
+        return min(heads, default=time.monotonic())
 
     @property
     def capacity(self) -> int:
@@ -161,6 +177,7 @@ class Schedule:
         if device.jobs:
             self._turns.remove(device_id)
         self._waiting -= len(device.jobs)
+        self._samples -= sum(job.samples for job in device.jobs)
         self._held.difference_update((device_id, job.request_id) for job in device.jobs)
         return device.name
 
@@ -193,18 +210,26 @@ class Schedule:
         jobs.append(job)
         self._held.add(key)
         self._waiting += 1
+        self._samples += job.samples
         return True
 
-    def next(self) -> Job | None:
-        """Take the first request of the device whose turn it is; held until :meth:`done`."""
+    def next(self, room: int | None = None) -> Job | None:
+        """Take the first request of the device whose turn it is; held until :meth:`done`.
+
+        None if there is none, or if it has more samples than there is ``room`` for.
+        """
         if not self._turns:
             return None
-        device_id = self._turns.popleft()
+        device_id = self._turns[0]
         jobs = self._devices[device_id].jobs
+        if room is not None and jobs[0].samples > room:
+            return None
+        self._turns.popleft()
         job = jobs.popleft()
         if jobs:
             self._turns.append(device_id)
         self._waiting -= 1
+        self._samples -= job.samples
         return job
 
     def done(self, job: Job) -> None:

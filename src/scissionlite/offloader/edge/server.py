@@ -108,14 +108,15 @@ class EdgeServer:
         if keys is None:
             _check_exposure(self._binds, profile_models, insecure=insecure)
         self._page_address = None if page is None else PageAddress.parse(page)
-        self._side = None if opened is None else EdgeSide(opened, threads, runtime)
+        self._side = None if opened is None else EdgeSide(opened, threads, runtime, limits.batch)
         welcome = Welcome(
             secrets.randbits(63),
             limits.credit,
             (name or platform.node())[:256],
             limits.heartbeat,
         )
-        self._loop = EdgeLoop(opened, welcome, limits, keys, profile_models, workers)
+        batch = 1 if self._side is None else self._side.batch
+        self._loop = EdgeLoop(opened, welcome, limits, keys, profile_models, workers, batch)
         self._threads: EdgeThreads | None = None
         self._page: PageServer | None = None
         self._encrypted = keys is not None

@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from scissionlite.bundle import Bundle
+from scissionlite.bundle import Bundle, CrossingTensor
 from scissionlite.errors import OffloadError, ScissionLiteError
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import image_decode, image_encode
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import (
@@ -18,6 +20,7 @@ from scissionlite.offloader.bundle_tensors import (
     request_tensors,
     result_tensors,
 )
+from scissionlite.offloader.edge.batching import best_batch
 from scissionlite.offloader.edge.schedule import Done, Job
 from scissionlite.offloader.slices import open_slice
 from scissionlite.offloader.stopwatch import Stopwatch
@@ -38,6 +41,15 @@ class EdgeSide:
         For one run of the slice; None is the runtime's default.
     runtime
         Which of the bundle's runtimes runs it; None is the first that can here.
+    batch
+        Most samples that one run may have.
+
+    Attributes
+    ----------
+    run : Slice
+        The slice.
+    batch : int
+        Samples in one run beyond which the slice gains nothing, as measured; at most the argument.
 
     Raises
     ------
@@ -46,17 +58,27 @@ class EdgeSide:
     """
 
     def __init__(
-        self, bundle: Bundle, threads: int | None = None, runtime: str | None = None
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        runtime: str | None = None,
+        batch: int = 1,
     ) -> None:
         manifest = bundle.manifest
         request_tensors(manifest)
         self._manifest = manifest
         self._bundle_prefix = wire.bundle_prefix(bundle.id)
+        inputs: Sequence[TensorInfo] = manifest.inputs
         if manifest.kind == "split":
-            self._slice = open_slice(bundle, "edge", manifest.crossing, threads, runtime)
+            inputs = manifest.crossing
+            self.run = open_slice(bundle, "edge", inputs, threads, runtime)
         else:
-            self._slice = open_slice(bundle, "network", manifest.inputs, threads, runtime)
+            self.run = open_slice(bundle, "network", inputs, threads, runtime)
             self._load_image_decoder()
+        self.batch = 1
+        if (most := min(batch, manifest.max_batch)) > 1:
+            self.batch = best_batch(self.run, inputs, most)
+            logger.info("%s: up to %d samples are run together", manifest.model, self.batch)
 
     def answer(
         self,
@@ -65,50 +87,67 @@ class EdgeSide:
         watch: Stopwatch,
     ) -> Outputs:
         """Answer a checked request. Stages timed: ``decode``, ``run``."""
-        manifest = self._manifest
         with watch.stage("decode"):
-            if manifest.kind == "image":
-                assert manifest.preprocessing is not None
-                assert manifest.image_format is not None
-                shape = manifest.preprocessing.frame_shape
-                frame = image_decode(payloads[0], manifest.image_format, shape)
-                tensors = [manifest.preprocessing.tensor(frame)]
-            else:
-                # Slices take their inputs as PyTorch's contiguous tensors are, in NCHW.
-                tensors = [
-                    decode(
-                        Packed(
-                            payload,
-                            tensor.transfer,
-                            header.shape,
-                            tensor.quantization,
-                            header.entropy_coded,
-                        ),
-                        layout="nchw",
-                    )
-                    for header, payload, tensor in zip(
-                        headers, payloads, manifest.crossing, strict=True
-                    )
-                ]
+            tensors = self._decode(headers, payloads)
         with watch.stage("run"):
-            return self._slice(*tensors)
+            return self.run(*tensors)
 
-    def finish(self, job: Job) -> Done:
-        """Answer a job, and pack the result; whatever a runtime raises is the reason of a Done."""
-        waited = time.monotonic() - job.arrived
-        watch, reason, samples = Stopwatch(), "", 0
-        frames: list[wire.Buffer] = []
+    def finish(self, jobs: Sequence[Job]) -> list[Done]:
+        """Answer jobs in one run, and pack the results.
+
+        Whatever a runtime raises is the reason of a Done. If several jobs fail together, each is
+        run alone: the fault of one is not that of the others.
+        """
+        started = time.monotonic()
+        watch = Stopwatch()
         try:
-            outputs = self.answer(job.tensors, job.payloads, watch)
-            frames, samples = self._pack(job, outputs), len(outputs[0])
-        except ScissionLiteError as error:
-            reason = str(error)
-        except Exception as error:  # the next request may be fine
-            logger.warning("a request failed: %r", error)
-            reason = f"{type(error).__name__}: {error}"
-        seconds = watch.seconds
-        decode_seconds, run_seconds = seconds.get("decode", 0.0), seconds.get("run", 0.0)
-        return Done(job, frames, samples, reason, waited, decode_seconds, run_seconds)
+            outputs = self._answer_together(jobs, watch)
+            frames = [self._pack(*each) for each in zip(jobs, outputs, strict=True)]
+        except Exception as error:
+            if len(jobs) > 1:
+                return [done for job in jobs for done in self.finish([job])]
+            if isinstance(error, ScissionLiteError):
+                reason = str(error)
+            else:
+                kind = type(error).__name__
+                logger.warning("a request failed: %r", error, extra={"error": kind})
+                reason = f"{kind}: {error}"
+            return [Done(jobs[0], [], 0, reason, started - jobs[0].arrived, 0.0, 0.0)]
+        samples, seconds = sum(job.samples for job in jobs), watch.seconds
+        return [
+            Done(job, each, samples, "", started - job.arrived, seconds["decode"], seconds["run"])
+            for job, each in zip(jobs, frames, strict=True)
+        ]
+
+    def _answer_together(self, jobs: Sequence[Job], watch: Stopwatch) -> list[Outputs]:
+        """Answer checked requests in one run. Stages timed: ``decode``, ``run``."""
+        if len(jobs) == 1:
+            return [self.answer(jobs[0].tensors, jobs[0].payloads, watch)]
+        with watch.stage("decode"):
+            decoded = [self._decode(job.tensors, job.payloads) for job in jobs]
+            tensors = [np.concatenate(several) for several in zip(*decoded, strict=True)]
+        with watch.stage("run"):
+            outputs = self.run(*tensors)
+        ends = np.cumsum([job.samples for job in jobs]).tolist()
+        parts = [np.split(output, ends[:-1]) for output in outputs]
+        return list(zip(*parts, strict=True))
+
+    def _decode(
+        self, headers: Sequence[TensorHeader], payloads: Sequence[memoryview]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Decode a request's payloads into the slice's inputs."""
+        manifest = self._manifest
+        if manifest.kind == "image":
+            assert manifest.preprocessing is not None
+            assert manifest.image_format is not None
+            shape = manifest.preprocessing.frame_shape
+            frame = image_decode(payloads[0], manifest.image_format, shape)
+            return [manifest.preprocessing.tensor(frame)]
+        # Slices take their inputs as PyTorch's contiguous tensors are, in NCHW.
+        return [
+            decode(_packed(tensor, header, payload), layout="nchw")
+            for tensor, header, payload in zip(manifest.crossing, headers, payloads, strict=True)
+        ]
 
     def _pack(self, job: Job, outputs: Outputs) -> list[wire.Buffer]:
         """Make the frames of a result.
@@ -140,3 +179,7 @@ class EdgeSide:
             quality = self._manifest.jpeg_quality
             encoded = image_encode(np.zeros(shape, np.uint8), image_format, quality)
             image_decode(encoded, image_format, shape)
+
+
+def _packed(tensor: CrossingTensor, header: TensorHeader, payload: memoryview) -> Packed:
+    return Packed(payload, tensor.transfer, header.shape, tensor.quantization, header.entropy_coded)

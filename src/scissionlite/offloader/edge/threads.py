@@ -1,9 +1,9 @@
 """The daemon's threads, which take turns at the sockets (:mod:`.loop`) and at inference.
 
-One thread, the leader, waits for messages and handles them. When there is a job for it, it makes
-another thread the leader and works on the job itself; then it sends the result and works on the
-next job, or waits to lead again. So a request needs no switch of threads on its way. This is the
-pattern Leader/Followers (Schmidt et al., Pattern-Oriented Software Architecture 2, 2000).
+One thread, the leader, waits for messages and handles them. When there are jobs for it, it makes
+another thread the leader and works on them itself, in one run; then it sends the results and works
+on the next ones, or waits to lead again. So a request needs no switch of threads on its way. This
+is the pattern Leader/Followers (Schmidt et al., Pattern-Oriented Software Architecture 2, 2000).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class EdgeThreads:
     side
         The computation; None if there is no bundle.
     workers
-        Jobs that are worked on at once; there is one more thread.
+        Runs of the slice at once; there is one more thread.
     binds
         Where to listen.
     stop_seconds
@@ -134,21 +134,21 @@ class EdgeThreads:
 
     def _work(self) -> None:
         """Take turns at leading and at working, until the end; each thread."""
-        while (job := self._lead()) is not None:
-            while job is not None:
-                assert self._side is not None  # or there were no job
-                self._loop.finish(self._side.finish(job))
-                job = self._loop.next_job()
+        while jobs := self._lead():
+            while jobs:
+                assert self._side is not None  # or there were no jobs
+                self._loop.finish(self._side.finish(jobs))
+                jobs = self._loop.next_jobs()
             if self._stop:
                 self._waker.wake()  # the leader looks whether all is answered
 
-    def _lead(self) -> Job | None:
-        """Handle messages until there is a job for this thread; None at the end."""
+    def _lead(self) -> list[Job]:
+        """Handle messages until there are jobs for this thread; none at the end."""
         with self._leading:
             while not self._closed.is_set():
                 try:
-                    if not self._is_over() and (job := self._loop.step(self._stop_at)) is not None:
-                        return job
+                    if not self._is_over() and (jobs := self._loop.step(self._stop_at)):
+                        return jobs
                 except Exception as error:
                     logger.exception("the edge daemon broke down")
                     self.failure = error
@@ -157,7 +157,7 @@ class EdgeThreads:
                     self._loop.close()
                     self._waker.close()
                     self._closed.set()
-        return None
+        return []
 
     def _is_over(self) -> bool:
         """Whether it was stopped, and what was accepted is answered or has no more time."""
