@@ -5,9 +5,9 @@
 ``streams``        FrameStream: the newest frames of a source; ``asynchronous`` for asyncio
 ``threads``        DeviceThreads: their end: closed, dropped, or forked; ``futures`` callbacks
 ``edges``          Edges: which edge a request goes to; ``alternatives`` who else answers it
-``connection``     EdgeConnection: starts and ends the I/O thread of an edge, hands it requests
-``credit``         Credit: the lock between callers and the I/O thread
-``loop``           DeviceLoop: the I/O thread's steps; ``messages`` are its frames
+``connection``     EdgeConnection: who leads, and a thread's life; ``backoff`` when it tries again
+``credit``         Credit: how many requests may be unanswered
+``loop``           DeviceLoop: the leader's steps; ``messages`` its frames, ``endings`` its ends
 ``link``           EdgeLink: one life of the link, from Hello to the end
 ``tensor_path``    TensorPath: whether requests arrive; ``link_meter`` how fast
 ``socket_pair``    SocketPair: PUSH and DEALER; ``diagnosis`` why they do not connect

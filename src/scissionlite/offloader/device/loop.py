@@ -19,7 +19,6 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 
 import zmq
@@ -37,6 +36,7 @@ from scissionlite.errors import (
 from scissionlite.offloader.device.alternatives import Alternatives
 from scissionlite.offloader.device.backoff import Backoff
 from scissionlite.offloader.device.credit import Credit
+from scissionlite.offloader.device.endings import Endings
 from scissionlite.offloader.device.link import EdgeLink, LinkLostError
 from scissionlite.offloader.device.link_meter import LinkMeter
 from scissionlite.offloader.device.messages import DeviceMessages, Reply, Request
@@ -96,7 +96,7 @@ class DeviceLoop:
         self._make_link = functools.partial(
             EdgeLink, self._context, endpoints, keys=keys, path=path
         )
-        self._ended: deque[tuple[Request, Reply | OffloadError]] = deque()
+        self._endings = Endings()
         self._lock = threading.Lock()
         # Under the lock:
         self._pending: dict[int, Request] = {}
@@ -132,7 +132,7 @@ class DeviceLoop:
                     self._waker.wake()
             else:
                 self._waker.wake()
-        self._settle()
+        self._endings.settle()
 
     def step(self) -> None:
         """Mend the link, wait for something to do, and do it; of the connection's own thread."""
@@ -155,7 +155,7 @@ class DeviceLoop:
             if self._link is not None:
                 self._read(self._link)
             self._check_deadlines()
-        self._settle()
+        self._endings.settle()
 
     def close(self, error: OffloadError) -> None:
         """Say Goodbye if there is a link, close it, and fail every request that has no answer.
@@ -170,7 +170,7 @@ class DeviceLoop:
                 self._end(request, error)
         self._context.term()
         self._waker.close()
-        self._settle()
+        self._endings.settle()
 
     @contextlib.contextmanager
     def _recovering(self) -> Iterator[None]:
@@ -188,22 +188,6 @@ class DeviceLoop:
             self._link.broken = lost
         self._waker.wake()
 
-    def _settle(self) -> None:
-        """Answer the requests that have ended: without the lock, since callbacks run here."""
-        while self._ended:
-            try:
-                request, outcome = ended = self._ended.popleft()
-            except IndexError:
-                return  # another thread took it
-            try:
-                if isinstance(outcome, Reply):
-                    request.reply.set_result(outcome)
-                else:
-                    request.reply.set_exception(outcome)
-            except BaseException:
-                self._ended.appendleft(ended)
-                raise
-
     def _hand_over(self) -> None:
         """Give the requests of a lost link to the other edges, or to the fallback.
 
@@ -220,7 +204,7 @@ class DeviceLoop:
                 with self._lock:
                     trouble = unavailable(self._messages.endpoints, self._credit.trouble)
                     self._end(request, self._credit.refusal or trouble)
-        self._settle()
+        self._endings.settle()
 
     def _open(self) -> None:
         try:
@@ -359,6 +343,6 @@ class DeviceLoop:
         self._credit.withdraw(lost.trouble, lost.refusal)
 
     def _end(self, request: Request, outcome: Reply | OffloadError) -> None:
-        self._ended.append((request, outcome))
+        self._endings.append(request, outcome)
         del self._pending[request.id]
         self._credit.answered()
