@@ -6,6 +6,7 @@ child inherits and never frees is the parent's.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -148,6 +149,25 @@ def several(bundle: str, *endpoints: str) -> None:
 
     say("exit", code=status(fork(child)))
     say("parent", edge=device.submit(FRAMES[0]).result().edge)
+    device.close()
+
+
+def streaming(bundle: str) -> None:
+    """Fork amid a stream; the child is told, and makes one of its own."""
+    device = Device(bundle, fallback="local", deadline=DEADLINE)
+    stream = device.stream(itertools.cycle(FRAMES))
+    next(stream)
+
+    def child() -> None:
+        say(
+            "child",
+            error=error_of(lambda: next(stream)),
+            answers=len(list(device.stream(FRAMES[:1]))),
+        )
+
+    say("exit", code=status(fork(child)))
+    say("parent", number=next(stream)[0] > 0)
+    stream.close()
     device.close()
 
 

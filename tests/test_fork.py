@@ -122,3 +122,15 @@ def test_a_child_has_its_own_connections_to_several_edges(
         assert process.read_json() == {"event": "exit", "code": 0}
         assert process.read_json() == {"event": "parent", "edge": second.endpoint}
         assert process.read_all() == ""
+
+
+def test_a_child_is_told_that_its_parent_reads_the_frames_of_a_stream(
+    onnx_bundle: Bundle, start_process: Start
+) -> None:
+    process = start_process("forked_processes", "streaming", str(onnx_bundle.path))
+    child = process.read_json()
+    assert "this process was forked after the stream was made" in child["error"]
+    assert child["answers"] == 1
+    assert process.read_json() == {"event": "exit", "code": 0}
+    assert process.read_json() == {"event": "parent", "number": True}
+    assert process.read_all() == ""

@@ -5,7 +5,6 @@ Time-outs here only guard against hangs; no outcome depends on how fast the mach
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -241,26 +240,6 @@ def test_several_threads_stream_through_one_device(
     with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as device:
         counts = [background(use, device, offset) for offset in range(4)]
         assert min(count.result(LONG) for count in counts) >= 1
-
-
-def test_a_forked_child_is_told_that_its_parent_reads_the_frames(
-    tiny_bundle: Bundle, frames: Frames
-) -> None:
-    camera = Camera()
-    with (
-        Device(tiny_bundle, fallback="local") as device,
-        device.stream(camera.frames()) as stream,
-    ):
-        threading.Timer(0.01, camera.show, [frames[0]]).start()
-        next(stream)
-        if (pid := os.fork()) == 0:
-            try:
-                next(stream)
-            except OffloadError as error:
-                os._exit(7 if "was forked" in str(error) else 1)
-            os._exit(2)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-        camera.end()
 
 
 @pytest.mark.parametrize(
