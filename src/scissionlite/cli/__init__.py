@@ -4,7 +4,7 @@
 
 ``model_options``, ``link_options`` and ``key_options`` hold the options that several commands
 share; ``plan_choice`` finds the plan that ``prepare`` carries out. No command imports torch before
-it needs it.
+it needs it. ``serve`` is a daemon, with ``config_file``, ``logs`` and ``systemd``.
 
 Exit codes: 0 done; 1 failed, with one line on the error stream; 2 wrong usage. ``usage`` says both
 in words of the shell. ``output_paths`` checks what is to be written before any work.

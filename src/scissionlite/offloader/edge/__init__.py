@@ -11,5 +11,6 @@
 ``batching``   Batches: which Jobs are run together
 ``services``   EdgeServices: answers to edge clients
 ``profiling``  Profiling: a profiler's process
-``metrics``    Metrics: the record of what the daemon does
+``metrics``    Metrics: the record of what the daemon does; any thread reads it
+``page_server``  PageServer: ``status``, ``history``, ``prometheus`` by HTTP, in a thread of its own
 """
