@@ -8,16 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from scissionlite.bundle import (
-    Bundle,
-    CrossingTensor,
-    Kind,
-    Manifest,
-    Role,
-    SlicingPointInfo,
-)
+from scissionlite.bundle import Bundle
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import ImageFormat, Preprocessing
+from scissionlite.manifest import CrossingTensor, Kind, Manifest, Role, SlicingPointInfo
 from scissionlite.runtimes import RuntimeName
 from scissionlite.runtimes.export import export_slices
 from scissionlite.transfer_layer import Quantization, TransferSpec

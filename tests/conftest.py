@@ -22,11 +22,12 @@ from peers import HANDMADE
 from processes import Process
 from torch import nn
 
-from scissionlite.bundle import Bundle, Kind
+from scissionlite.bundle import Bundle
 from scissionlite.demo.textures import write_dataset
 from scissionlite.graph.capture import capture
 from scissionlite.graph.graph import Graph
 from scissionlite.images import ImageFormat, Preprocessing
+from scissionlite.manifest import Kind
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import ImageFolder
 from scissionlite.preprocessor.recipe import Recipe

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from conftest import BundleFactory
 
-from scissionlite.bundle import Bundle, Manifest, SliceFile, file_sha256
+from scissionlite.bundle import Bundle, file_sha256
 from scissionlite.errors import BundleError
 from scissionlite.graph.tensors import TensorInfo
+from scissionlite.manifest import Manifest, SliceFile
 
 
 def write(folder: Path, content: bytes = b"weights") -> Bundle:

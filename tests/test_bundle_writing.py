@@ -19,7 +19,8 @@ from scissionlite.atomic_folder import atomic_folder
 _KILL_WRITERS = r"""
 import ctypes, json, os, platform, signal, struct, sys
 from pathlib import Path
-from scissionlite.bundle import Bundle, Manifest, SliceFile, file_sha256
+from scissionlite.bundle import Bundle, file_sha256
+from scissionlite.manifest import Manifest, SliceFile
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.errors import BundleError
 

@@ -16,11 +16,12 @@ from peers import LOCAL, LONG
 from processes import Process
 from typer.testing import CliRunner, Result
 
-from scissionlite.bundle import MANIFEST_NAME, SIGNATURE_NAME, Bundle
+from scissionlite.bundle import SIGNATURE_NAME, Bundle
 from scissionlite.cli import app
 from scissionlite.errors import BundleError, KeyFileError, SignatureError
 from scissionlite.keys import authorized
 from scissionlite.keys.files import KeyKind, make_key_pair, read_public, read_secret
+from scissionlite.manifest import MANIFEST_NAME
 from scissionlite.offloader import DeviceKeys, EdgeKeys
 from scissionlite.offloader.slices import open_slice
 

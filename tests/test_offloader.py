@@ -25,8 +25,9 @@ from peers import (
     payload_for,
 )
 
-from scissionlite.bundle import Bundle, SliceFile, file_sha256
+from scissionlite.bundle import Bundle, file_sha256
 from scissionlite.errors import BundleError, OffloadError, RuntimeUnavailableError
+from scissionlite.manifest import SliceFile
 from scissionlite.offloader import Device, EdgeLimits, EdgeServer
 from scissionlite.offloader.device.side import LocalSide
 from scissionlite.offloader.stopwatch import Stopwatch

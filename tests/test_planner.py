@@ -13,9 +13,9 @@ from hypothesis import given
 from profiles import JPEG, SPECS, written
 
 import scissionlite as sl
-from scissionlite.bundle import Accuracy
 from scissionlite.errors import PlanError, ProfileError
 from scissionlite.graph.tensors import TensorInfo
+from scissionlite.manifest import Accuracy
 from scissionlite.scissiontl.cost import Machine, Prediction, slice_times
 from scissionlite.scissiontl.planner import Objective, pareto
 from scissionlite.scissiontl.plans import MeasuredAccuracy

@@ -21,8 +21,8 @@ import scissionlite as sl
 from bench.accuracy.networks import NETWORKS, load, training_mosaics
 from bench.accuracy.photographs import ImageNetPhotographs
 from bench.accuracy.records import RUNS, Run, Setting, append, read
-from scissionlite.bundle import Accuracy, Manifest
 from scissionlite.graph.graph import Graph
+from scissionlite.manifest import Accuracy, Manifest
 from scissionlite.preprocessor.data import Sample
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.trainer import evaluate

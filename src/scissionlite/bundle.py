@@ -14,175 +14,19 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from scissionlite.errors import BundleError
-from scissionlite.graph.tensors import OutputKind, TensorInfo, tensor_nbytes
-from scissionlite.images import ImageFormat, Preprocessing
-from scissionlite.transfer_layer import Quantization, TransferSpec
-from scissionlite.transfer_layer.shaped_codec import check_quantization
+from scissionlite.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    READABLE_VERSIONS,
+    Manifest,
+    Role,
+    SliceFile,
+)
 
 if TYPE_CHECKING:
     from scissionlite.keys.files import PublicKey
 
-MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"
-FORMAT_VERSION = 4
-
-Kind = Literal["split", "image", "local"]
-"""Kind of a plan or bundle: packed feature maps cross the link, an image does, or nothing."""
-
-Role = Literal["device", "edge", "network"]
-"""Role of a slice: the first part, the rest, or the uncut network (for the kinds "local" and
-"image", and as the fallback)."""
-
-
-MAX_BATCH = 1024
-"""Most inputs that one request may hold."""
-
-
-class CrossingTensor(TensorInfo, frozen=True, kw_only=True):
-    """A tensor that crosses the link, and how it is packed.
-
-    ``shape`` is the shape of the device slice's output. With a learned Transfer Layer it is the
-    output of the bottleneck, whose input has the shape ``feature_shape``; otherwise that is None.
-    """
-
-    transfer: TransferSpec
-    quantization: Quantization | None = None
-    feature_shape: tuple[int, ...] | None = None
-
-    @property
-    def feature_nbytes(self) -> int:
-        """Bytes of the feature map without any Transfer Layer."""
-        return tensor_nbytes(self.feature_shape or self.shape, self.dtype)
-
-
-class SliceFile(msgspec.Struct, frozen=True):
-    """A slice's file: name in the bundle, runtime that runs it, digest, and size in bytes."""
-
-    file: str
-    runtime: str
-    sha256: str
-    bytes: int
-
-    def __post_init__(self) -> None:
-        # A manifest may come from anywhere: it must not name a file outside its own folder.
-        if Path(self.file).name != self.file or self.file in ("", ".", "..", MANIFEST_NAME):
-            raise ValueError(f"a slice is a file in the bundle's own folder, not {self.file!r}")
-
-
-class SlicingPointInfo(msgspec.Struct, frozen=True):
-    """Where the network was cut: between the modules ``after`` and ``before``."""
-
-    index: int
-    after: str
-    before: str
-
-
-class Accuracy(msgspec.Struct, frozen=True):
-    """The task's metric (0 to 1; for classes the share of right answers) on validation samples.
-
-    ``before`` is the metric of the uncut network. ``after`` is the metric of this bundle's exported
-    slices, with the real codec between them. ``sent_bytes`` is the mean payload of a sample, in
-    bytes.
-    """
-
-    before: float
-    after: float
-    samples: int
-    metric: str = "accuracy"
-    sent_bytes: float = 0.0
-
-
-class Training(msgspec.Struct, frozen=True):
-    """How the slices were retrained.
-
-    ``labels`` says whether labels were used. ``distillation`` is the share of the loss that
-    compared with the uncut network. ``processor`` is "cpu" or "cuda".
-    """
-
-    epochs: int
-    seconds: float
-    seed: int
-    learning_rate: float
-    device_slice_trained: bool
-    labels: bool = True
-    distillation: float = 0.0
-    processor: str = "cpu"
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about a bundle except the weights; ``manifest.json`` is its JSON form.
-
-    ``transfer`` is the Transfer Layer of the plan. Each tensor of ``crossing`` has it adapted to
-    its shape, and without the bottleneck of a learned one, which is part of the slices. No packed
-    tensor crosses for the kinds "image" and "local". With ``max_batch`` over 1 a request may hold
-    any number of inputs up to it. ``slices`` holds each slice for one or more runtimes, in the
-    order of preference.
-    """
-
-    # More than 12 attributes: the fields of the file format, all in one place.
-
-    format: Literal["scissionlite-bundle"] = "scissionlite-bundle"
-    version: int = FORMAT_VERSION
-    kind: Kind
-    model: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    output_kind: OutputKind = "tensor"
-    max_batch: int = 1
-    slices: dict[Role, tuple[SliceFile, ...]]
-    slicing_point: SlicingPointInfo | None = None
-    crossing: tuple[CrossingTensor, ...] = ()
-    transfer: TransferSpec | None = None
-    image_format: ImageFormat | None = None
-    jpeg_quality: int | None = None
-    preprocessing: Preprocessing | None = None
-    classes: tuple[str, ...] = ()
-    accuracy: Accuracy | None = None
-    training: Training | None = None
-    created: str = ""
-    versions: dict[str, str] = {}
-
-    def __post_init__(self) -> None:
-        needed: dict[Kind, tuple[str, ...]] = {
-            "split": ("slicing_point", "crossing", "transfer"),
-            "image": ("image_format", "preprocessing"),
-            "local": (),
-        }
-        missing = [field for field in needed[self.kind] if getattr(self, field) in (None, ())]
-        roles: tuple[Role, ...] = ("device", "edge") if self.kind == "split" else ("network",)
-        missing += [
-            f"slices.{role}"
-            for role in dict.fromkeys((*roles, *self.slices))
-            if not self.slices.get(role)
-        ]
-        missing += [field for field in ("inputs", "outputs") if not getattr(self, field)]
-        if self.image_format == "jpeg" and self.jpeg_quality is None:
-            missing.append("jpeg_quality")
-        if missing:
-            raise ValueError(f"a bundle of kind {self.kind!r} needs {', '.join(missing)}")
-        for role, files in self.slices.items():
-            if len({file.runtime for file in files}) < len(files):
-                raise ValueError(f"more than one {role} slice for the same runtime")
-        if not 1 <= self.max_batch <= MAX_BATCH:
-            raise ValueError(f"max_batch must be 1 to {MAX_BATCH}, got {self.max_batch}")
-        if self.output_kind == "tensor" and len(self.outputs) != 1:
-            raise ValueError(f"{len(self.outputs)} outputs, but the network answers one tensor")
-        for tensor in self.crossing:
-            check_quantization(tensor.transfer, tensor.shape, tensor.quantization)
-
-    @property
-    def sent_bytes(self) -> int:
-        """Most bytes of payload of a request with the example's batch; 0 for an image."""
-        return sum(t.transfer.packed_nbytes(t.shape) for t in self.crossing)
-
-    @property
-    def crossing_bytes(self) -> int:
-        """Bytes that would cross without a Transfer Layer."""
-        return sum(tensor.feature_nbytes for tensor in self.crossing)
-
-    def takes_batch(self, batch: int) -> bool:
-        """Whether a request may hold ``batch`` inputs."""
-        return batch == self.inputs[0].shape[0] or 1 <= batch <= self.max_batch
 
 
 class _Versioned(msgspec.Struct):
@@ -257,10 +101,10 @@ class Bundle:
             check_signature(raw, folder / SIGNATURE_NAME, Path(trust))
         try:
             version = msgspec.json.decode(raw, type=_Versioned).version
-            if version != FORMAT_VERSION:
+            if version not in READABLE_VERSIONS:
                 raise BundleError(
-                    f"{folder} has bundle format {version}, this build reads {FORMAT_VERSION}: "
-                    "prepare it again with this version"
+                    f"{folder} has bundle format {version}, this build reads up to "
+                    f"{FORMAT_VERSION}: prepare it again with this version"
                 )
             manifest = msgspec.json.decode(raw, type=Manifest)
         except msgspec.MsgspecError as error:

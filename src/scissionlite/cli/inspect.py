@@ -10,6 +10,7 @@ import typer
 from scissionlite.bundle import Bundle
 from scissionlite.cli.key_options import TrustOption
 from scissionlite.cli.output import JsonOption, kilobytes, print_json, print_table
+from scissionlite.manifest import Manifest
 from scissionlite.transfer_layer import Quantization
 
 
@@ -64,6 +65,7 @@ def inspect(
         how = "with labels" if t.labels else "without labels"
         how += f", distillation {t.distillation:g}" if t.distillation else ""
         rows.append(["retrained", f"{t.epochs} epochs in {t.seconds:.0f} s, {how}, seed {t.seed}"])
+    rows += _variant_rows(manifest)
     for role, files in manifest.slices.items():
         rows += [
             [f"{role} slice", f"{file.file}, {file.runtime}, {kilobytes(file.bytes)} kB"]
@@ -74,6 +76,22 @@ def inspect(
     rows += [["created", manifest.created], *([k, v] for k, v in manifest.versions.items())]
     signed = "" if trust is None else f", signed by a key of {trust}"
     print_table(f"{bundle}: every slice matches its digest{signed}", ["", "value"], rows)
+
+
+def _variant_rows(manifest: Manifest) -> list[list[str]]:
+    """The variants of a bundle that has several: cut, bytes, accuracy and slices of each."""
+    if not manifest.variants:
+        return []
+    rows = []
+    for variant in manifest.every_variant:
+        nbytes, accuracy = float(variant.sent_bytes), variant.accuracy
+        text = f"after {variant.slicing_point.after}, "
+        if accuracy is not None:
+            nbytes = accuracy.sent_bytes
+            text += f"{accuracy.metric} {accuracy.after:.2%}, "
+        slices = f"{' + '.join(variant.device)} | {variant.edge}"
+        rows.append([f"variant {variant.name}", f"{text}{nbytes / 1e3:.2f} kB, {slices}"])
+    return rows
 
 
 def _scale_text(quantization: Quantization) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,11 +12,13 @@ import typer
 from scissionlite.cli.link_options import parse_link
 from scissionlite.cli.output import error_console
 from scissionlite.cli.struct_options import Changes
+from scissionlite.errors import CodecError
 from scissionlite.images import JPEG_QUALITY, Preprocessing
 from scissionlite.scissiontl.planner import plan as rank
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
+from scissionlite.transfer_layer.names import spec_named
 
 if TYPE_CHECKING:
     from scissionlite.graph.graph import Graph
@@ -120,3 +123,22 @@ class PlanRequest(msgspec.Struct, frozen=True):
             slicing_point=self.at,
             spec=self.changes.apply(_SPECS[self.codec]),
         )
+
+
+def variant_name(text: str) -> str:
+    """Check the name of a variant: a Transfer Layer, perhaps with a slicing point behind "@"."""
+    try:
+        spec_named(text.partition("@")[0])
+    except CodecError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
+def parse_variants(names: Sequence[str]) -> list[TransferSpec | Plan]:
+    """Return variants by their checked names."""
+    variants: list[TransferSpec | Plan] = []
+    for name in names:
+        codec, _, point = name.partition("@")
+        spec = spec_named(codec)
+        variants.append(Plan(kind="split", slicing_point=point, spec=spec) if point else spec)
+    return variants

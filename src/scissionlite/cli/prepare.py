@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import msgspec
 import typer
 
-from scissionlite.bundle import MAX_BATCH, Bundle
+from scissionlite.bundle import Bundle
 from scissionlite.cli.inspect import inspect
 from scissionlite.cli.link_options import PAPER_LINK, LinkOption, parse_link
 from scissionlite.cli.model_options import (
@@ -33,9 +33,10 @@ from scissionlite.cli.output import (
 )
 from scissionlite.cli.output_paths import output_bundle, output_file
 from scissionlite.cli.plan import SlowdownOption
-from scissionlite.cli.plan_choice import Codec, PlanRequest
+from scissionlite.cli.plan_choice import Codec, PlanRequest, parse_variants, variant_name
 from scissionlite.cli.struct_options import Changes, FieldOptions, struct_options
 from scissionlite.images import Preprocessing
+from scissionlite.manifest import MAX_BATCH
 from scissionlite.preprocessor.classes import class_folders, read_class_names
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import RuntimeName
@@ -96,6 +97,17 @@ CodecOption = Annotated[
 TransferOptions = Annotated[
     Changes[TransferSpec],
     FieldOptions("Transfer Layer, with --at: changes to what --codec is"),
+]
+VariantOption = Annotated[
+    # typer takes no list of structs.
+    list[str],
+    typer.Option(
+        parser=variant_name,
+        metavar="<Transfer Layer[@slicing point]>",
+        help="A further variant for the device to change to, such as pool4-int8, int8-zstd, "
+        "float16 or pool4-int4@layer2; may be repeated. It cuts where --at does or later.",
+        show_default=False,
+    ),
 ]
 AccuracyDropOption = Annotated[
     float | None,
@@ -161,6 +173,7 @@ def prepare(
     at: AtOption = None,
     codec: CodecOption = "int8",
     transfer: TransferOptions = _NO_CHANGES,
+    variant: VariantOption = [],  # noqa: B006 - typer reads it and never changes it
     accuracy_drop: AccuracyDropOption = None,
     tries: TriesOption = 5,
     device_profile: DeviceProfileOption = None,
@@ -177,7 +190,7 @@ def prepare(
 ) -> None:
     """Prepare a bundle for a plan: the slices, retrained with the Transfer Layer in between."""
     request = PlanRequest(at, codec, transfer, device_profile, edge_profile, link, slowdown)
-    _check_accuracy_drop(accuracy_drop, request, validate, checkpoint)
+    _check_accuracy_drop(accuracy_drop, request, validate, checkpoint, variant)
     plan = request.plan() if accuracy_drop is None else None
     names = None if classes is None else read_class_names(classes)
     graph, settings = ModelRequest(
@@ -206,7 +219,7 @@ def prepare(
     )
     try:
         if plan is not None:
-            bundle = job.prepare(graph, plan, checkpoint)
+            bundle = job.prepare(graph, plan, parse_variants(variant), checkpoint)
         else:
             assert accuracy_drop is not None  # otherwise there is a plan
             bundle = job.choose(graph, request, accuracy_drop, tries)
@@ -231,8 +244,14 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int
     progress: bool
 
-    def prepare(self, graph: Graph, plan: Plan, checkpoint: Path | None) -> Bundle:
-        """Prepare one plan."""
+    def prepare(
+        self,
+        graph: Graph,
+        plan: Plan,
+        variants: Sequence[TransferSpec | Plan],
+        checkpoint: Path | None,
+    ) -> Bundle:
+        """Prepare one plan, with variants."""
         from scissionlite.preprocessor import pipeline
 
         with warnings_in_one_line():
@@ -249,6 +268,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
                 runtimes=self.runtimes,
                 local_fallback=self.local_fallback,
                 max_batch=self.max_batch,
+                variants=variants,
                 checkpoint=checkpoint,
                 progress=self.progress,
             )
@@ -297,6 +317,7 @@ def _check_accuracy_drop(
     request: PlanRequest,
     validate: Path | None,
     checkpoint: Path | None,
+    variants: Sequence[str],
 ) -> None:
     if accuracy_drop is None:
         return
@@ -304,6 +325,8 @@ def _check_accuracy_drop(
         raise typer.BadParameter(
             "--accuracy-drop chooses slicing point and Transfer Layer itself, and needs --validate"
         )
+    if variants:
+        raise typer.BadParameter("--variant goes with one plan; --accuracy-drop tries several")
     if checkpoint is not None:
         raise typer.BadParameter("--checkpoint is one training's; --accuracy-drop has several")
 

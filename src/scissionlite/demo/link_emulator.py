@@ -116,6 +116,16 @@ class LinkEmulator:
             self.close()
             raise
 
+    @property
+    def bandwidth(self) -> float:
+        """Of each direction, in bit/s; may be set at any time."""
+        return 8 / self._up.seconds_per_byte
+
+    @bandwidth.setter
+    def bandwidth(self, value: float) -> None:
+        for direction in (self._up, self._down):
+            self._loop.call_soon_threadsafe(direction.set_bandwidth, value)
+
     def cut(self) -> None:
         """Cut the link: drop every connection and refuse new ones until :meth:`restore`."""
         self._call(self._drop())

@@ -9,8 +9,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from scissionlite.bundle import Manifest
 from scissionlite.errors import OffloadError, TensorMismatchError
+from scissionlite.manifest import Manifest, Variant
 from scissionlite.offloader.wire import Encoding, TensorHeader, header_length, payload_bytes
 
 Outputs: TypeAlias = tuple[npt.NDArray[np.float32], ...]
@@ -23,6 +23,7 @@ def request_tensors(
     *,
     batch: int | None = None,
     entropy_coded: Sequence[bool] | None = None,
+    variant: Variant | None = None,
 ) -> tuple[TensorHeader, ...]:
     """Describe the tensors of a request for this bundle.
 
@@ -37,6 +38,8 @@ def request_tensors(
     entropy_coded
         Whether each payload went through an entropy coder. True has an effect only where the
         tensor's Transfer Layer has one.
+    variant
+        One of the manifest's; None is the first.
 
     Raises
     ------
@@ -51,7 +54,7 @@ def request_tensors(
     if manifest.kind != "split":
         raise OffloadError(f"a bundle of kind {manifest.kind!r} sends nothing to an edge")
     headers = []
-    for i, tensor in enumerate(manifest.crossing):
+    for i, tensor in enumerate(manifest.crossing if variant is None else variant.crossing):
         groups = tensor.quantization.groups if tensor.quantization is not None else ((), ())
         headers.append(
             TensorHeader(
@@ -66,9 +69,35 @@ def request_tensors(
     return tuple(headers)
 
 
-def check_request(manifest: Manifest, tensors: tuple[TensorHeader, ...]) -> None:
-    """Raise TensorMismatchError unless a request has exactly the manifest's tensors."""
-    count = len(request_tensors(manifest))
+def find_variant(manifest: Manifest, tensors: tuple[TensorHeader, ...]) -> Variant | None:
+    """Return the variant that a request is of; None for an image.
+
+    Where several fit, their requests are answered alike.
+
+    Raises
+    ------
+    TensorMismatchError
+        Unless a request has exactly the tensors of one of the manifest's variants.
+    """
+    if not manifest.variants:
+        check_request(manifest, tensors)
+        return next(iter(manifest.every_variant), None)
+    errors: list[str] = []
+    for variant in manifest.every_variant:
+        try:
+            check_request(manifest, tensors, variant)
+        except TensorMismatchError as error:
+            errors.append(f"{variant.name}: {error}")
+        else:
+            return variant
+    raise TensorMismatchError(f"it fits none of the bundle's variants: {'; '.join(errors)}"[:1000])
+
+
+def check_request(
+    manifest: Manifest, tensors: tuple[TensorHeader, ...], variant: Variant | None = None
+) -> None:
+    """Raise TensorMismatchError unless a request has exactly the tensors of a variant."""
+    count = len(request_tensors(manifest, variant=variant))
     if len(tensors) != count:
         raise TensorMismatchError(f"{len(tensors)} tensors, the bundle's manifest says {count}")
     allowed = request_tensors(
@@ -76,6 +105,7 @@ def check_request(manifest: Manifest, tensors: tuple[TensorHeader, ...]) -> None
         [tensor.nbytes for tensor in tensors],
         batch=request_batch(manifest, tensors),
         entropy_coded=[tensor.entropy_coded for tensor in tensors],
+        variant=variant,
     )
     for actual, expected in zip(tensors, allowed, strict=True):
         if actual != expected:
@@ -99,19 +129,20 @@ def request_samples(manifest: Manifest, tensors: Sequence[TensorHeader]) -> int:
 def max_payload(manifest: Manifest) -> int:
     """Return the most bytes that any one payload of a request can have."""
     most = 0
-    for tensor in request_tensors(manifest, batch=_largest_batch(manifest)):
-        if tensor.encoding.compressed:
-            # Noise at the best quality is larger than its pixels.
-            most = max(most, 2 * math.prod(tensor.shape) + 4096)
-        else:
-            most = max(most, payload_bytes(tensor.encoding, tensor.shape, tensor.pool))
+    for tensors in _largest_requests(manifest):
+        for tensor in tensors:
+            if tensor.encoding.compressed:
+                # Noise at the best quality is larger than its pixels.
+                most = max(most, 2 * math.prod(tensor.shape) + 4096)
+            else:
+                most = max(most, payload_bytes(tensor.encoding, tensor.shape, tensor.pool))
     return most
 
 
 def largest_request(manifest: Manifest) -> int:
     """Return the most bytes that header and payloads of a request can have together."""
-    tensors = request_tensors(manifest, batch=_largest_batch(manifest))
-    return len(tensors) * max_payload(manifest) + header_length(tensors)
+    largest = max_payload(manifest)
+    return max(len(each) * largest + header_length(each) for each in _largest_requests(manifest))
 
 
 def largest_result(manifest: Manifest) -> int:
@@ -127,6 +158,13 @@ def result_tensors(manifest: Manifest, batch: int | None = None) -> tuple[Tensor
         TensorHeader(Encoding.FLOAT32, shape, payload_bytes(Encoding.FLOAT32, shape, 1))
         for shape in shapes
     )
+
+
+def _largest_requests(manifest: Manifest) -> list[tuple[TensorHeader, ...]]:
+    """The tensors of each variant's requests with the largest batch."""
+    batch = _largest_batch(manifest)
+    variants = manifest.every_variant or (None,)
+    return [request_tensors(manifest, batch=batch, variant=each) for each in variants]
 
 
 def _largest_batch(manifest: Manifest) -> int | None:

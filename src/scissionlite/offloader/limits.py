@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from scissionlite.bundle import MAX_BATCH
+from scissionlite.manifest import MAX_BATCH
 from scissionlite.offloader.wire.control import MAX_CREDIT, MISSED_HEARTBEATS
 
 MAX_CLIENTS = 64

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scissionlite.bundle import Bundle, Role
+from scissionlite.bundle import Bundle
 from scissionlite.errors import RuntimeUnavailableError
 from scissionlite.graph.tensors import TensorInfo
+from scissionlite.manifest import Role
 from scissionlite.runtimes import Slice, load_slice, runtime_module, warm_up
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from scissionlite.bundle import Accuracy, Bundle
+from scissionlite.bundle import Bundle
 from scissionlite.errors import PrepareError
 from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
+from scissionlite.manifest import Accuracy
 from scissionlite.preprocessor.data import Data
 from scissionlite.preprocessor.opened_data import open_data
 from scissionlite.preprocessor.pipeline import prepare, score_uncut

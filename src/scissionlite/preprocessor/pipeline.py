@@ -5,45 +5,33 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from msgspec import structs
 from torch import nn
 
 from scissionlite import __version__
-from scissionlite.bundle import (
-    MAX_BATCH,
-    Accuracy,
-    Bundle,
-    CrossingTensor,
-    Manifest,
-    Role,
-    SliceFile,
-    SlicingPointInfo,
-    Training,
-)
+from scissionlite.bundle import Bundle
 from scissionlite.errors import PrepareError
 from scissionlite.graph.graph import Graph
-from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import Preprocessing
+from scissionlite.manifest import MAX_BATCH, Accuracy, Manifest, Role, SliceFile, Variant
 from scissionlite.preprocessor import splitter, trainer
 from scissionlite.preprocessor.data import (
     Data,
     Photographs,
-    input_batches,
     loader_of,
     samples_of,
 )
-from scissionlite.preprocessor.inserter import SlicedNetwork, insert
 from scissionlite.preprocessor.opened_data import OpenedData, open_data
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
-from scissionlite.preprocessor.teacher import Teacher
+from scissionlite.preprocessor.variants import Split, modules_of, split_all
 from scissionlite.runtimes.export import check_runtimes, export_slices, load_exported
 from scissionlite.scissiontl.plans import Plan
-from scissionlite.transfer_layer.layers import TransferLayer
+from scissionlite.transfer_layer import TransferSpec
 
 
 def prepare(
@@ -61,6 +49,7 @@ def prepare(
     runtimes: Sequence[str] = ("torchscript",),
     local_fallback: bool = True,
     max_batch: int = 1,
+    variants: Sequence[TransferSpec | Plan] = (),
     checkpoint: str | Path | None = None,
     uncut_score: float | None = None,
     progress: bool = False,
@@ -104,6 +93,11 @@ def prepare(
         Put the uncut network into the bundle too, so that a device can answer alone.
     max_batch
         Most inputs that one request may hold; with 1 a request holds as many as the example.
+    variants
+        Other ways to split the network, which the bundle holds too: Transfer Layers at the plan's
+        slicing point, or plans that cut there or later. The device changes between them as link
+        and edge do (:mod:`.device.adaptation`). They share the device slice. One that loses no
+        more than another with the same pooling shares its edge slice; any other is trained.
     checkpoint
         File from which an interrupted training goes on when the same plan is prepared again. By
         default it is beside `out`; it is removed at the end.
@@ -125,10 +119,11 @@ def prepare(
     Raises
     ------
     PrepareError
-        If the plan has three tiers, data is missing or empty, an image's header cannot be read,
-        the classes of the data or the network's outputs differ, the Transfer Layer is not valid at
-        the slicing point, training diverges, the checkpoint is of another training, or a runtime's
-        slices do not answer the same as the trained network.
+        If the plan has three tiers, the variants cannot share a device slice, data is missing or
+        empty, an image's header cannot be read, the classes of the data or the network's outputs
+        differ, the Transfer Layer is not valid at the slicing point, training diverges, the
+        checkpoint is of another training, or a runtime's slices do not answer the same as the
+        trained network.
     ImageError
         If an image is damaged, or its values have no plain meaning.
     RuntimeUnavailableError
@@ -149,24 +144,28 @@ def prepare(
         task=task,
         progress=progress,
     )
-    if plan.kind == "split":
-        _check_batch_size(graph, data, recipe)
+    _check_batch_size(graph, plan, data, recipe)
     if data.validate is not None and uncut_score is None:
         uncut_score = score_uncut(graph, data.validate, task)
     example = _real_input(data.validate or data.train, graph.example)
-    split = None
-    if plan.kind == "split":
-        path = Path(checkpoint or _checkpoint_beside(out))
-        split = _split(graph, plan, data, task, recipe, checkpoint=path, progress=progress)
+    splits = split_all(
+        graph,
+        plan,
+        variants,
+        data,
+        task,
+        recipe,
+        checkpoint=Path(checkpoint or _checkpoint_beside(out)),
+        progress=progress,
+    )
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
         folder = Path(scratch)
-        modules = _modules(graph, split, uncut=split is None or local_fallback)
+        modules = modules_of(graph, splits, uncut=not splits or local_fallback)
         slices = export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
         inputs = list(splitter.promised_inputs(graph, example, max_batch))
-        inference = _verified(graph, split, slices, runtimes, folder, inputs)
-        accuracy = None
-        if data.validate is not None and uncut_score is not None:
-            accuracy = _accuracy(inference, plan, data.validate, task, uncut_score)
+        inferences = _verified(graph, splits, slices, runtimes, folder, inputs)
+        accuracies = [_accuracy(each, plan, data, task, uncut_score) for each in inferences]
+        made = _made(splits, accuracies)
         manifest = Manifest(
             kind=plan.kind,
             model=graph.name,
@@ -175,15 +174,17 @@ def prepare(
             output_kind=graph.output_kind,
             max_batch=max_batch,
             slices=slices,
-            slicing_point=None if split is None else split.slicing_point,
-            crossing=() if split is None else split.crossing,
+            name=made[0].name if made else "",
+            slicing_point=made[0].slicing_point if made else None,
+            crossing=made[0].crossing if made else (),
             transfer=plan.spec,
             image_format=plan.image_format,
             jpeg_quality=plan.jpeg_quality,
             preprocessing=preprocessing,
             classes=data.classes,
-            accuracy=accuracy,
-            training=None if split is None else split.training,
+            accuracy=accuracies[0],
+            training=made[0].training if made else None,
+            variants=made[1:],
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=_versions(),
         )
@@ -221,19 +222,9 @@ def _check_plan(graph: Graph, plan: Plan, max_batch: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Split:
-    """A network with its Transfer Layer, retrained, and the manifest's description of it."""
-
-    network: SlicedNetwork
-    training: Training | None
-    slicing_point: SlicingPointInfo
-    crossing: tuple[CrossingTensor, ...]
-
-
-def _check_batch_size(graph: Graph, data: OpenedData, recipe: Recipe) -> None:
+def _check_batch_size(graph: Graph, plan: Plan, data: OpenedData, recipe: Recipe) -> None:
     """Check that a network with one batch size is trained with it."""
-    if data.train is None or graph.dynamic_batch:
+    if plan.kind != "split" or data.train is None or graph.dynamic_batch:
         return
     batch, trained = len(graph.example[0]), loader_of(data.train, recipe.batch_size).batch_size
     if trained != batch:
@@ -244,97 +235,26 @@ def _check_batch_size(graph: Graph, data: OpenedData, recipe: Recipe) -> None:
         )
 
 
-def _split(
-    graph: Graph,
-    plan: Plan,
-    data: OpenedData,
-    task: Task,
-    recipe: Recipe,
-    *,
-    checkpoint: Path,
-    progress: bool,
-) -> _Split:
-    """Insert the Transfer Layer and retrain the network with it."""
-    assert plan.spec is not None  # Plan has checked both
-    assert plan.slicing_point is not None
-    if data.train is None and not plan.spec.lossless:
-        raise PrepareError(
-            f"{plan.spec.label} changes what crosses, so the network has to be retrained with it: "
-            "give train= or unlabelled="
-        )
-    calibration = None
-    if data.train is not None:
-        order = torch.Generator().manual_seed(recipe.seed)
-        torch.manual_seed(recipe.seed)  # the user's own data may draw from it
-        calibration = input_batches(loader_of(data.train, recipe.batch_size, generator=order))
-    network = insert(graph, plan.slicing_point, plan.spec, calibration=calibration, recipe=recipe)
-    training = None
-    if plan.spec.lossless or data.train is None or recipe.epochs == 0:
-        network.settle()
-    else:
-        distil = not data.labelled or recipe.distillation > 0
-        training = trainer.train(
-            network,
-            data.train,
-            recipe,
-            task=task,
-            teacher=Teacher(graph, plan.slicing_point) if distil else None,
-            labelled=data.labelled,
-            checkpoint=checkpoint,
-            progress=progress,
-            description=f"retraining with {plan.spec.label} after {plan.slicing_point}",
-        )
-    cut = graph.point(plan.slicing_point)
-    return _Split(
-        network,
-        training,
-        SlicingPointInfo(cut.index, cut.after, cut.before),
-        tuple(map(_crossing_tensor, cut.crossing, network.layers)),
-    )
-
-
-def _crossing_tensor(tensor: TensorInfo, layer: TransferLayer) -> CrossingTensor:
-    """The manifest's description of a tensor that crosses."""
-    return CrossingTensor(
-        tensor.name,
-        layer.spec.crossing_shape(tensor.shape),
-        tensor.dtype,
-        transfer=layer.spec.packing,
-        quantization=layer.quantization,
-        feature_shape=tensor.shape if layer.spec.learned else None,
-    )
-
-
-def _modules(
-    graph: Graph, split: _Split | None, *, uncut: bool
-) -> dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]]:
-    """The modules to export, by their role, with examples of their inputs."""
-    modules: dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]] = {}
-    if uncut:
-        modules["network"] = (graph.module, graph.example)
-    if split is not None:
-        device, edge = split.network.deployed()
-        with torch.no_grad():
-            arriving = split.network.arriving(*graph.example)
-        modules["device"] = (device, graph.example)
-        modules["edge"] = (edge, tuple(x.clone() for x in arriving))
-    return modules
-
-
 def _verified(
     graph: Graph,
-    split: _Split | None,
+    splits: Sequence[Split],
     slices: dict[Role, tuple[SliceFile, ...]],
     runtimes: Sequence[str],
     folder: Path,
     inputs: Sequence[tuple[torch.Tensor, ...]],
-) -> splitter.Inference:
-    """Verify every runtime's slices on all the inputs; the inference of the first runtime."""
+) -> list[splitter.Inference]:
+    """Verify every runtime's slices on all the inputs.
+
+    Returns
+    -------
+    list of Inference
+        Of the first runtime: each split's, or that of the uncut network.
+    """
     pairs: list[tuple[str, nn.Module, splitter.Inference]] = []
-    for runtime in runtimes if split is not None else ():
-        assert split is not None
-        joined = splitter.SplitInference(split.crossing, slices, runtime, folder)
-        pairs.append((runtime, split.network, joined))
+    for runtime in runtimes:
+        for split in splits:
+            joined = splitter.SplitInference(split.variant, slices, runtime, folder)
+            pairs.append((runtime, split.network, joined))
     for runtime in runtimes if "network" in slices else ():
         network = load_exported(slices, "network", runtime, folder)
         pairs.append((runtime, graph.module, splitter.LocalInference(network)))
@@ -346,7 +266,7 @@ def _verified(
                 if len(example[0]) == len(graph.example[0]):
                     raise
                 raise PrepareError(f"{error}. {_batch_remedy(graph)}") from error
-    return pairs[0][2]
+    return [inference for _, _, inference in pairs[: max(len(splits), 1)]]
 
 
 def _batch_remedy(graph: Graph) -> str:
@@ -360,14 +280,27 @@ def _batch_remedy(graph: Graph) -> str:
 
 
 def _accuracy(
-    inference: splitter.Inference, plan: Plan, data: Data, task: Task, uncut_score: float
-) -> Accuracy:
+    inference: splitter.Inference,
+    plan: Plan,
+    opened: OpenedData,
+    task: Task,
+    uncut_score: float | None,
+) -> Accuracy | None:
     """Score the exported network; with an image plan on images sent in the plan's format."""
+    data = opened.validate
+    if data is None or uncut_score is None:
+        return None
     if plan.image_format is not None:
         if not isinstance(data, Photographs):
             raise PrepareError("accuracy of sent images needs images: give validate= as a folder")
         inference = splitter.ImageInference(inference, data, plan.image_format, plan.jpeg_quality)
     return splitter.measure(inference, data, task, before=uncut_score)
+
+
+def _made(splits: Sequence[Split], accuracies: Sequence[Accuracy | None]) -> tuple[Variant, ...]:
+    """The variants with their accuracy."""
+    pairs = zip(splits, accuracies, strict=False)  # there is one accuracy without splits, too
+    return tuple(structs.replace(split.variant, accuracy=each) for split, each in pairs)
 
 
 def _versions() -> dict[str, str]:

@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from scissionlite.bundle import Accuracy, CrossingTensor, Role, SliceFile
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat, varied_inputs
 from scissionlite.graph.graph import Graph
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.graph.user_code import without_reports
 from scissionlite.images import ImageFormat, image_decode, image_encode
+from scissionlite.manifest import Accuracy, Role, SliceFile, Variant
 from scissionlite.preprocessor.data import Data, Photographs, samples_of
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Scored, Task
 from scissionlite.runtimes import Slice
@@ -68,22 +68,22 @@ class SplitInference:
 
     Parameters
     ----------
-    crossing
-        The manifest's description of what crosses.
+    variant
+        The manifest's description of the split.
     slices, runtime, folder
         As :func:`.load_exported` takes them.
     """
 
     def __init__(
         self,
-        crossing: tuple[CrossingTensor, ...],
+        variant: Variant,
         slices: dict[Role, tuple[SliceFile, ...]],
         runtime: str,
         folder: Path,
     ) -> None:
-        self._device = load_exported(slices, "device", runtime, folder)
-        self._edge = load_exported(slices, "edge", runtime, folder)
-        self._crossing = crossing
+        self._device = [load_exported(slices, role, runtime, folder) for role in variant.device]
+        self._edge = load_exported(slices, variant.edge, runtime, folder)
+        self._crossing = variant.crossing
         self.sent_bytes = 0
 
     def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
@@ -95,7 +95,10 @@ class SplitInference:
             If what crosses is not what the manifest describes: the daemon would refuse it.
         """
         packed = []
-        for x, tensor in zip(self._device(*inputs), self._crossing, strict=True):
+        features: tuple[npt.NDArray[Any], ...] = inputs
+        for part in self._device:
+            features = part(*features)
+        for x, tensor in zip(features, self._crossing, strict=True):
             _check_tensor("crosses", x, tensor, len(inputs[0]))
             packed.append(encode(x, tensor.transfer, tensor.quantization))
             assert packed[-1].nbytes <= tensor.transfer.packed_nbytes(x.shape)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from scissionlite.bundle import Training
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
+from scissionlite.manifest import Training
 from scissionlite.preprocessor.batch_norm import recalibrate_batch_norms
 from scissionlite.preprocessor.batches import SampleBatches
 from scissionlite.preprocessor.checkpoint import Checkpoint, TrainingState, data_digest

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from scissionlite.bundle import Role, SliceFile, file_sha256
+from scissionlite.bundle import file_sha256
 from scissionlite.errors import PrepareError
+from scissionlite.manifest import Role, SliceFile
 from scissionlite.runtimes import Slice, load_slice, runtime_module
 
 

@@ -10,8 +10,9 @@ from statistics import median
 import numpy as np
 import torch
 
-from scissionlite.bundle import Bundle, CrossingTensor, Manifest, SlicingPointInfo
+from scissionlite.bundle import Bundle
 from scissionlite.graph.tensors import TensorInfo
+from scissionlite.manifest import CrossingTensor, Manifest, SlicingPointInfo
 from scissionlite.offloader import Device, EdgeServer
 from scissionlite.runtimes.export import export_slices
 from scissionlite.scissiontl.profile import OffloadProfile

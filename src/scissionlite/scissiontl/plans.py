@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scissionlite.bundle import Kind
 from scissionlite.errors import PlanError
 from scissionlite.images import ImageFormat
+from scissionlite.manifest import Kind
 from scissionlite.scissiontl.cost import Prediction
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec

@@ -168,6 +168,13 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         return "paper TL (2x2 float32)" if name == "TL 2x2 float32" else name
 
     @property
+    def name(self) -> str:
+        """Short name for command lines; :func:`.names.spec_named` reads it."""
+        from scissionlite.transfer_layer.names import spec_name
+
+        return spec_name(self)
+
+    @property
     def quantized(self) -> bool:
         """Whether the payload holds integer codes, which need scales and zero points."""
         return self.dtype in CODE_RANGES

@@ -10,9 +10,9 @@ from typing import Final, TypeAlias
 import msgspec
 import numpy as np
 
-from scissionlite.bundle import Manifest
 from scissionlite.cli.output import milliseconds, printable
 from scissionlite.errors import ImageError, ScissionLiteError
+from scissionlite.manifest import Manifest
 from scissionlite.offloader import Answer
 
 KEPT_LATENCIES: Final = 100_000

@@ -13,6 +13,7 @@ import msgspec
 from scissionlite.bundle import Bundle
 from scissionlite.errors import DeadlineExceededError, OffloadError
 from scissionlite.offloader.bundle_tensors import Outputs
+from scissionlite.offloader.device.adaptation import LOCAL, Adaptation
 from scissionlite.offloader.device.answers import Answer, Fallback, Inference
 from scissionlite.offloader.device.futures import AnswerFuture
 from scissionlite.offloader.device.inputs import CheckedInputs, as_output
@@ -23,6 +24,9 @@ from scissionlite.offloader.stopwatch import Stopwatch
 if TYPE_CHECKING:
     from scissionlite.offloader.device.connection import EdgeConnection
     from scissionlite.offloader.device.messages import Reply
+
+
+_MEASURED = 2.0  # seconds after an input for which the link is measured on purpose
 
 
 class Answering:
@@ -40,6 +44,8 @@ class Answering:
         The uncut network, where answers may be local.
     slowdown
         As the stopwatch's.
+    adaptation
+        Chooses who answers. Threads use it without a lock: at worst they lose a measurement.
     """
 
     def __init__(
@@ -49,12 +55,14 @@ class Answering:
         side: DeviceSide | None,
         local: LocalSide | None,
         slowdown: float,
+        adaptation: Adaptation,
     ) -> None:
         self._manifest = bundle.manifest
         self._fallback = fallback
         self._side = side
         self._local = local
         self._slowdown = slowdown
+        self.adaptation = adaptation
         self._last: tuple[Answer, float] | None = None  # of an edge, and when it came
 
     @property
@@ -75,7 +83,7 @@ class Answering:
         ``started`` and ``expires`` are monotonic times.
         """
         work = self.prepare(device, inputs, threads, started, expires)
-        if threads.edges is None:
+        if threads.edges is None or work.choice == LOCAL:
             self.answer_locally(work)
             return work.future
         try:
@@ -111,7 +119,20 @@ class Answering:
         future: AnswerFuture[Answer] = AnswerFuture(threads.callbacks, threads.unanswered)
         future.set_running_or_notify_cancel()
         watch = Stopwatch(self._slowdown)
-        return Inference(device, started, connect_by, edge_expires, watch, inputs, threads, future)
+        choice = self._choose(threads, expires - started)
+        return Inference(
+            device, started, connect_by, edge_expires, watch, inputs, threads, future, choice
+        )
+
+    def _choose(self, threads: DeviceThreads, deadline: float) -> str:
+        """Choose who answers an input; have the link measured if the requests do not show it."""
+        adaptation, edges, now = self.adaptation, threads.edges, time.monotonic()
+        if edges is None or not adaptation.several:
+            return adaptation.choice
+        choice = adaptation.choose(now, edges.link, deadline, time.time())
+        if adaptation.link_wanted:
+            edges.measure_until(now + _MEASURED)
+        return choice
 
     def send(self, work: Inference, connection: EdgeConnection) -> None:
         """Compute the payloads and send them, for which credit was reserved, or fall back."""
@@ -143,7 +164,7 @@ class Answering:
                 raise DeadlineExceededError("other inferences kept the device busy")
             work.watch.seconds["wait"] = time.monotonic() - work.started
             try:
-                tensors, payloads = self._side.make_request(work.inputs, work.watch)
+                tensors, payloads = self._side.make_request(work.inputs, work.watch, work.choice)
             finally:
                 threads.compute.release()
         except BaseException:
@@ -163,6 +184,7 @@ class Answering:
             seconds["edge_queue"] = reply.queue
             seconds["edge_decode"] = reply.decode
             seconds["edge_run"] = reply.run
+            self.adaptation.answered(work.choice, work.bytes_sent, seconds, time.monotonic())
             answer = self._answer(work, reply.outputs, "edge", "transfer", reply.edge)
             if self._fallback == "last":
                 # A copy: the caller owns its answer, and may write to it.
@@ -183,6 +205,7 @@ class Answering:
         assert self._local is not None
         with work.threads.compute:
             outputs = self._local.answer(work.inputs, work.watch)
+        self.adaptation.answered(LOCAL, 0, work.watch.seconds, time.monotonic())
         work.future.set_result(self._answer(work, outputs, "local", "wait"))
 
     def _repeat_last(self, work: Inference) -> bool:
@@ -214,7 +237,8 @@ class Answering:
         timings = work.watch.seconds
         timings[rest] = timings.get(rest, 0.0) + max(latency - sum(timings.values()), 0.0)
         output = as_output(self._manifest, outputs)
-        return Answer(output, where, latency, work.bytes_sent, timings, edge)
+        variant = (work.choice or None) if where == "edge" else None
+        return Answer(output, where, latency, work.bytes_sent, timings, edge, variant)
 
 
 def _pass_on_failure(ended: Future[None], future: Future[Answer]) -> None:

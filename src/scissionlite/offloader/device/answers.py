@@ -37,6 +37,8 @@ class Answer(msgspec.Struct, frozen=True):
         and ``transfer``, which is the rest. Stages that did not happen have no entry.
     edge : str or None
         Tensor endpoint of the edge that answered, or whose last answer it is; None if it is local.
+    variant : str or None
+        Name of the bundle's variant that was sent; None where nothing or an image was.
     age : float
         Seconds since the edge gave the answer where it is the last one again; otherwise 0.
     """
@@ -47,6 +49,7 @@ class Answer(msgspec.Struct, frozen=True):
     bytes_sent: int
     timings: dict[str, float]
     edge: str | None = None
+    variant: str | None = None
     age: float = 0.0
 
 
@@ -57,6 +60,8 @@ class Inference(msgspec.Struct, eq=False):
     ----------
     device : Device
         Held until it has its answer, so that one that is dropped still answers.
+    choice : str
+        Name of the variant to send, or "local".
     started, connect_by, edge_expires : float
         Monotonic times: its begin; until when to wait for a connection; until when for the edge.
     """
@@ -69,4 +74,5 @@ class Inference(msgspec.Struct, eq=False):
     inputs: CheckedInputs
     threads: DeviceThreads
     future: AnswerFuture[Answer]
+    choice: str
     bytes_sent: int = 0

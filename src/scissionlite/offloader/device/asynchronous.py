@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 from scissionlite.errors import DeadlineExceededError, OffloadError
+from scissionlite.offloader.device.adaptation import LOCAL
 from scissionlite.offloader.device.answering import Answering
 from scissionlite.offloader.device.answers import Answer, Inference
 from scissionlite.offloader.device.connection import EdgeConnection
@@ -30,7 +31,7 @@ SubmitAsync: TypeAlias = Callable[[Any], "asyncio.Task[Answer]"]
 async def answer_async(answering: Answering, work: Inference) -> Answer:
     """Answer one input; parameters and errors as :meth:`.Device.submit_async`."""
     edges = work.threads.edges
-    if edges is None:
+    if edges is None or work.choice == LOCAL:
         await _compute(work, answering.answer_locally, work)
     else:
         try:

@@ -16,13 +16,14 @@ from scissionlite.bundle import Bundle
 from scissionlite.offloader import wire
 from scissionlite.offloader.device.answering import Answering
 from scissionlite.offloader.device.answers import Answer, Fallback
+from scissionlite.offloader.device.choices import allowed_variants, make_adaptation
 from scissionlite.offloader.device.futures import AnswerFuture
 from scissionlite.offloader.device.inputs import CheckedInputs, Input, Output, check_inputs
 from scissionlite.offloader.device.side import DeviceSide, LocalSide
 from scissionlite.offloader.device.threads import DeviceThreads
-from scissionlite.offloader.wire.endpoints import Endpoints
 
 if TYPE_CHECKING:
+    from scissionlite.offloader.device.adaptation import AdaptationReport
     from scissionlite.offloader.device.asynchronous import AsyncFrameStream
     from scissionlite.offloader.device.edges import Edges
     from scissionlite.offloader.device.link_meter import LinkEstimate
@@ -78,6 +79,16 @@ class Device:
         The device's secret key and the daemon's public key, for a daemon that has keys. The link
         is encrypted then, and each side knows who the other is. One for all daemons, or one for
         each.
+    adapt
+        Whether to choose for each input the bundle's variant that is fastest on the link as it is
+        now; and to answer locally while that is faster, with ``fallback="local"``. By default it
+        does so if the bundle has several variants: they were prepared for that. A fallback alone
+        is for need only.
+    variant
+        Name of the only variant to use; None allows all, of which the first is used where nothing
+        adapts.
+    min_accuracy
+        Least accuracy of the variants to use, 0 to 1, as the bundle's validation measured it.
 
     Raises
     ------
@@ -102,6 +113,9 @@ class Device:
         slowdown: float = 1.0,
         name: str | None = None,
         keys: DeviceKeys | Sequence[DeviceKeys | None] | None = None,
+        adapt: bool | None = None,
+        variant: str | None = None,
+        min_accuracy: float | None = None,
     ) -> None:
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self._deadline = _check_deadline(deadline)
@@ -121,19 +135,22 @@ class Device:
         edges: Callable[[], Edges] | None = None
         if fallback == "local" or kind == "local":
             local = LocalSide(self._bundle, threads, runtime, slowdown)
+        variants = allowed_variants(self._bundle.manifest, variant, min_accuracy)
         if connect is not None and kind != "local":
             # Here, since a device that answers locally needs neither ZeroMQ nor the messages.
-            from scissionlite.offloader.device.edges import Edges
+            from scissionlite.offloader.device.edges import Edges, links_to
 
             side = DeviceSide(self._bundle, threads, runtime)
             edges = functools.partial(
                 Edges,
-                _links(connect, control, keys),
+                links_to(connect, control, keys),
                 self._bundle,
                 (name or platform.node())[:256],
                 fallback=fallback != "raise",
             )
-        self._answering = Answering(self._bundle, fallback, side, local, slowdown)
+        adapts = len(variants) > 1 if adapt is None else adapt
+        adaptation = make_adaptation(variants, side, local, self._bundle, slowdown, adapts=adapts)
+        self._answering = Answering(self._bundle, fallback, side, local, slowdown, adaptation)
         self._threads = DeviceThreads(edges)
         # At exit, daemon threads end with the process.
         weakref.finalize(self, self._threads.drop).atexit = False
@@ -162,6 +179,14 @@ class Device:
         is no edge.
         """
         return None if self._threads.edges is None else self._threads.edges.link
+
+    @property
+    def adaptation(self) -> AdaptationReport:
+        """The variant that the next input is sent as, or "local"; and why it was chosen.
+
+        It has the predicted latency of each choice, and the last changes with their reasons.
+        """
+        return self._answering.adaptation.report()
 
     def connect(self, timeout: float | None = None) -> None:
         """Connect to an edge daemon now rather than at first use.
@@ -353,24 +378,3 @@ def _check_deadline(deadline: float) -> float:
             f"got {deadline}"
         )
     return deadline
-
-
-def _links(
-    connect: str | Sequence[str],
-    control: str | Sequence[str | None] | None,
-    keys: DeviceKeys | Sequence[DeviceKeys | None] | None,
-) -> list[tuple[Endpoints, DeviceKeys | None]]:
-    """Pair each edge's endpoints with its keys."""
-    tensors = [connect] if isinstance(connect, str) else list(connect)
-    if not tensors or len(set(tensors)) < len(tensors):
-        raise ValueError(f"connect needs one or more different endpoints, got {connect!r}")
-    controls = [control] if control is None or isinstance(control, str) else list(control)
-    controls = controls * len(tensors) if control is None else controls
-    every_key = list(keys) if isinstance(keys, Sequence) else [keys] * len(tensors)
-    if not len(tensors) == len(controls) == len(every_key):
-        raise ValueError(
-            f"control and keys need one value for each of the {len(tensors)} edges in connect, "
-            f"got {len(controls)} and {len(every_key)}"
-        )
-    endpoints = map(Endpoints.to_connect, tensors, controls)
-    return list(zip(endpoints, every_key, strict=True))

@@ -89,6 +89,11 @@ class Edges:
         chosen = self._choose() or self._edges[0]
         return chosen.connection.meter.estimate()
 
+    def measure_until(self, until: float) -> None:
+        """Have the link of the next request measured on purpose until a monotonic time."""
+        chosen = self._choose() or self._edges[0]
+        chosen.connection.meter.probes.wanted_until = until
+
     def reserve(self, connect_by: float, expires: float) -> EdgeConnection:
         """Wait for an edge and for credit there for one request; return its connection.
 
@@ -158,3 +163,24 @@ class Edges:
             f"none of the edge daemons answers: {'; '.join(troubles)}. Check that `scissionlite "
             "serve` runs there and that both ports are open"
         )
+
+
+def links_to(
+    connect: str | Sequence[str],
+    control: str | Sequence[str | None] | None,
+    keys: DeviceKeys | Sequence[DeviceKeys | None] | None,
+) -> list[tuple[Endpoints, DeviceKeys | None]]:
+    """Pair each edge's endpoints with its keys."""
+    tensors = [connect] if isinstance(connect, str) else list(connect)
+    if not tensors or len(set(tensors)) < len(tensors):
+        raise ValueError(f"connect needs one or more different endpoints, got {connect!r}")
+    controls = [control] if control is None or isinstance(control, str) else list(control)
+    controls = controls * len(tensors) if control is None else controls
+    every_key = list(keys) if isinstance(keys, Sequence) else [keys] * len(tensors)
+    if not len(tensors) == len(controls) == len(every_key):
+        raise ValueError(
+            f"control and keys need one value for each of the {len(tensors)} edges in connect, "
+            f"got {len(controls)} and {len(every_key)}"
+        )
+    endpoints = map(Endpoints.to_connect, tensors, controls)
+    return list(zip(endpoints, every_key, strict=True))

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from scissionlite.bundle import Manifest
+from scissionlite.manifest import Manifest
 from scissionlite.offloader.bundle_tensors import Outputs
 from scissionlite.offloader.stopwatch import Stopwatch
 

@@ -22,6 +22,8 @@ import time
 
 import msgspec
 
+from scissionlite.offloader.device.rate_probes import RateProbes
+
 _RISE = 0.1  # weight of a longer round trip; a shorter one is taken at once
 _USUAL, _CONFIRMED = 0.25, 0.5  # weights of a rate, and of one that confirms a change
 _CHANGE = math.log(1.5)  # two rates in a row beyond this factor, to the same side, are a change
@@ -55,9 +57,16 @@ class LinkEstimate(msgspec.Struct, frozen=True):
 
 
 class LinkMeter:
-    """Measures a link. Of the I/O thread, except :meth:`estimate`, which any thread may call."""
+    """Measures a link. Of the I/O thread, except :meth:`estimate`, which any thread may call.
+
+    Attributes
+    ----------
+    probes : RateProbes
+        Measure the rate while requests do not.
+    """
 
     def __init__(self) -> None:
+        self.probes = RateProbes()
         self._rtt: float | None = None
         self._log_rate: float | None = None
         self._last_deviation = 0.0
@@ -72,6 +81,11 @@ class LinkMeter:
             return None
         rate, age = math.exp(log_rate), time.monotonic() - self._measured_at
         return LinkEstimate(max(rtt - 8 * _HEARTBEAT_BYTES / rate, 0.0), rate, self._samples, age)
+
+    @property
+    def rtt(self) -> float:
+        """Round-trip time in seconds; 0 before it was measured."""
+        return self._rtt or 0.0
 
     def expected(self, nbytes: int) -> float | None:
         """Seconds until the answer to so many bytes is back; None if nothing was measured yet."""

@@ -8,27 +8,31 @@ device and edge give over the wire.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from scissionlite.bundle import Bundle
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import image_encode
+from scissionlite.manifest import Role
 from scissionlite.offloader.bundle_tensors import Outputs, request_tensors
 from scissionlite.offloader.device.inputs import CheckedInputs, network_inputs
 from scissionlite.offloader.slices import open_slice, warm_up_slice
 from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.offloader.wire import Buffer, TensorHeader
+from scissionlite.runtimes import Slice
 from scissionlite.transfer_layer import encode
 
 
 class DeviceSide:
-    """The device slice and the codec: from inputs to a request's payloads.
+    """The device slices and the codecs: from inputs to a request's payloads.
 
     Parameters
     ----------
     bundle
-        Of kind "split" (runs its device slice) or "image" (sends frames).
+        Of kind "split" (runs its device slices) or "image" (sends frames).
     threads
         For one run of the slice; None is the runtime's default.
     runtime
@@ -45,32 +49,44 @@ class DeviceSide:
     ) -> None:
         self._manifest = bundle.manifest
         request_tensors(bundle.manifest)
-        self._slice = None
-        if bundle.manifest.kind == "split":
-            self._slice = open_slice(bundle, "device", bundle.manifest.inputs, threads, runtime)
-        elif (preprocessing := bundle.manifest.preprocessing) is not None:
+        self._variants = {each.name: each for each in bundle.manifest.every_variant}
+        self._slices: dict[Role, Slice] = {}
+        # Of each variant, the slices that it adds to those of a variant before it.
+        for variant in sorted(self._variants.values(), key=lambda each: len(each.device)):
+            if variant.device[-1] not in self._slices:
+                inputs = self._inputs_of(variant.device)
+                opened = open_slice(bundle, variant.device[-1], inputs, threads, runtime)
+                self._slices[variant.device[-1]] = opened
+        preprocessing = bundle.manifest.preprocessing
+        if not self._variants and preprocessing is not None:
             self._encode_frame(np.zeros(preprocessing.frame_shape, np.uint8))  # loads the encoder
 
     def make_request(
-        self, inputs: CheckedInputs, watch: Stopwatch
+        self, inputs: CheckedInputs, watch: Stopwatch, variant: str = ""
     ) -> tuple[tuple[TensorHeader, ...], list[Buffer]]:
         """Compute a request: its tensors' headers and their payloads, one each.
+
+        ``variant`` is the name of one of the manifest's, by default of the first.
+
 
         Stages timed: ``preprocess``, ``device_slice``, ``encode``.
         """
         manifest = self._manifest
         payloads: list[Buffer]
-        if self._slice is None:
+        if not self._variants:
             with watch.stage("encode"):
                 payloads = [self._encode_frame(inputs[0].view(np.uint8))]
             return request_tensors(manifest, [len(payloads[0])]), payloads
         tensors = network_inputs(manifest, inputs, watch)
+        chosen = self._variants[variant or next(iter(self._variants))]
         with watch.stage("device_slice"):
-            crossing = self._slice(*tensors)
+            crossing = tensors
+            for role in chosen.device:
+                crossing = self._slices[role](*crossing)
         with watch.stage("encode"):
             packed = [
                 encode(features, tensor.transfer, tensor.quantization)
-                for features, tensor in zip(crossing, manifest.crossing, strict=True)
+                for features, tensor in zip(crossing, chosen.crossing, strict=True)
             ]
             payloads = [np.frombuffer(each.payload, np.uint8).data for each in packed]
         headers = request_tensors(
@@ -78,8 +94,16 @@ class DeviceSide:
             list(map(len, payloads)),
             batch=tensors[0].shape[0],
             entropy_coded=[each.entropy_coded for each in packed],
+            variant=chosen,
         )
         return headers, payloads
+
+    def _inputs_of(self, roles: tuple[Role, ...]) -> Sequence[TensorInfo]:
+        """The inputs of the last of some slices that run one after the other."""
+        for variant in self._variants.values():
+            if variant.device == roles[:-1]:
+                return variant.crossing
+        return self._manifest.inputs
 
     def _encode_frame(self, frame: npt.NDArray[np.uint8]) -> bytes:
         assert self._manifest.image_format is not None

@@ -13,6 +13,7 @@ once, by the edge's I/O thread. This tells a lost request from one that waits in
   opened anew. The new connection is good only when probes up to the size of what was lost were
   answered. The sizes grow, and each has a time that follows from the time of the one before, so
   that a slow link is not called dead.
+* Where requests do not show the rate of the link, larger probes do (:mod:`.rate_probes`).
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ class TensorPath:
         lost_at = min((s.lost_at for s in self._sent.values() if self._counts(s)), default=math.inf)
         if self._probe_id in self._sent:
             return lost_at
-        return min(lost_at, self._ask_at if self._next is None else self._next.at)
+        if self._next is not None:
+            return min(lost_at, self._next.at)
+        return min(lost_at, self._ask_at, self._rate_at)
 
     def open(self, now: float) -> None:
         """Begin with a new connection, which is not proven."""
@@ -146,6 +149,9 @@ class TensorPath:
             return None  # one at a time
         if self._next is not None:
             at, nbytes, patience = self._next.at, self._next.nbytes, self._next.patience
+        elif now >= self._rate_at:
+            at, nbytes, patience = now, self.meter.probes.nbytes, _FIRST_PATIENCE
+            self.meter.probes.sent(self._probe_id + 1, now)
         else:
             at = self._proven_at + _HEARTBEATS * heartbeat if self.idle else self._ask_at
             nbytes = _SMALL_BYTES
@@ -184,6 +190,8 @@ class TensorPath:
             self.meter.transfer(sent.nbytes + nbytes, sent.at, now - edge_seconds)
         if answered_id == self._probe_id and alone and sent.nbytes <= _SMALL_BYTES:
             self.meter.round_trip(now - sent.at, idle=True)
+        if answered_id == self.meter.probes.sent_id:
+            self.meter.probes.answered(now - sent.at, self.meter.rtt, now)
         if answered_id == self._probe_id and self._next is not None:
             self._proved(sent.nbytes, now, now - sent.at)
 
@@ -206,6 +214,11 @@ class TensorPath:
     @property
     def _ask_at(self) -> float:
         return min((sent.ask_at for sent in self._sent.values()), default=math.inf)
+
+    @property
+    def _rate_at(self) -> float:
+        """Monotonic time of the next probe of the rate; infinite while none is wanted."""
+        return self.meter.probes.at if self.proven and self.idle else math.inf
 
     def _expected(self, nbytes: int) -> float:
         """Seconds until what is sent now, behind all that is under way, is proven to arrive."""

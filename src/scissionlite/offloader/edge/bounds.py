@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from scissionlite.bundle import Manifest
+from scissionlite.manifest import Manifest
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import largest_request, largest_result, max_payload
 from scissionlite.offloader.limits import MAX_CLIENTS, EdgeLimits

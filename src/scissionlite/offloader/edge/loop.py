@@ -26,7 +26,7 @@ from scissionlite.errors import (
     WireError,
 )
 from scissionlite.offloader import wire
-from scissionlite.offloader.bundle_tensors import check_request, request_samples
+from scissionlite.offloader.bundle_tensors import find_variant, request_samples
 from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.batching import Batches
 from scissionlite.offloader.edge.bounds import bounds_of
@@ -329,7 +329,7 @@ class EdgeLoop:
                     continue
                 if self._recorded is None or header.bundle_id != self._bundle_prefix:
                     raise BundleMismatchError("the request is for another bundle")
-                check_request(self._recorded.bundle.manifest, header.tensors)
+                find_variant(self._recorded.bundle.manifest, header.tensors)
             except (WireError, BundleMismatchError) as error:
                 self._reject_request(error, peer, frames[0])
                 self._sockets.reject(connection, error)

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from scissionlite.bundle import Bundle, CrossingTensor
+from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError, ScissionLiteError
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import image_decode, image_encode
+from scissionlite.manifest import CrossingTensor, Role, Variant
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import (
     Outputs,
+    find_variant,
     request_batch,
     request_tensors,
     result_tensors,
@@ -25,6 +27,7 @@ from scissionlite.offloader.edge.schedule import Done, Job
 from scissionlite.offloader.slices import open_slice
 from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.offloader.wire import TensorHeader
+from scissionlite.runtimes import Slice
 from scissionlite.transfer_layer import Packed, decode
 
 logger = logging.getLogger(__name__)
@@ -36,7 +39,7 @@ class EdgeSide:
     Parameters
     ----------
     bundle
-        Of kind "split" (runs its edge slice) or "image" (runs the uncut network).
+        Of kind "split" (runs its edge slices) or "image" (runs the uncut network).
     threads
         For one run of the slice; None is the runtime's default.
     runtime
@@ -47,9 +50,9 @@ class EdgeSide:
     Attributes
     ----------
     run : Slice
-        The slice.
+        The slice; with several variants, that of the first.
     batch : int
-        Samples in one run beyond which the slice gains nothing, as measured; at most the argument.
+        Samples in one run beyond which it gains nothing, as measured; at most the argument.
 
     Raises
     ------
@@ -67,14 +70,20 @@ class EdgeSide:
         manifest = bundle.manifest
         request_tensors(manifest)
         self._manifest = manifest
+        self._slices: dict[Role, Slice] = {}
         self._bundle_prefix = wire.bundle_prefix(bundle.id)
         inputs: Sequence[TensorInfo] = manifest.inputs
         if manifest.kind == "split":
             inputs = manifest.crossing
-            self.run = open_slice(bundle, "edge", inputs, threads, runtime)
+            for variant in manifest.every_variant:
+                if variant.edge not in self._slices:
+                    opened = open_slice(bundle, variant.edge, variant.crossing, threads, runtime)
+                    self._slices[variant.edge] = opened
         else:
-            self.run = open_slice(bundle, "network", inputs, threads, runtime)
+            opened = open_slice(bundle, "network", inputs, threads, runtime)
+            self._slices["network"] = opened
             self._load_image_decoder()
+        self.run = next(iter(self._slices.values()))
         self.batch = 1
         if (most := min(batch, manifest.max_batch)) > 1:
             self.batch = best_batch(self.run, inputs, most)
@@ -82,22 +91,32 @@ class EdgeSide:
 
     def answer(
         self,
-        headers: Sequence[TensorHeader],
+        headers: tuple[TensorHeader, ...],
         payloads: Sequence[memoryview],
         watch: Stopwatch,
     ) -> Outputs:
         """Answer a checked request. Stages timed: ``decode``, ``run``."""
         with watch.stage("decode"):
-            tensors = self._decode(headers, payloads)
+            variant = find_variant(self._manifest, headers)
+            tensors = self._decode(variant, headers, payloads)
         with watch.stage("run"):
-            return self.run(*tensors)
+            return self._slices[_role(variant)](*tensors)
 
     def finish(self, jobs: Sequence[Job]) -> list[Done]:
         """Answer jobs in one run, and pack the results.
 
         Whatever a runtime raises is the reason of a Done. If several jobs fail together, each is
-        run alone: the fault of one is not that of the others.
+        run alone: the fault of one is not that of the others. Jobs of variants with different
+        slices are not run together.
         """
+        by_slice: dict[Role, list[Job]] = {}
+        for job in jobs:
+            role = _role(find_variant(self._manifest, job.tensors))
+            by_slice.setdefault(role, []).append(job)
+        return [done for each in by_slice.values() for done in self._finish_alike(each)]
+
+    def _finish_alike(self, jobs: Sequence[Job]) -> list[Done]:
+        """Answer jobs that one slice answers, in one run."""
         started = time.monotonic()
         watch = Stopwatch()
         try:
@@ -105,7 +124,7 @@ class EdgeSide:
             frames = [self._pack(*each) for each in zip(jobs, outputs, strict=True)]
         except Exception as error:
             if len(jobs) > 1:
-                return [done for job in jobs for done in self.finish([job])]
+                return [done for job in jobs for done in self._finish_alike([job])]
             if isinstance(error, ScissionLiteError):
                 reason = str(error)
             else:
@@ -124,20 +143,25 @@ class EdgeSide:
         if len(jobs) == 1:
             return [self.answer(jobs[0].tensors, jobs[0].payloads, watch)]
         with watch.stage("decode"):
-            decoded = [self._decode(job.tensors, job.payloads) for job in jobs]
+            variants = [find_variant(self._manifest, job.tensors) for job in jobs]
+            pairs = zip(variants, jobs, strict=True)
+            decoded = [self._decode(each, job.tensors, job.payloads) for each, job in pairs]
             tensors = [np.concatenate(several) for several in zip(*decoded, strict=True)]
         with watch.stage("run"):
-            outputs = self.run(*tensors)
+            outputs = self._slices[_role(variants[0])](*tensors)
         ends = np.cumsum([job.samples for job in jobs]).tolist()
         parts = [np.split(output, ends[:-1]) for output in outputs]
         return list(zip(*parts, strict=True))
 
     def _decode(
-        self, headers: Sequence[TensorHeader], payloads: Sequence[memoryview]
+        self,
+        variant: Variant | None,
+        headers: Sequence[TensorHeader],
+        payloads: Sequence[memoryview],
     ) -> list[npt.NDArray[np.float32]]:
         """Decode a request's payloads into the slice's inputs."""
         manifest = self._manifest
-        if manifest.kind == "image":
+        if variant is None:
             assert manifest.preprocessing is not None
             assert manifest.image_format is not None
             shape = manifest.preprocessing.frame_shape
@@ -146,7 +170,7 @@ class EdgeSide:
         # Slices take their inputs as PyTorch's contiguous tensors are, in NCHW.
         return [
             decode(_packed(tensor, header, payload), layout="nchw")
-            for tensor, header, payload in zip(manifest.crossing, headers, payloads, strict=True)
+            for tensor, header, payload in zip(variant.crossing, headers, payloads, strict=True)
         ]
 
     def _pack(self, job: Job, outputs: Outputs) -> list[wire.Buffer]:
@@ -179,6 +203,11 @@ class EdgeSide:
             quality = self._manifest.jpeg_quality
             encoded = image_encode(np.zeros(shape, np.uint8), image_format, quality)
             image_decode(encoded, image_format, shape)
+
+
+def _role(variant: Variant | None) -> Role:
+    """The role of the slice that answers a variant's requests; None sends images."""
+    return "network" if variant is None else variant.edge
 
 
 def _packed(tensor: CrossingTensor, header: TensorHeader, payload: memoryview) -> Packed:

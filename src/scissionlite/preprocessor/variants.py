@@ -1,0 +1,236 @@
+"""Variants: the ways to split a network that one bundle holds, each with its Transfer Layer.
+
+All share the device slice, which is frozen. A slicing point behind the first one adds a slice that
+the device runs after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from msgspec import structs
+from torch import nn
+
+from scissionlite.errors import PrepareError
+from scissionlite.graph.graph import Graph, SlicingPoint
+from scissionlite.graph.tensors import TensorInfo
+from scissionlite.manifest import MAX_VARIANTS, CrossingTensor, Role, SlicingPointInfo, Variant
+from scissionlite.preprocessor import trainer
+from scissionlite.preprocessor.data import input_batches, loader_of
+from scissionlite.preprocessor.inserter import SlicedNetwork, insert
+from scissionlite.preprocessor.opened_data import OpenedData
+from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.tasks import Task
+from scissionlite.preprocessor.teacher import Teacher
+from scissionlite.scissiontl.plans import Plan
+from scissionlite.transfer_layer import TransferSpec
+from scissionlite.transfer_layer.layers import TransferLayer
+
+Modules = dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]]
+"""The modules to export, by their role, with examples of their inputs."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A network with its Transfer Layer, retrained, and the manifest's description of it."""
+
+    network: SlicedNetwork
+    variant: Variant
+
+
+def split_all(
+    graph: Graph,
+    plan: Plan,
+    variants: Sequence[TransferSpec | Plan],
+    data: OpenedData,
+    task: Task,
+    recipe: Recipe,
+    *,
+    checkpoint: Path,
+    progress: bool,
+) -> list[Split]:
+    """Insert the Transfer Layers of a plan and its variants, and retrain the network with each.
+
+    Parameters and errors as :func:`.pipeline.prepare`.
+
+    Returns
+    -------
+    list of Split
+        That of the plan first. None where the plan does not split the network.
+    """
+    plans = _plans(graph, plan, variants, recipe)
+    points = sorted({graph.point(str(each.slicing_point)).index for each in plans})
+    splits: list[Split] = []
+    for number, each in enumerate(plans):
+        cut = graph.point(str(each.slicing_point))
+        assert each.spec is not None  # Plan has checked it
+        own = checkpoint.with_name(f"{checkpoint.name}-{number}") if number else checkpoint
+        shared = next((s for s in splits if _same_end(recipe, cut, each.spec, s)), None)
+        named = each.spec.name if cut.index == points[0] else f"{each.spec.name}@{cut.name}"
+        edges = len({split.variant.edge for split in splits})
+        variant = Variant(
+            name=named,
+            slicing_point=SlicingPointInfo(cut.index, cut.after, cut.before),
+            crossing=(),
+            transfer=each.spec,
+            device=tuple(map(_device_role, range(points.index(cut.index) + 1))),
+            edge=shared.variant.edge if shared else f"edge-{edges + 1}" if edges else "edge",
+        )
+        network = _inserted(graph, cut, each.spec, data, recipe, shared)
+        if shared is None and not each.spec.lossless and data.train is not None and recipe.epochs:
+            distil = not data.labelled or recipe.distillation > 0
+            training = trainer.train(
+                network,
+                data.train,
+                recipe,
+                task=task,
+                teacher=Teacher(graph, cut.name) if distil else None,
+                labelled=data.labelled,
+                checkpoint=own,
+                progress=progress,
+                description=f"retraining with {each.spec.label} after {cut.name}",
+            )
+            variant = structs.replace(variant, training=training)
+        else:
+            network.settle()
+        crossing = tuple(map(_crossing_tensor, cut.crossing, network.layers))
+        splits.append(Split(network, structs.replace(variant, crossing=crossing)))
+    return splits
+
+
+def modules_of(graph: Graph, splits: Sequence[Split], *, uncut: bool) -> Modules:
+    """The modules to export: each slice once, and the uncut network if asked."""
+    modules: Modules = {}
+    if uncut:
+        modules["network"] = (graph.module, graph.example)
+    previous: Split | None = None
+    for split in sorted(splits, key=lambda each: len(each.variant.device)):
+        device, edge = split.network.deployed()
+        role = split.variant.device[-1]
+        if previous is None:
+            modules[role] = (device, graph.example)
+        elif role not in modules:
+            start, end = previous.variant.slicing_point.index, split.variant.slicing_point.index
+            with torch.no_grad():
+                features = previous.network.features(*graph.example)
+            entering = tuple(x.clone() for x in features)
+            modules[role] = (graph.between(start, end), entering)
+        if split.variant.edge not in modules:
+            with torch.no_grad():
+                arriving = split.network.arriving(*graph.example)
+            modules[split.variant.edge] = (edge, tuple(x.clone() for x in arriving))
+        previous = split
+    return modules
+
+
+def _plans(
+    graph: Graph, plan: Plan, variants: Sequence[TransferSpec | Plan], recipe: Recipe
+) -> list[Plan]:
+    """The plan and its variants as plans; none where nothing is split."""
+    if plan.kind != "split":
+        if variants:
+            raise PrepareError(f"variants go with a plan that splits, and this is {plan.label}")
+        return []
+    plans = [plan]
+    for each in variants:
+        if isinstance(each, TransferSpec):
+            each = Plan(kind="split", slicing_point=plan.slicing_point, spec=each)
+        if each.kind != "split" or each.second is not None:
+            raise PrepareError(f"a variant is a split in two tiers, not {each.label}")
+        plans.append(each)
+    if len(plans) == 1:
+        return plans
+    if len(plans) > MAX_VARIANTS:
+        raise PrepareError(f"{len(plans)} variants: a bundle holds at most {MAX_VARIANTS}")
+    if recipe.train_device_slice:
+        raise PrepareError(
+            "variants share the device slice, so it keeps its weights: leave train_device_slice off"
+        )
+    first = graph.point(str(plan.slicing_point))
+    seen: set[tuple[int, TransferSpec]] = set()
+    for each in plans:
+        assert each.spec is not None  # Plan has checked it
+        cut = graph.point(str(each.slicing_point))
+        if each.spec.learned:
+            raise PrepareError(
+                f"{each.spec.label} has a part in the device slice, which variants share: take "
+                "Transfer Layers that are not learned"
+            )
+        if cut.index < first.index:
+            raise PrepareError(
+                f"variant {each.label} cuts at {cut.name}, before the plan's {first.name}: give "
+                "the plan with the earliest slicing point as the plan, and the others as variants"
+            )
+        if (cut.index, each.spec) in seen:
+            raise PrepareError(f"{each.label} at {cut.name} is given twice")
+        seen.add((cut.index, each.spec))
+    return plans
+
+
+def _same_end(recipe: Recipe, cut: SlicingPoint, spec: TransferSpec, other: Split) -> bool:
+    """Whether a Transfer Layer can have the edge slice of another split.
+
+    It can where the slice was trained for one that loses as much or more, and pools alike. Without
+    training, every slice after a slicing point is the same.
+    """
+    trained = other.variant.transfer
+    if other.variant.slicing_point.index != cut.index:
+        return False
+    alike = (spec.pool, spec.pool_kind, spec.upsample) == (
+        trained.pool,
+        trained.pool_kind,
+        trained.upsample,
+    )
+    return not recipe.epochs or (alike and spec.codes >= trained.codes)
+
+
+def _inserted(
+    graph: Graph,
+    cut: SlicingPoint,
+    spec: TransferSpec,
+    data: OpenedData,
+    recipe: Recipe,
+    shared: Split | None,
+) -> SlicedNetwork:
+    """The network with a calibrated Transfer Layer, and the edge slice of another if shared."""
+    if data.train is None and not spec.lossless:
+        raise PrepareError(
+            f"{spec.label} changes what crosses, so the network has to be retrained with it: "
+            "give train= or unlabelled="
+        )
+    calibration = None
+    if data.train is not None:
+        order = torch.Generator().manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed)  # the user's own data may draw from it
+        calibration = input_batches(loader_of(data.train, recipe.batch_size, generator=order))
+    network = insert(graph, cut, spec, calibration=calibration, recipe=recipe)
+    if shared is not None:
+        network.edge_slice = shared.network.edge_slice
+        trained = shared.variant.transfer
+        if structs.replace(spec, entropy=None, entropy_level=1) == structs.replace(
+            trained, entropy=None, entropy_level=1
+        ):
+            # The same codes: the scales that were learned are right for them.
+            specs = [layer.spec for layer in network.layers]
+            scales = [tensor.quantization for tensor in shared.variant.crossing]
+            network.transfer_layers = nn.ModuleList(map(TransferLayer, specs, scales))
+    return network
+
+
+def _device_role(position: int) -> Role:
+    return f"device-{position + 1}" if position else "device"
+
+
+def _crossing_tensor(tensor: TensorInfo, layer: TransferLayer) -> CrossingTensor:
+    """The manifest's description of a tensor that crosses."""
+    return CrossingTensor(
+        tensor.name,
+        layer.spec.crossing_shape(tensor.shape),
+        tensor.dtype,
+        transfer=layer.spec.packing,
+        quantization=layer.quantization,
+        feature_shape=tensor.shape if layer.spec.learned else None,
+    )

@@ -1,0 +1,316 @@
+"""Variants of a bundle, and the device that changes between them as link and edge do."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import scissionlite as sl
+from scissionlite.demo.link_emulator import LinkEmulator
+from scissionlite.errors import BundleError, PrepareError, TensorMismatchError
+from scissionlite.manifest import MANIFEST_NAME
+from scissionlite.offloader.bundle_tensors import find_variant
+from scissionlite.offloader.device.adaptation import GAIN, LOCAL, PATIENCE, Adaptation, Costs
+from scissionlite.offloader.device.link_meter import LinkEstimate
+from scissionlite.offloader.device.side import DeviceSide
+from scissionlite.offloader.edge.side import EdgeSide
+from scissionlite.offloader.stopwatch import Stopwatch
+from scissionlite.scissiontl.plans import Plan
+from scissionlite.transfer_layer import TransferSpec
+from scissionlite.transfer_layer.names import spec_named
+
+SHAPE = (1, 3, 64, 64)
+NAMES = ["pool1-int8", "pool1-int8-zstd", "float16", "pool4-int4", "int8@2", "pool4-int4@2"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> sl.Bundle:
+    """A bundle with two slicing points, and several codecs at each."""
+    torch.manual_seed(5)
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        nn.MaxPool2d(2),
+        nn.Sequential(nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.ReLU()),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4)),
+    ).eval()
+    graph = sl.capture(network, torch.zeros(SHAPE), name="two-points")
+    data = TensorDataset(torch.rand(24, *SHAPE[1:]), torch.arange(24) % 4)
+    later = [spec_named(name.partition("@")[0]) for name in NAMES if "@" in name]
+    return sl.prepare(
+        graph,
+        Plan(kind="split", slicing_point="0", spec=spec_named(NAMES[0])),
+        train=data,
+        validate=data,
+        classes=tuple("abcd"),
+        out=tmp_path_factory.mktemp("adaptation") / "bundle",
+        recipe=sl.Recipe(epochs=1, batch_size=8),
+        variants=[
+            *(spec_named(name) for name in NAMES[1:] if "@" not in name),
+            *(Plan(kind="split", slicing_point="2", spec=spec) for spec in later),
+        ],
+    )
+
+
+def an_input(seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.random.default_rng(seed).random(SHAPE, dtype=np.float32)
+
+
+# The bundle
+
+
+def test_a_bundle_holds_variants_that_share_slices(bundle: sl.Bundle) -> None:
+    every = bundle.manifest.every_variant
+    assert [each.name for each in every] == NAMES
+    assert [each.device for each in every] == [("device",)] * 4 + [("device", "device-2")] * 2
+    # float16 loses less than the int8 that its edge slice was trained for; pooling is other.
+    assert [e.edge for e in every] == ["edge"] * 3 + ["edge-2", "edge-3", "edge-4"]
+    assert [each.training is None for each in every] == [False, True, True, False, False, False]
+    # Coded, the same codes: an edge could not tell them apart otherwise.
+    assert every[0].crossing[0].quantization == every[1].crossing[0].quantization
+    for variant in every:
+        assert variant.accuracy is not None
+        assert variant.accuracy.samples == 24
+        assert 0 < variant.accuracy.sent_bytes <= variant.sent_bytes
+
+
+def test_every_variant_answers_over_the_wire_as_in_one_process(bundle: sl.Bundle) -> None:
+    side, edge_side, x = DeviceSide(bundle), EdgeSide(bundle), an_input()
+    with sl.EdgeServer(bundle, bind="tcp://127.0.0.1:0") as edge:
+        for name in NAMES:
+            headers, payloads = side.make_request((x,), Stopwatch(), name)
+            expected = edge_side.answer(headers, [memoryview(p) for p in payloads], Stopwatch())
+            with sl.Device(
+                bundle, edge.endpoint, control=edge.control_endpoint, variant=name, deadline=30
+            ) as device:
+                answer = device.submit(x).result()
+            assert answer.variant == name
+            np.testing.assert_array_equal(answer.output, expected[0])
+
+
+def test_the_edge_finds_the_variant_by_the_header(bundle: sl.Bundle) -> None:
+    manifest, side = bundle.manifest, DeviceSide(bundle)
+    for variant in manifest.every_variant:
+        headers, _ = side.make_request((an_input(),), Stopwatch(), variant.name)
+        found = find_variant(manifest, headers)
+        assert found is not None
+        assert found.arrives_as == variant.arrives_as
+    wrong = (msgspec.structs.replace(headers[0], pool=2),)
+    with pytest.raises(TensorMismatchError, match="none of the bundle's variants: pool1-int8"):
+        find_variant(manifest, wrong)
+
+
+def test_a_manifest_whose_requests_look_alike_is_refused(bundle: sl.Bundle) -> None:
+    first = bundle.manifest.variants[0]
+    faults: list[tuple[dict[str, Any], str]] = [
+        ({"edge": "edge-2"}, "look alike"),
+        ({"name": NAMES[0]}, "the same name"),
+        ({"edge": "edge-9"}, "lacks"),
+        ({"device": ("device-2",)}, "no variant ends with"),
+    ]
+    for fault, message in faults:
+        variants = (msgspec.structs.replace(first, **fault), *bundle.manifest.variants[1:])
+        with pytest.raises(ValueError, match=message):
+            msgspec.structs.replace(bundle.manifest, variants=variants)
+
+
+def test_a_bundle_of_version_4_loads_and_one_of_version_3_does_not(
+    tiny_bundle: sl.Bundle, tmp_path: Path
+) -> None:
+    raw = msgspec.json.decode((tiny_bundle.path / MANIFEST_NAME).read_bytes())
+    for field in ("variants", "name"):
+        del raw[field]
+    (tmp_path / MANIFEST_NAME).write_bytes(msgspec.json.encode(raw | {"version": 4}))
+    (only,) = sl.Bundle.load(tmp_path).manifest.every_variant
+    assert only.name == "int8"
+    (tmp_path / MANIFEST_NAME).write_bytes(msgspec.json.encode(raw | {"version": 3}))
+    with pytest.raises(BundleError, match="format 3, this build reads up to 5: prepare it again"):
+        sl.Bundle.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variants", "recipe", "message"),
+    [
+        ([TransferSpec()], {"train_device_slice": True}, "share the device slice"),
+        ([spec_named("learned-int8-reduction2")], {}, "not learned"),
+        ([Plan(kind="split", slicing_point="0", spec=TransferSpec())], {}, "before the plan's"),
+        ([TransferSpec(), TransferSpec()], {}, "given twice"),
+        ([Plan(kind="local")], {}, "a variant is a split"),
+    ],
+)
+def test_variants_that_cannot_share_the_device_slice_are_refused(
+    variants: list[TransferSpec | Plan],
+    recipe: dict[str, bool],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
+    graph = sl.capture(network.eval(), torch.zeros(1, 3, 8, 8), name="small")
+    plan = Plan(kind="split", slicing_point="1", spec=spec_named("pool4-int8"))
+    data = TensorDataset(torch.rand(4, 3, 8, 8), torch.zeros(4))
+    with pytest.raises(PrepareError, match=message):
+        sl.prepare(
+            graph,
+            plan,
+            unlabelled=data,
+            out=tmp_path / "bundle",
+            variants=variants,
+            recipe=sl.Recipe(**recipe),  # type: ignore[arg-type]  # of any field
+        )
+
+
+# The controller
+
+
+def link(mbits: float, rtt: float = 0.01) -> LinkEstimate:
+    return LinkEstimate(rtt, mbits * 1e6, 10, 0.0)
+
+
+def choices() -> list[Costs]:
+    return [
+        Costs("early", 0.005, 100_000, 0.004),
+        Costs("late", 0.030, 10_000, 0.003),
+        Costs(LOCAL, 0.120),
+    ]
+
+
+def settled(adaptation: Adaptation, mbits: float, start: float) -> str:
+    """The choice after a while on a link."""
+    for step in range(20):
+        adaptation.choose(start + step / 10, link(mbits), 5.0, 0.0)
+    return adaptation.choice
+
+
+def test_the_choice_follows_the_link_and_the_report_says_why() -> None:
+    adaptation = Adaptation(choices())
+    assert [settled(adaptation, m, 10.0 * i) for i, m in enumerate((50, 5, 0.5, 50))] == [
+        "early",
+        "late",
+        LOCAL,
+        "early",
+    ]
+    switches = adaptation.report().switches
+    assert [each.target for each in switches] == ["late", LOCAL, "early"]
+    assert switches[0].link == link(5)
+    assert switches[0].predicted == pytest.approx(
+        {"early": 0.005 + 0.01 + 0.16 + 0.004, "late": 0.03 + 0.01 + 0.016 + 0.003, LOCAL: 0.12}
+    )
+    assert switches[0].reason == "more than 2 times as fast: 59.0 ms instead of 179.0 ms"
+
+
+def test_a_busy_edge_is_left_and_tried_again() -> None:
+    adaptation = Adaptation(choices())
+    busy = {"device_slice": 0.005, "edge_run": 0.004, "edge_queue": 2.0}
+    assert settled(adaptation, 50, 0.0) == "early"
+    adaptation.answered("early", 100_000, busy, 2.0)
+    assert adaptation.choose(2.0, link(50), 5.0, 0.0) == LOCAL
+    assert adaptation.report().switches[-1].queue == pytest.approx(0.5)
+    assert adaptation.choose(4.0, link(50), 5.0, 0.0) == LOCAL
+    assert settled(adaptation, 50, 60.0) == "early"
+
+
+def test_a_choice_that_misses_the_deadline_is_left_at_once() -> None:
+    adaptation = Adaptation([Costs("early", 0.0, 100_000, 0.0), Costs(LOCAL, 0.1)])
+    assert adaptation.choose(0.0, link(8), 5.0, 0.0) == "early"  # 110 ms
+    assert adaptation.choose(0.1, link(7), 0.122, 0.0) == LOCAL  # 124 ms
+    assert "would miss the deadline" in adaptation.report().switches[-1].reason
+
+
+def test_without_a_measured_link_the_preferred_choice_is_taken() -> None:
+    adaptation = Adaptation(choices())
+    assert settled(adaptation, 0.5, 0.0) == LOCAL
+    assert adaptation.choose(9.0, None, 5.0, 0.0) == "early"
+
+
+def test_the_link_is_measured_on_purpose_where_requests_say_little() -> None:
+    adaptation = Adaptation(choices())
+    for mbits, wanted in [(50, False), (5, False), (0.5, True)]:
+        settled(adaptation, mbits, 10 / mbits)
+        assert adaptation.link_wanted == wanted
+
+
+@given(
+    bandwidths=st.lists(st.floats(1e5, 1e9), min_size=1, max_size=60),
+    seconds=st.lists(st.floats(1e-4, 1.0), min_size=3, max_size=3),
+)
+def test_no_switch_without_a_gain(bandwidths: list[float], seconds: list[float]) -> None:
+    costs = [Costs("a", seconds[0], 1e5), Costs("b", seconds[1], 1e4), Costs(LOCAL, seconds[2])]
+    adaptation = Adaptation(costs)
+    for step, bandwidth in enumerate(bandwidths):
+        adaptation.choose(step / 10, LinkEstimate(0.01, bandwidth, 1, 0.0), 5.0, step / 10)
+    for switch in adaptation.report().switches:
+        least = min(switch.predicted.values())
+        assert switch.predicted[switch.target] == least
+        assert least < (1 - GAIN) * switch.predicted[switch.source]
+
+
+@given(
+    bandwidth=st.floats(1e5, 1e9),
+    noise=st.lists(st.floats(0.95, 1.05), min_size=30, max_size=30),
+)
+def test_noise_of_the_link_makes_no_choice_flap(bandwidth: float, noise: list[float]) -> None:
+    adaptation = Adaptation(choices())
+    start = settled(adaptation, bandwidth / 1e6, 0.0)
+    before = len(adaptation.report().switches)
+    for step, factor in enumerate(noise):
+        estimate = LinkEstimate(0.01, bandwidth * factor, 1, 0.0)
+        adaptation.choose(10 + step / 10, estimate, 5.0, 0.0)
+    # The noise moves a prediction by 5 % at most, and a gain of 10 % has to last.
+    assert len(adaptation.report().switches) <= before + 1
+    settled(adaptation, bandwidth / 1e6, 10 + PATIENCE + len(noise) / 10)
+    assert adaptation.predict(99, link(bandwidth / 1e6))[adaptation.choice] <= (
+        adaptation.predict(99, link(bandwidth / 1e6))[start] / (1 - GAIN)
+    )
+
+
+# The device
+
+
+def test_the_device_changes_as_the_link_does(bundle: sl.Bundle) -> None:
+    x = an_input()
+    with sl.EdgeServer(bundle, bind="tcp://127.0.0.1:0") as edge:
+        ports = [int(each.rpartition(":")[2]) for each in (edge.endpoint, edge.control_endpoint)]
+        forwards = [(0, "127.0.0.1", port) for port in ports]
+        with LinkEmulator(forwards, 0.01, 50e6) as emulator:
+            data, control = (f"tcp://127.0.0.1:{port}" for port in emulator.ports)
+            with sl.Device(
+                bundle,
+                connect=data,
+                control=control,
+                fallback="local",
+                slowdown=20,
+                deadline=30,
+            ) as device:
+                device.infer(x)
+                for mbits in (50, 0.5, 50):
+                    emulator.bandwidth = mbits * 1e6
+                    until = time.monotonic() + 20
+                    while time.monotonic() < until:
+                        device.infer(x)
+                        report = device.adaptation
+                        best = min(report.predicted, key=lambda n: report.predicted[n], default="")
+                        estimate = device.link
+                        if (
+                            best == report.choice
+                            and estimate is not None
+                            and mbits / 3 < estimate.bandwidth / 1e6 < 3 * mbits
+                        ):
+                            break
+                    else:
+                        pytest.fail(f"{mbits} Mbit/s: {report}, {device.link}")
+
+
+def test_only_accurate_variants_are_used(bundle: sl.Bundle) -> None:
+    with pytest.raises(ValueError, match=r"no variant has an accuracy of 100.10%: pool1-int8 has"):
+        sl.Device(bundle, connect="tcp://127.0.0.1:1", min_accuracy=1.001)
+    with pytest.raises(ValueError, match="has no variant 'jpeg': it has pool1-int8, "):
+        sl.Device(bundle, connect="tcp://127.0.0.1:1", variant="jpeg")
