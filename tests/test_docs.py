@@ -188,6 +188,7 @@ def lay_tutorial(folder: Path) -> None:
 
 LAID: dict[str, Callable[[Path], None]] = {
     "README.md": lambda folder: None,
+    "docs/adaptation.md": lay_security,
     "docs/running.md": lay_running,
     "docs/security.md": lay_security,
     "docs/daemon.md": lay_security,
@@ -198,6 +199,7 @@ LAID: dict[str, Callable[[Path], None]] = {
 }
 MADE = {
     "README.md": ("first", "bundle", "pi4.json", "edge.json", "links.csv", "report.html"),
+    "docs/adaptation.md": ("bundle",),
     "docs/running.md": ("answers.jsonl", "inbox"),
     "docs/security.md": ("bundle/manifest.sig",),
     "docs/daemon.md": ("bundle",),
