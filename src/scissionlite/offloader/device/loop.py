@@ -228,6 +228,8 @@ class DeviceLoop:
         """Handle what has come, and what is due; a LinkLostError ends it."""
         for message, frames in link.messages():
             self._handle(message, frames)
+            if isinstance(message, control.Result):
+                break  # it is told at once; what else has come is read in the next step
         link.read_events()
         if link.failed is not None:
             self._backoff.diagnosis.ask(link.failed)

@@ -47,6 +47,11 @@ class Batches:
         self._most = most
         self._at_work = 0
 
+    @property
+    def at_once(self) -> bool:
+        """Whether a job that comes now is run at once, and alone."""
+        return self._most == 1 and self._at_work < self._workers
+
     def take(self) -> tuple[list[Job], list[Job]]:
         """Take jobs only when they are to be run, so that turns and deadlines are those of now.
 

@@ -56,6 +56,7 @@ from scissionlite.offloader.wire.control import (
 )
 from scissionlite.offloader.wire.endpoints import Endpoints
 
+_HOUSEKEEPING = 0.01  # seconds for which a run may come before what is due
 _BATCH = 64  # messages read from one socket before the other has its turn
 _LAST_BATCH = 4096  # messages read when the daemon is stopped: what has arrived by then
 
@@ -141,13 +142,19 @@ class EdgeLoop:
                 self._drop_revoked()
             self._read_control()
             self._read_requests()
-            self._services.step()
-            self.metrics.connections = self._sockets.look_at_connections()
-            self.metrics.stepped = now = time.monotonic()
-            for name in self._schedule.remove_silent(now):
-                self._access.log.info("silent", name, "device %r is silent", name, device=name)
-            self._share_queue()
-            return self._next_jobs()
+            jobs = self._next_jobs()
+            if not jobs or time.monotonic() > self.metrics.stepped + _HOUSEKEEPING:
+                self._keep_house()
+            return jobs
+
+    def _keep_house(self) -> None:
+        """Do what is due, whether messages come or not."""
+        self._services.step()
+        self.metrics.connections = self._sockets.look_at_connections()
+        self.metrics.stepped = now = time.monotonic()
+        for name in self._schedule.remove_silent(now):
+            self._access.log.info("silent", name, "device %r is silent", name, device=name)
+        self._share_queue()
 
     def next_jobs(self) -> list[Job]:
         """Take the jobs for the next run, if any wait and one more run may be; of any thread."""
@@ -186,7 +193,7 @@ class EdgeLoop:
         return self._schedule.empty
 
     def reload(self) -> None:
-        """Read again what may change while the daemon runs, in the next step; of any thread."""
+        """Read again, in the next step, what may change while it runs; of any thread."""
         self._access.reload()
 
     def stop_accepting(self) -> None:
@@ -268,13 +275,8 @@ class EdgeLoop:
                 self._access.check(self._peer_of(device_id) or "")
             except UnauthorizedKeyError as error:
                 self.metrics.refuse("unauthorized")
-                self._access.log.warning(
-                    "revoked",
-                    str(error),
-                    "a connected device is refused: %s",
-                    error,
-                    code="unauthorized",
-                )
+                text = "a connected device is refused: %s"
+                self._access.log.warning("revoked", str(error), text, error, code="unauthorized")
                 self._send(device_id, Refused("unauthorized", str(error)))
                 self._schedule.remove(device_id)
                 self._services.remove(device_id)
@@ -350,6 +352,8 @@ class EdgeLoop:
             if not self._schedule.add(job):
                 self._recorded.end(usage, "busy")
                 self._fail(device_id, request_id, "busy", "too many requests wait")
+            elif self._batches.at_once:
+                return  # the next leader reads what else has come
 
     def _reject_request(
         self, error: WireError | BundleMismatchError, peer: str, header: memoryview
