@@ -24,7 +24,9 @@ from scissionlite.graph.tensors import TensorInfo
 from scissionlite.offloader import Device, EdgeLimits, EdgeServer, slices
 from scissionlite.offloader.edge import side as edge_side
 from scissionlite.offloader.edge.batching import best_batch
+from scissionlite.offloader.edge.metrics import BundleMetrics, Traffic
 from scissionlite.offloader.edge.schedule import Done, Job, Schedule
+from scissionlite.offloader.edge.served import Served
 from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.wire import Encoding, TensorHeader
 from scissionlite.transfer_layer import Quantization, TransferSpec
@@ -212,19 +214,33 @@ def test_the_measurement_of_a_slow_slice_ends() -> None:
     assert calls == 1
 
 
-def test_turns_go_on_where_a_batch_is_full() -> None:
+def test_turns_go_on_where_a_batch_is_full(bundle: Bundle) -> None:
+    served, other = (
+        Served(EdgeSide(bundle, batch=6), BundleMetrics(bundle, Traffic())) for _ in range(2)
+    )
     schedule = Schedule(EdgeLimits(credit=8))
     for name in (b"a", b"b"):
-        schedule.greet(name, "", 0.0)
+        schedule.greet(name, served, "", 0.0)
     header = TensorHeader(Encoding.FLOAT32, (3, 2), 24)
     for number in range(2):
         for name in (b"a", b"b"):
-            assert schedule.add(Job(name, number, (header,), [], 3, float(number), 9.0))
-    assert schedule.samples == 12
+            assert schedule.add(Job(served, name, number, (header,), [], 3, float(number), 9.0))
+    assert schedule.samples_of(served) == 12
     assert schedule.oldest == 0.0
-    taken = [schedule.next(), schedule.next(3), schedule.next(2)]
+    first = schedule.next()
+    taken = [first, schedule.next(first, 3), schedule.next(first, 2)]
     assert [(job.device_id, job.request_id) for job in taken if job] == [(b"a", 0), (b"b", 0)]
-    assert schedule.samples == 6
+    assert schedule.samples_of(served) == 6
     assert schedule.oldest == 1.0
     schedule.remove(b"a")
-    assert schedule.samples == 3
+    assert schedule.samples_of(served) == 3
+    # One with another bundle keeps its turn, before or behind those that are run together.
+    schedule.greet(b"c", other, "", 0.0)
+    schedule.greet(b"d", served, "", 0.0)
+    for name, made_for in ((b"c", other), (b"d", served)):
+        assert schedule.add(Job(made_for, name, 0, (header,), [], 3, 5.0, 9.0))
+    first = schedule.next()
+    taken = [first, schedule.next(first, 3), schedule.next(first, 3)]
+    assert [job.device_id for job in taken if job] == [b"b", b"d"]
+    assert schedule.head.device_id == b"c"
+    assert schedule.samples_of(other) == 3

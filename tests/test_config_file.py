@@ -136,7 +136,7 @@ def test_serve_reads_its_file_and_the_command_line_wins(
     file = tmp_path / "conf" / "edge.toml"
     # The path is relative to the file, not to where the daemon is started.
     file.write_text(
-        'bundle = "../there"\nbind = "tcp://127.0.0.1:*"\nname = "file"\nlog-format = "json"\n'
+        'bundle = ["../there"]\nbind = "tcp://127.0.0.1:*"\nname = "file"\nlog-format = "json"\n'
         'page = ":*"\n[limits]\ncredit = 3\nheartbeat = 7.5\n'
     )
     process = subprocess.Popen(
@@ -151,7 +151,7 @@ def test_serve_reads_its_file_and_the_command_line_wins(
     )
     assert process.stdout is not None
     ready = json.loads(process.stdout.readline())
-    assert ready["bundle"] == tiny_bundle.id
+    assert [each["id"] for each in ready["bundles"]] == [tiny_bundle.id]
     with Device(
         tiny_bundle,
         ready["endpoint"],

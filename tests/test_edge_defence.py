@@ -31,7 +31,10 @@ from scissionlite.errors import (
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.offloader import EdgeLimits, EdgeServer, wire
 from scissionlite.offloader.bundle_tensors import request_tensors
+from scissionlite.offloader.edge.metrics import BundleMetrics, Traffic
 from scissionlite.offloader.edge.schedule import Job, Schedule
+from scissionlite.offloader.edge.served import Served
+from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.probe import probe_header
 
@@ -105,7 +108,7 @@ def test_what_is_far_too_large_ends_the_connection_only(
 ) -> None:
     with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
         bad = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
-        bad.send(bytes(1 << 21), bytes(1 << 21))
+        bad.send(bytes(1 << 25), bytes(1 << 25))
         for _ in range(20):
             good.infer(frames[0])
         assert edge.stats().rejected == {}
@@ -315,16 +318,17 @@ def test_bytes_that_are_no_jpeg_fail_the_request_only(
         assert good.infer(frames[0]).shape == OUTPUT
 
 
-def test_turns_are_taken_by_device_and_a_request_is_held_once() -> None:
+def test_turns_are_taken_by_device_and_a_request_is_held_once(tiny_bundle: Bundle) -> None:
+    served = Served(EdgeSide(tiny_bundle), BundleMetrics(tiny_bundle, Traffic()))
     schedule = Schedule(EdgeLimits(credit=2, queue=6, heartbeat=10 / 3))
     a, b = b"a" * 16, b"b" * 16
 
     def job(device_id: bytes, number: int) -> Job:
         tensor = wire.TensorHeader(wire.Encoding.FLOAT32, (1,), 4)
-        return Job(device_id, number, (tensor,), [memoryview(bytes(4))], 1, 0.0, 1.0)
+        return Job(served, device_id, number, (tensor,), [memoryview(bytes(4))], 1, 0.0, 1.0)
 
-    schedule.greet(a, "a", 0.0)
-    schedule.greet(b, "b", 5.0)
+    schedule.greet(a, served, "a", 0.0)
+    schedule.greet(b, served, "b", 5.0)
     assert schedule.hear(a, 1.0)
     assert not schedule.hear(b"c" * 16, 1.0)
     assert [schedule.add(job(a, number)) for number in (1, 2, 3, 4, 5)] == [True] * 4 + [False]

@@ -114,7 +114,8 @@ def test_serve_and_run(
     command = ["scissionlite", "serve", str(onnx_bundle.path), "--bind", LOCAL, "--json"]
     edge = start_process(*command, "--credit", "2")
     ready = edge.read_json()
-    assert (ready["event"], ready["bundle"]) == ("ready", onnx_bundle.id)
+    assert ready["event"] == "ready"
+    assert [each["id"] for each in ready["bundles"]] == [onnx_bundle.id]
     connect = ["--connect", ready["endpoint"], "--control", ready["control_endpoint"]]
     done = run_command("run", onnx_bundle.path, images, *connect, "--repeat", 2, "--json")
     assert done.returncode == 0, done.stderr

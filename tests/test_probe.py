@@ -239,7 +239,7 @@ def test_probe_on_the_command_line_writes_what_plan_reads(
 ) -> None:
     serve = start_process("scissionlite", "serve", "--bind", LOCAL, "--json")
     ready = serve.read_json()
-    assert (ready["event"], ready["bundle"], ready["model"]) == ("ready", None, None)
+    assert (ready["event"], ready["bundles"]) == ("ready", [])
     links = tmp_path / "links.csv"
     links.write_text("source,destination,ping(ms),bandwidth(Mbps)\nx,y,1,2\npi,box,3,4\n")
     arguments = ("probe", ready["endpoint"], "--control", ready["control_endpoint"])

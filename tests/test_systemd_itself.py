@@ -69,7 +69,7 @@ ExecStart=/bin/bash -eux /mnt/check.sh {python}
 """
 TARGET = "[Unit]\nDefaultDependencies=no\nRequires=check.service\n"
 EDGE = """
-bundle = "bundle"
+bundle = ["bundle"]
 bind = "tcp://0.0.0.0:5555"
 authorized = "authorized_keys"
 page = ":8080"

@@ -35,12 +35,12 @@ _DEFAULTS = EdgeLimits()
 @struct_options
 def serve(
     bundle: Annotated[
-        Path | None,
+        list[Path],
         typer.Argument(
-            help="The bundle's folder. Without it, only probes and profiles are answered.",
+            help="The folders of the bundles. Without any, only probes and profiles are answered.",
             show_default=False,
         ),
-    ] = None,
+    ] = [],  # noqa: B006 - typer reads it and never changes it
     bind: Annotated[
         str,
         typer.Option(
@@ -112,17 +112,16 @@ def serve(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Serve a bundle to devices until SIGTERM or SIGINT (Ctrl-C); SIGHUP reads the keys again."""
+    """Serve bundles to devices until SIGTERM or SIGINT (Ctrl-C); SIGHUP reads the keys again."""
     if print_unit:
         typer.echo(unit_file(config, key), nl=False)
         return
     leave_at_once()
     set_up_logging(log_format, log_level)
-    opened = None if bundle is None else Bundle.load(bundle, trust)
     keys = edge_keys(key, authorized)
     with usage_errors():
         server = EdgeServer(
-            opened,
+            bundle,
             bind,
             control=control,
             threads=threads,
@@ -133,6 +132,7 @@ def serve(
             profile_models=profile_models,
             keys=keys,
             insecure=insecure,
+            trust=trust,
             page=page,
         )
     server.start()
@@ -149,7 +149,7 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, reload)
-    _print_ready(server, opened, keys, json)
+    _print_ready(server, keys, json)
     notify("READY=1", f"STATUS=Serving on {server.endpoint}")
     with watchdog(lambda: server.alive):
         server.serve_forever()
@@ -160,23 +160,18 @@ def serve(
         os._exit(0)
 
 
-def _print_ready(
-    server: EdgeServer, opened: Bundle | None, keys: EdgeKeys | None, json: bool
-) -> None:
+def _print_ready(server: EdgeServer, keys: EdgeKeys | None, json: bool) -> None:
     ready = {
         "endpoint": server.endpoint,
         "control_endpoint": server.control_endpoint,
-        "bundle": opened and opened.id,
-        "model": opened and opened.manifest.model,
-        "kind": opened and opened.manifest.kind,
+        "bundles": [
+            {"id": each.id, "model": each.manifest.model, "kind": each.manifest.kind}
+            for each in server.bundles
+        ],
         "public_key": keys and keys.public,
         "page": server.page or None,
     }
-    served = "probes and profiles, no bundle,"
-    if opened is not None:
-        manifest = opened.manifest
-        transfer = f", {manifest.transfer.label}" if manifest.transfer is not None else ""
-        served = f"{manifest.model} ({manifest.kind}{transfer}, bundle {opened.id[:12]})"
+    served = ", ".join(map(_described, server.bundles)) or "probes and profiles, no bundle,"
     to = "everybody who reaches it, unencrypted" if keys is None else "authorised keys"
     text = (
         f"Serving {served} on {server.endpoint}, control {server.control_endpoint}, to {to}. "
@@ -189,6 +184,12 @@ def _print_ready(
         logger.info(text, extra=ready)
     elif not json:
         error_console.print(text, markup=False, highlight=False)
+
+
+def _described(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    transfer = f", {manifest.transfer.label}" if manifest.transfer is not None else ""
+    return f"{manifest.model} ({manifest.kind}{transfer}, bundle {bundle.id[:12]})"
 
 
 def _print_closed(stats: StatsReply, json: bool) -> None:

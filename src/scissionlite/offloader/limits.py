@@ -45,6 +45,9 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     memory
         Most memory in MiB for messages that have not ended, and again for answers that devices
         have not read. A connection that holds most of it is ended.
+    payload
+        Largest payload in MiB, at most 256, of a bundle that may be loaded while the daemon runs.
+        A larger one can be served from the start.
     stop_seconds
         Longest time in seconds for the answers to what was accepted, when the daemon is stopped.
 
@@ -68,6 +71,7 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
     client_silence: Annotated[float, msgspec.Meta(ge=_SHORTEST)] = 30.0
     profile_seconds: Annotated[float, msgspec.Meta(ge=_SHORTEST)] = 1800.0
     memory: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)] = 256
+    payload: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
     stop_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5.0
 
     def __post_init__(self) -> None:
@@ -90,6 +94,8 @@ class EdgeLimits(msgspec.Struct, frozen=True, kw_only=True):
             )
         if not 16 <= self.memory <= 1 << 20:
             raise ValueError(f"memory must be 16 to {1 << 20} MiB, got {self.memory}")
+        if not 1 <= self.payload <= 256:
+            raise ValueError(f"payload must be 1 to 256 MiB, got {self.payload}")
         if not 0 <= self.stop_seconds <= 3600:
             raise ValueError(f"stop_seconds must be 0 to 3600, got {self.stop_seconds}")
 

@@ -113,9 +113,9 @@ class Access:
         fields = {"device": name, "peer": who, "bundle": hello.bundle}
         self.log.info("connected", peer + name, text, name, who, hello.runtime, **fields)
 
-    def log_refused(self, hello: Hello, peer: str, refused: Refused) -> None:
+    def log_refused(self, name: str, peer: str, refused: Refused) -> None:
         """Write that a device was refused."""
-        name, text = hello.name, "device %r refused: %s"
+        text = "device %r refused: %s"
         fields = {"device": name, "code": refused.code}
         self.log.warning("refused", peer + name, text, name, refused.reason, **fields)
 

@@ -31,8 +31,6 @@ class Batches:
         Has the jobs that wait.
     workers
         Runs that may be at work at once.
-    most
-        Samples that are run together; a job that has more is run alone.
 
     Attributes
     ----------
@@ -40,17 +38,15 @@ class Batches:
         Monotonic time at which the jobs that wait for others are run; infinite if none does.
     """
 
-    def __init__(self, schedule: Schedule, workers: int, most: int) -> None:
+    def __init__(self, schedule: Schedule, workers: int) -> None:
         self.due = math.inf
         self._schedule = schedule
         self._workers = workers
-        self._most = most
         self._at_work = 0
 
-    @property
-    def at_once(self) -> bool:
-        """Whether a job that comes now is run at once, and alone."""
-        return self._most == 1 and self._at_work < self._workers
+    def runs_at_once(self, job: Job) -> bool:
+        """Whether a job that has come now is run at once, and alone."""
+        return job.served.side.batch == 1 and self._at_work < self._workers
 
     def take(self) -> tuple[list[Job], list[Job]]:
         """Take jobs only when they are to be run, so that turns and deadlines are those of now.
@@ -58,7 +54,8 @@ class Batches:
         Returns
         -------
         jobs : list of Job
-            To be run together; none if none waits, if all workers work, or if it is too early.
+            To be run together, for the same bundle; a job that has more samples than are run
+            together is alone. None if none waits, if all workers work, or if it is too early.
         expired : list of Job
             Jobs whose deadline has passed.
         """
@@ -68,16 +65,16 @@ class Batches:
         self.due = math.inf
         if self._at_work >= self._workers or not schedule.waiting:
             return jobs, expired
-        if schedule.samples < self._most and schedule.accepting:
-            due = schedule.oldest + schedule.limits.batch_delay
-            if now < due:
+        if schedule.accepting and now < (due := schedule.oldest + schedule.limits.batch_delay):
+            served = schedule.head.served
+            if schedule.samples_of(served) < served.side.batch:
                 self.due = due
                 return jobs, expired
-        room = self._most
-        while (job := schedule.next(room if jobs else None)) is not None:
+        room = 0
+        while (job := schedule.next(jobs[0] if jobs else None, room)) is not None:
             if now < job.expires:
+                room = (room if jobs else job.served.side.batch) - job.samples
                 jobs.append(job)
-                room -= job.samples
             else:
                 schedule.done(job)
                 expired.append(job)

@@ -99,6 +99,11 @@ class Connections:
         What connections may hold.
     on_end
         Called with the reason when a connection is ended or refused.
+
+    Attributes
+    ----------
+    bounds : Bounds
+        As given; may be widened.
     """
 
     def __init__(
@@ -108,7 +113,7 @@ class Connections:
         on_end: Callable[[Trouble], None],
     ) -> None:
         self._sockets = sockets
-        self._bounds = bounds
+        self.bounds = bounds
         self._on_end = on_end
         self._monitors = [each.get_monitor_socket(_EVENTS) for each in sockets]
         self._open: dict[int, Connection] = {}
@@ -141,9 +146,9 @@ class Connections:
 
     def may_send(self, connection: Connection, nbytes: int) -> bool:
         """Take note of bytes to send; False, and its end, if it takes nothing of them."""
-        if connection.owed + nbytes > self._bounds.answers:
+        if connection.owed + nbytes > self.bounds.answers:
             self._measure(connection)
-            if connection.owed + nbytes > self._bounds.answers:
+            if connection.owed + nbytes > self.bounds.answers:
                 self.end(connection, f"has not read {connection.owed} bytes of its answers")
                 return False
         connection.given += nbytes
@@ -176,13 +181,13 @@ class Connections:
                 each.moved = each.suspect = False
             if each.end_at and now >= each.end_at:
                 self.end(each, "is not authorised any more")
-            elif each.held > self._bounds.backlog or (
-                each.suspect and drained[each.port] and each.held > self._bounds.message
+            elif each.held > self.bounds.backlog or (
+                each.suspect and drained[each.port] and each.held > self.bounds.message
             ):
                 self.end(each, f"sends a message without an end: {each.held} bytes so far")
             else:
-                each.suspect = each.held > self._bounds.message
-                hurry |= each.suspect or each.held > self._bounds.message // 2
+                each.suspect = each.held > self.bounds.message
+                hurry |= each.suspect or each.held > self.bounds.message // 2
         hurry |= self._end_the_largest()
         self._next_look = time.monotonic() + (_HURRY if hurry else _CALM)
         return True
@@ -257,7 +262,7 @@ class Connections:
                 "another one from there was ended",
                 connection.address,
             )
-        elif len(self._open) >= self._bounds.connections:
+        elif len(self._open) >= self.bounds.connections:
             reason = "connections"
             self._log.warning(
                 reason,
@@ -292,7 +297,7 @@ class Connections:
             size = _TCP_INFO_OFFSET + _TCP_INFO_BYTES.size
             info = connection.handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
             connection.taken, received = _TCP_INFO_BYTES.unpack_from(info, _TCP_INFO_OFFSET)
-            if received - connection.delivered > self._bounds.message // 2:
+            if received - connection.delivered > self.bounds.message // 2:
                 unread = fcntl.ioctl(connection.fd, termios.FIONREAD, b"\0" * 4)
                 received -= int.from_bytes(unread, "little")
             connection.read = max(connection.read, received)
@@ -301,14 +306,14 @@ class Connections:
         """End the connection that holds most if all together hold too much; True if near that."""
         held = sum(each.held for each in self._open.values())
         owed = sum(each.owed for each in self._open.values())
-        if owed > self._bounds.memory:
+        if owed > self.bounds.memory:
             largest = max(self._open.values(), key=lambda each: each.owed)
             self.end(largest, f"has not read {largest.owed} bytes of its answers")
         memory = self._resident_bytes()
-        if _AMPLIFIED * held <= self._bounds.memory // 4:
+        if _AMPLIFIED * held <= self.bounds.memory // 4:
             self._usual_memory = memory
             return False
-        if memory - self._usual_memory > self._bounds.memory:
+        if memory - self._usual_memory > self.bounds.memory:
             largest = max(self._open.values(), key=lambda each: each.held)
             self.end(largest, f"holds {largest.held} bytes of a message that has not ended")
         return True

@@ -78,6 +78,9 @@ class _Totals(msgspec.Struct, frozen=True):
     sums: dict[str, float]
 
 
+_NOTHING = _Totals({}, {})
+
+
 class History:
     """Samples of a daemon's record. Of one thread, any.
 
@@ -95,7 +98,7 @@ class History:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self.samples: deque[Sample] = deque(maxlen=_SAMPLES)
-        self._recent: deque[tuple[float, dict[str, _Totals]]] = deque(maxlen=_RECENT + 1)
+        self._recent: deque[tuple[float, dict[BundleMetrics, _Totals]]] = deque(maxlen=_RECENT + 1)
         self._last = self._sums()
         self._recent.append((time.monotonic(), self._by_bundle()))
 
@@ -103,15 +106,12 @@ class History:
         """Take a sample of the time since the last one."""
         before, now = self._last, self._sums()
         self._last = now
-        # Less than before where a bundle was dropped.
-        more = {name: max(0, count - before[name]) for name, count in now.items()}
+        more = {name: count - before[name] for name, count in now.items()}
         then, old = self._recent[-1]
         self._recent.append((time.monotonic(), self._by_bundle()))
         seconds = max(1e-3, self._recent[-1][0] - then)
-        passed = _added(
-            _difference(new, old.get(name, _Totals({}, {})))
-            for name, new in self._recent[-1][1].items()
-        )
+        new = self._recent[-1][1]
+        passed = _added(_difference(new[each], old.get(each, _NOTHING)) for each in new)
         schedule = self._metrics.schedule
         served = sum(passed.counts.get("latency", ()))
         self.samples.append(
@@ -135,30 +135,28 @@ class History:
     def recent(self, bundle: BundleMetrics) -> RecentFigures:
         """Return the figures of a bundle's last minute, as of the last sample."""
         (then, old), (now, new) = self._recent[0], self._recent[-1]
-        name = bundle.bundle.id
-        if now == then or name not in new:
+        if now == then or bundle not in new:
             return RecentFigures(0.0, {})
-        passed = _difference(new[name], old.get(name, _Totals({}, {})))
+        passed = _difference(new[bundle], old.get(bundle, _NOTHING))
         served = sum(passed.counts["latency"])
         figures = {each: _figures(passed, each) for each in passed.counts} if served else {}
         return RecentFigures(served / (now - then), figures)
 
     def _sums(self) -> dict[str, int]:
-        bundles = list(self._metrics.bundles)
         return {
             **{str(outcome): self._metrics.requests(outcome) for outcome in OUTCOMES},
             "rejected": sum(list(self._metrics.rejected.values()))
             + sum(list(self._metrics.refused.values())),
-            "received": sum(each.received_bytes for each in bundles),
-            "sent": sum(each.sent_bytes for each in bundles),
+            "received": self._metrics.total.received_bytes,
+            "sent": self._metrics.total.sent_bytes,
         }
 
-    def _by_bundle(self) -> dict[str, _Totals]:
+    def _by_bundle(self) -> dict[BundleMetrics, _Totals]:
         totals = {}
         for each in list(self._metrics.bundles):
             histograms: dict[str, Histogram] = {"latency": each.latency}
             histograms.update((str(stage), made) for stage, made in each.stages.items())
-            totals[each.bundle.id] = _Totals(
+            totals[each] = _Totals(
                 {name: list(histogram.counts) for name, histogram in histograms.items()},
                 {name: histogram.sum for name, histogram in histograms.items()},
             )

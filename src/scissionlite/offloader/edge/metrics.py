@@ -101,13 +101,30 @@ class DeviceUsage(msgspec.Struct, eq=False):
     round_trip: float = 0.0
 
 
+class Traffic(msgspec.Struct, eq=False):
+    """Requests by outcome, and the bytes of requests and of results."""
+
+    requests: dict[Outcome, int] = msgspec.field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+
 class BundleMetrics:
     """The record of one bundle's requests.
+
+    Parameters
+    ----------
+    bundle
+        The bundle.
+    total
+        The traffic of all bundles, which grows with this one's.
 
     Attributes
     ----------
     bundle
         The bundle.
+    since
+        When it was added, in seconds since 1970.
     requests
         By outcome.
     received_bytes, sent_bytes
@@ -119,8 +136,10 @@ class BundleMetrics:
         is the sum of the stages.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, total: Traffic) -> None:
         self.bundle = bundle
+        self.since = time.time()
+        self._total = total
         self.requests: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -131,6 +150,7 @@ class BundleMetrics:
     def receive(self, usage: DeviceUsage | None, nbytes: int) -> None:
         """Record that a request has arrived."""
         self.received_bytes += nbytes
+        self._total.received_bytes += nbytes
         if usage is not None:
             usage.requests += 1
             usage.received_bytes += nbytes
@@ -139,6 +159,8 @@ class BundleMetrics:
         """Record how a request ended; before the device can know."""
         self.requests[outcome] += 1
         self.sent_bytes += nbytes
+        self._total.requests[outcome] += 1
+        self._total.sent_bytes += nbytes
         if usage is None:  # the device has left
             return
         usage.sent_bytes += nbytes
@@ -170,6 +192,8 @@ class Metrics:
     ----------
     bundles
         The bundles served, in the order in which they were added.
+    total
+        Of all bundles, also of those that are served no longer.
     rejected
         Messages that break the wire format or the protocol, by class of error.
     refused
@@ -189,6 +213,7 @@ class Metrics:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.bundles: list[BundleMetrics] = []
+        self.total = Traffic()
         self.rejected: dict[str, int] = {}
         self.refused: dict[str, int] = {}
         self.started = self.stepped = time.monotonic()
@@ -199,9 +224,13 @@ class Metrics:
 
     def add_bundle(self, bundle: Bundle) -> BundleMetrics:
         """Begin the record of a bundle."""
-        added = BundleMetrics(bundle)
+        added = BundleMetrics(bundle, self.total)
         self.bundles.append(added)
         return added
+
+    def remove_bundle(self, record: BundleMetrics) -> None:
+        """End the record of a bundle."""
+        self.bundles.remove(record)
 
     def reject(self, error: ScissionLiteError, usage: DeviceUsage | None = None) -> None:
         """Count a rejected message, and log it unless one of its class was logged just now."""
@@ -227,7 +256,7 @@ class Metrics:
 
     def requests(self, outcome: Outcome) -> int:
         """Count the requests of all bundles that ended so."""
-        return sum(bundle.requests[outcome] for bundle in list(self.bundles))
+        return self.total.requests[outcome]
 
     def stats(self) -> StatsReply:
         """Return the counts so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -11,13 +12,18 @@ from scissionlite.offloader.edge.metrics import DeviceUsage
 from scissionlite.offloader.limits import EdgeLimits
 from scissionlite.offloader.wire import Buffer, TensorHeader
 
+if TYPE_CHECKING:
+    from scissionlite.offloader.edge.served import Served
+
 
 class Job(msgspec.Struct, eq=False):
     """A checked request; ``arrived`` and ``expires`` are monotonic times.
 
-    ``samples`` is its batch.
+    ``samples`` is its batch; ``served`` the bundle that it was made for, which may be dropped
+    meanwhile.
     """
 
+    served: Served
     device_id: bytes
     request_id: int
     tensors: tuple[TensorHeader, ...]
@@ -43,6 +49,7 @@ class Done(msgspec.Struct, frozen=True, eq=False):
 
 
 class _Device(msgspec.Struct, eq=False):
+    served: Served
     name: str
     peer: str
     heard: float
@@ -81,7 +88,7 @@ class Schedule:
         self._devices: dict[bytes, _Device] = {}
         self._turns: deque[bytes] = deque()  # devices with waiting jobs, the next one first
         self._held: set[tuple[bytes, int]] = set()  # waiting or at work
-        self._waiting = self._samples = 0
+        self._waiting = 0
         self._shared_anew = False  # whether devices have come or gone
 
     @property
@@ -95,9 +102,14 @@ class Schedule:
         return self._waiting
 
     @property
-    def samples(self) -> int:
-        """Samples in the requests that wait."""
-        return self._samples
+    def head(self) -> Job:
+        """The request whose turn is next, of those that wait."""
+        return self._devices[self._turns[0]].jobs[0]
+
+    def samples_of(self, served: Served) -> int:
+        """Count the samples in the requests for a bundle that wait."""
+        waiting = (job for device_id in self._turns for job in self._devices[device_id].jobs)
+        return sum(job.samples for job in waiting if job.served is served)
 
     @property
     def oldest(self) -> float:
@@ -129,6 +141,19 @@ class Schedule:
         """Whether no request waits or is at work."""
         return not self._held
 
+    def served(self, device_id: bytes) -> Served | None:
+        """Return the bundle of a device's Hello; None if it is not connected."""
+        device = self._devices.get(device_id)
+        return None if device is None else device.served
+
+    def devices_of(self, served: Served) -> list[bytes]:
+        """Ids of the devices connected that have a bundle."""
+        return [name for name, device in self._devices.items() if device.served is served]
+
+    def holds(self, device_id: bytes) -> bool:
+        """Whether a request of a device waits or is at work."""
+        return any(held == device_id for held, _ in self._held)
+
     def new_credits(self) -> list[tuple[bytes, int]]:
         """Grant every device its share; return the devices for which that is a change."""
         if not self._shared_anew:
@@ -139,12 +164,15 @@ class Schedule:
             device.credit = share
         return [(device_id, share) for device_id, _ in changed]
 
-    def greet(self, device_id: bytes, name: str, now: float, peer: str = "") -> bool:
+    def greet(
+        self, device_id: bytes, served: Served, name: str, now: float, peer: str = ""
+    ) -> bool:
         """Add a device that has said Hello; False if there is no room for one more."""
         if device_id in self._devices:
             self._devices[device_id].heard = now
+            self._devices[device_id].served = served
         elif len(self._devices) < self._most_devices:
-            self._devices[device_id] = _Device(name, peer, now, 0)
+            self._devices[device_id] = _Device(served, name, peer, now, 0)
             self._shared_anew = True
         else:
             return False
@@ -177,7 +205,6 @@ class Schedule:
         if device.jobs:
             self._turns.remove(device_id)
         self._waiting -= len(device.jobs)
-        self._samples -= sum(job.samples for job in device.jobs)
         self._held.difference_update((device_id, job.request_id) for job in device.jobs)
         return device.name
 
@@ -210,26 +237,28 @@ class Schedule:
         jobs.append(job)
         self._held.add(key)
         self._waiting += 1
-        self._samples += job.samples
         return True
 
-    def next(self, room: int | None = None) -> Job | None:
+    def next(self, beside: Job | None = None, room: int = 0) -> Job | None:
         """Take the first request of the device whose turn it is; held until :meth:`done`.
 
-        None if there is none, or if it has more samples than there is ``room`` for.
+        To be run ``beside`` another one, it must be for the same bundle: devices with another one
+        keep their turns. None if there is none, or if it has more samples than there is ``room``
+        for.
         """
-        if not self._turns:
+        for device_id in self._turns:
+            jobs = self._devices[device_id].jobs
+            if beside is None or jobs[0].served is beside.served:
+                break
+        else:
             return None
-        device_id = self._turns[0]
-        jobs = self._devices[device_id].jobs
-        if room is not None and jobs[0].samples > room:
+        if beside is not None and jobs[0].samples > room:
             return None
-        self._turns.popleft()
+        self._turns.remove(device_id)
         job = jobs.popleft()
         if jobs:
             self._turns.append(device_id)
         self._waiting -= 1
-        self._samples -= job.samples
         return job
 
     def done(self, job: Job) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import secrets
 import weakref
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class EdgeServer:
-    """Serve a bundle's edge slice to any number of devices; a context manager.
+    """Serve the edge slices of bundles to any number of devices; a context manager.
 
     Close it, or use ``with``. A server that is dropped without is closed by the garbage collector,
     with a ResourceWarning. In a forked child, a server that its parent started does nothing:
@@ -35,9 +36,10 @@ class EdgeServer:
 
     Parameters
     ----------
-    bundle
-        The bundle, or the path of its folder; of kind "split" or "image". Without one, the
-        daemon answers probes and requests for profiles, and refuses devices.
+    bundles
+        The bundles, or the paths of their folders; of kind "split" or "image". One may stand
+        without a list. :meth:`add` and :meth:`remove` change them while it serves. Without any,
+        the daemon answers probes and requests for profiles, and refuses devices.
     bind
         Tensor endpoint to listen on: ``tcp://address:port`` or ``ipc://path``. Port ``*`` or 0
         is any free one; :attr:`endpoint` then has its number. By default only this machine can
@@ -65,6 +67,9 @@ class EdgeServer:
     insecure
         Listen on networks without keys: whoever reaches the ports can use and disturb the daemon,
         and read what crosses. There are no profiles then.
+    trust
+        File of public signing keys, of which one must have signed each bundle that is loaded from
+        a path; None takes any.
     page
         Where to serve the status page, metrics, liveness and readiness over HTTP
         (docs/daemon.md): ``:8080`` for this machine only, ``host:8080`` or ``0.0.0.0:8080`` for
@@ -84,7 +89,7 @@ class EdgeServer:
 
     def __init__(
         self,
-        bundle: Bundle | str | Path | None = None,
+        bundles: Bundle | str | Path | Sequence[Bundle | str | Path] | None = None,
         bind: str = "tcp://127.0.0.1:5555",
         *,
         control: str | None = None,
@@ -96,6 +101,7 @@ class EdgeServer:
         profile_models: Sequence[str] = (),
         keys: EdgeKeys | None = None,
         insecure: bool = False,
+        trust: str | Path | None = None,
         page: str | None = None,
     ) -> None:
         limits = limits or EdgeLimits()
@@ -103,20 +109,23 @@ class EdgeServer:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         self._workers = workers
-        opened = Bundle.load(bundle) if isinstance(bundle, str | Path) else bundle
         self._binds = Endpoints.to_bind(bind, control)
         if keys is None:
             _check_exposure(self._binds, profile_models, insecure=insecure)
         self._page_address = None if page is None else PageAddress.parse(page)
-        self._side = None if opened is None else EdgeSide(opened, threads, runtime, limits.batch)
+        self._open = functools.partial(
+            EdgeSide.open, threads=threads, runtime=runtime, batch=limits.batch, trust=trust
+        )
+        if bundles is None or isinstance(bundles, Bundle | str | Path):
+            bundles = [] if bundles is None else [bundles]
+        sides = [self._open(bundle) for bundle in bundles]
         welcome = Welcome(
             secrets.randbits(63),
             limits.credit,
             (name or platform.node())[:256],
             limits.heartbeat,
         )
-        batch = 1 if self._side is None else self._side.batch
-        self._loop = EdgeLoop(opened, welcome, limits, keys, profile_models, workers, batch)
+        self._loop = EdgeLoop(sides, welcome, limits, keys, profile_models, workers)
         self._threads: EdgeThreads | None = None
         self._page: PageServer | None = None
         self._encrypted = keys is not None
@@ -144,6 +153,11 @@ class EdgeServer:
     def control_endpoint(self) -> str:
         """The control endpoint listened on; empty before :meth:`start`."""
         return "" if self._threads is None else self._threads.endpoints.control
+
+    @property
+    def bundles(self) -> list[Bundle]:
+        """The bundles served, in the order in which they were added."""
+        return self._loop.bundles.bundles
 
     @property
     def working(self) -> bool:
@@ -174,14 +188,54 @@ class EdgeServer:
             raise OffloadError("an EdgeServer is started once; make another one")
         self._start_page()
         try:
-            self._threads = EdgeThreads(
-                self._loop, self._side, self._workers, self._binds, self._stop_seconds
-            )
+            self._threads = EdgeThreads(self._loop, self._workers, self._binds, self._stop_seconds)
         except BaseException:
             self._close_page()
             raise
         # At exit, daemon threads end with the process.
         weakref.finalize(self, self._threads.drop).atexit = False
+
+    def add(self, bundle: Bundle | str | Path, *, replaces: str | None = None) -> Bundle:
+        """Load a bundle, and serve it from then on; any thread may, while others are served.
+
+        Parameters
+        ----------
+        bundle
+            The bundle, or the path of its folder.
+        replaces
+            Id of a bundle that is dropped in the same step, as by :meth:`remove`, if it is served.
+
+        Returns
+        -------
+        Bundle
+            The bundle; if it was served before, nothing changes for its devices.
+
+        Raises
+        ------
+        OffloadError
+            If the server does not run, the bundle's requests are larger than
+            ``limits.payload`` allows, or there are 64 bundles.
+        BundleError, SignatureError, RuntimeUnavailableError
+            As for the bundles that are given at the start. What is served does not change.
+        """
+        self._check_running()
+        side = self._open(bundle)
+        self._loop.put(side, replaces)
+        return side.bundle
+
+    def remove(self, bundle_id: str) -> None:
+        """Serve a bundle no longer.
+
+        Requests that were accepted are answered. Then its devices are refused, as those with any
+        bundle that is not served.
+
+        Raises
+        ------
+        OffloadError
+            If the server does not run, or does not serve the bundle.
+        """
+        self._check_running()
+        self._loop.drop(bundle_id)
 
     def serve_forever(self) -> None:
         """Serve until :meth:`stop` is called; starts the server if need be, and closes it.
@@ -251,6 +305,11 @@ class EdgeServer:
     def _close_page(self) -> None:
         if self._page is not None:
             self._page.close()
+
+    def _check_running(self) -> None:
+        self._check_process()
+        if self._threads is None or self._stop:
+            raise OffloadError("an EdgeServer must be started before its bundles change")
 
     def _check_process(self) -> None:
         if self._threads is not None and not self._threads.here:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,11 @@ class EdgeSide:
     batch : int
         Samples in one run beyond which it gains nothing, as measured; at most the argument.
 
+    Attributes
+    ----------
+    bundle : Bundle
+        As given.
+
     Raises
     ------
     OffloadError
@@ -69,6 +75,7 @@ class EdgeSide:
     ) -> None:
         manifest = bundle.manifest
         request_tensors(manifest)
+        self.bundle = bundle
         self._manifest = manifest
         self._slices: dict[Role, Slice] = {}
         self._bundle_prefix = wire.bundle_prefix(bundle.id)
@@ -88,6 +95,25 @@ class EdgeSide:
         if (most := min(batch, manifest.max_batch)) > 1:
             self.batch = best_batch(self.run, inputs, most)
             logger.info("%s: up to %d samples are run together", manifest.model, self.batch)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle | str | Path,
+        threads: int | None = None,
+        runtime: str | None = None,
+        batch: int = 1,
+        *,
+        trust: str | Path | None = None,
+    ) -> EdgeSide:
+        """Load a bundle and its slice, which takes seconds; any thread may.
+
+        With ``trust``, a bundle given by its path must be signed as in :meth:`.bundle.Bundle.load`.
+        Raises what it raises, and what making an EdgeSide raises.
+        """
+        if not isinstance(bundle, Bundle):
+            bundle = Bundle.load(bundle, trust)
+        return cls(bundle, threads, runtime, batch)
 
     def answer(
         self,

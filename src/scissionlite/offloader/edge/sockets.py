@@ -14,6 +14,7 @@ from typing import NamedTuple
 import zmq
 
 from scissionlite.errors import OffloadError, ScissionLiteError, UnauthorizedKeyError
+from scissionlite.manifest import Manifest
 from scissionlite.offloader import wire
 from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.bounds import Bounds
@@ -112,6 +113,16 @@ class EdgeSockets:
         except zmq.ZMQError as error:
             self.close()
             raise OffloadError(f"cannot listen on {endpoint}: {_explain(error)}") from error
+
+    def make_room_for(self, manifest: Manifest) -> None:
+        """Let connections hold the requests and results of one more bundle.
+
+        Raises
+        ------
+        OffloadError
+            If its requests are too large.
+        """
+        self._connections.bounds = self._connections.bounds.including(manifest)
 
     @property
     def endpoints(self) -> Endpoints:

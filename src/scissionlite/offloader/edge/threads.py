@@ -17,7 +17,6 @@ import warnings
 
 from scissionlite.offloader.edge.loop import EdgeLoop
 from scissionlite.offloader.edge.schedule import Job
-from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -35,8 +34,6 @@ class EdgeThreads:
     ----------
     loop
         The leader's steps.
-    side
-        The computation; None if there is no bundle.
     workers
         Runs of the slice at once; there is one more thread.
     binds
@@ -60,14 +57,12 @@ class EdgeThreads:
     def __init__(
         self,
         loop: EdgeLoop,
-        side: EdgeSide | None,
         workers: int,
         binds: Endpoints,
         stop_seconds: float,
     ) -> None:
         self._loop = loop
         self._stop_seconds = stop_seconds
-        self._side = side
         self._stop = False
         self._stop_at = math.inf
         self._closed = threading.Event()
@@ -136,8 +131,8 @@ class EdgeThreads:
         """Take turns at leading and at working, until the end; each thread."""
         while jobs := self._lead():
             while jobs:
-                assert self._side is not None  # or there were no jobs
-                self._loop.finish(self._side.finish(jobs))
+                # No name for the computation: it would live on while this thread waits.
+                self._loop.finish(jobs[0].served.side.finish(jobs))
                 jobs = self._loop.next_jobs()
             if self._stop:
                 self._waker.wake()  # the leader looks whether all is answered
