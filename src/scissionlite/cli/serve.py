@@ -79,6 +79,13 @@ def serve(
         bool,
         typer.Option("--insecure", help="Listen on networks without keys, for everybody there."),
     ] = False,
+    watch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder whose folders are bundles: serve them, too, and load, replace and drop "
+            "them as they change. SIGHUP looks at once."
+        ),
+    ] = None,
     trust: TrustOption = None,
     profile_models: Annotated[
         list[str],
@@ -112,7 +119,7 @@ def serve(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Serve bundles to devices until SIGTERM or SIGINT (Ctrl-C); SIGHUP reads the keys again."""
+    """Serve bundles until SIGTERM or SIGINT (Ctrl-C); SIGHUP reads keys and --watch again."""
     if print_unit:
         typer.echo(unit_file(config, key), nl=False)
         return
@@ -132,6 +139,7 @@ def serve(
             profile_models=profile_models,
             keys=keys,
             insecure=insecure,
+            watch=watch,
             trust=trust,
             page=page,
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
+from scissionlite.offloader.edge.bundle_folder import BundleFolder
 from scissionlite.offloader.edge.loop import EdgeLoop
 from scissionlite.offloader.edge.page_address import PageAddress
 from scissionlite.offloader.edge.side import EdgeSide
@@ -67,6 +68,10 @@ class EdgeServer:
     insecure
         Listen on networks without keys: whoever reaches the ports can use and disturb the daemon,
         and read what crosses. There are no profiles then.
+    watch
+        Folder whose folders are bundles that are served, too: what is put there while the server
+        runs is loaded, what is replaced is replaced, what is removed is dropped. One that cannot
+        be loaded is logged.
     trust
         File of public signing keys, of which one must have signed each bundle that is loaded from
         a path; None takes any.
@@ -101,6 +106,7 @@ class EdgeServer:
         profile_models: Sequence[str] = (),
         keys: EdgeKeys | None = None,
         insecure: bool = False,
+        watch: str | Path | None = None,
         trust: str | Path | None = None,
         page: str | None = None,
     ) -> None:
@@ -119,6 +125,11 @@ class EdgeServer:
         if bundles is None or isinstance(bundles, Bundle | str | Path):
             bundles = [] if bundles is None else [bundles]
         sides = [self._open(bundle) for bundle in bundles]
+        self._folder: BundleFolder | None = None
+        if watch is not None:
+            given = frozenset(side.bundle.id for side in sides)
+            self._folder = BundleFolder(Path(watch), self._open, given, signed=trust is not None)
+            sides += self._folder.sides
         welcome = Welcome(
             secrets.randbits(63),
             limits.credit,
@@ -161,8 +172,10 @@ class EdgeServer:
 
     @property
     def working(self) -> bool:
-        """Whether a request is at work still, after :meth:`close`: a slice cannot be stopped."""
-        return self._threads is not None and self._threads.here and self._threads.working
+        """Whether a slice is run or loaded still, after :meth:`close`: that cannot be stopped."""
+        if self._threads is None or not self._threads.here:
+            return False
+        return self._threads.working or (self._folder is not None and self._folder.working)
 
     @property
     def page(self) -> str:
@@ -194,6 +207,9 @@ class EdgeServer:
             raise
         # At exit, daemon threads end with the process.
         weakref.finalize(self, self._threads.drop).atexit = False
+        if self._folder is not None:
+            self._folder.start(self._loop)
+            weakref.finalize(self, self._folder.stop).atexit = False
 
     def add(self, bundle: Bundle | str | Path, *, replaces: str | None = None) -> Bundle:
         """Load a bundle, and serve it from then on; any thread may, while others are served.
@@ -262,12 +278,14 @@ class EdgeServer:
         self._stop = self._loop.metrics.stopping = True
 
     def reload(self) -> None:
-        """Read again what may change while it serves: the list of authorised keys.
+        """Read again what may change while it serves: the list of authorised keys, and ``watch``.
 
-        The list is read again by itself when it changes. Signal handlers may call this.
+        Both are read again by themselves when they change. Signal handlers may call this.
         """
         if self._threads is not None and self._threads.here:
             self._threads.reload()
+            if self._folder is not None:
+                self._folder.look()
 
     def close(self) -> None:
         """Answer what was accepted, say Goodbye to the devices and stop; may be called again.
@@ -277,7 +295,11 @@ class EdgeServer:
         self._stop = True
         if self._threads is not None and self._threads.here:
             self._loop.metrics.stopping = True
+            if self._folder is not None:
+                self._folder.stop()
             self._threads.close()
+            if self._folder is not None:
+                self._folder.close()
             self._close_page()
 
     def stats(self) -> StatsReply:
