@@ -54,7 +54,7 @@ def write_bundle(
             "device": (toy.device, example),
             "edge": (toy.edge, (torch.zeros(toy.crossing),)),
         }
-    slices = export_slices(modules, (runtime,), folder)
+    slices = export_slices(modules, (runtime,), folder, dynamic_batch=max_batch > 1)
     crossing = CrossingTensor("x", toy.crossing, transfer=transfer, quantization=quantization)
     manifest = Manifest(
         kind=kind,

@@ -46,7 +46,7 @@ TEXTURES = Preprocessing(size=(64, 64))
 _LONGEST_FIRST = (
     *("test_cli", "test_end_to_end", "test_graph", "test_offloader_commands", "test_preprocessor"),
     *("test_runtimes", "test_trainer", "test_capture", "test_remote_profile", "test_profiler"),
-    *("test_usage", "test_recovery", "test_fork"),
+    *("test_faults", "test_usage", "test_recovery", "test_fork"),
 )
 """The files that take longest: `make test` gives a file to one process, and none at the end."""
 

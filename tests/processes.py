@@ -65,6 +65,11 @@ class Process:
         return output
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._popen.pid
+
+    @property
     def ended(self) -> bool:
         """Whether it has ended."""
         return self._popen.poll() is not None

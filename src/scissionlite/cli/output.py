@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -21,7 +21,17 @@ from scissionlite.cli.logs import logs_json
 
 logger = logging.getLogger(__name__)
 
-error_console = Console(stderr=True, soft_wrap=True)
+
+class _ErrorConsole(Console):
+    """The error stream, which nothing depends on: a daemon serves on if its log has no room."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; what cannot be written is lost, as with a line of the log."""
+        with suppress(OSError):
+            super().print(*objects, **options)
+
+
+error_console = _ErrorConsole(stderr=True, soft_wrap=True)
 """Errors and progress go here, so that the output stream holds only the answer."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
