@@ -12,7 +12,7 @@ import functools
 import zmq
 from zmq.backend.cython import _zmq  # its file has, or has loaded, libzmq
 
-from scissionlite import _core
+from scissionlite._core import discard_frames
 
 _SLICE = 20_000  # frames thrown away at a time, a few milliseconds
 _NAMES = ("zmq_msg_init", "zmq_msg_recv", "zmq_msg_more", "zmq_msg_close")
@@ -36,7 +36,7 @@ class FrameReader:
         library = ctypes.CDLL(_zmq.__file__)
         init, receive, more, close = (_address(library, name) for name in _NAMES)
         self._discard = functools.partial(
-            _core.discard_frames, init, receive, more, close, socket.underlying
+            discard_frames, init, receive, more, close, socket.underlying
         )
 
     @property
