@@ -5,16 +5,30 @@ On the CPU, and on a GPU whenever there is one: the code is the same.
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from bundles import Toy, write_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from specs import SEEDS, SHAPES, feature_map, quantization_for, specs
+from torch import nn
 
 import scissionlite as sl
-from scissionlite.errors import CodecError
+from scissionlite.bundle import Bundle
+from scissionlite.errors import CodecError, RuntimeUnavailableError
+from scissionlite.offloader.device.side import DeviceSide
+from scissionlite.offloader.edge.gpu import GpuDecoder
+from scissionlite.offloader.edge.metrics import BundleMetrics, Traffic
+from scissionlite.offloader.edge.schedule import Job
+from scissionlite.offloader.edge.served import Served
+from scissionlite.offloader.edge.side import EdgeSide
+from scissionlite.offloader.stopwatch import Stopwatch
+from scissionlite.runtimes import load_slice
 from scissionlite.transfer_layer.torch_decoder import TorchDecoder
 
 PROCESSORS = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -65,3 +79,53 @@ def test_what_the_core_refuses_is_refused() -> None:
     zstd = sl.TransferSpec(entropy="zstd")
     with pytest.raises(CodecError):
         TorchDecoder(zstd, packed.quantization, "cpu")(b"not zstd", packed.shape, True)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    shape = (1, 4, 8, 8)
+    network = nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 5))
+    return write_bundle(
+        Toy("for a GPU", nn.ReLU(), network, shape, shape, (1, 5)),
+        tmp_path_factory.mktemp("gpu"),
+        transfer=sl.TransferSpec(dtype="int4", entropy="zstd"),
+        quantization=sl.Quantization(0.1, 0),
+        max_batch=4,
+    )
+
+
+def jobs_of(bundle: Bundle) -> list[Job]:
+    side = DeviceSide(bundle)
+    jobs = []
+    for number, batch in enumerate([1, 2, 1]):
+        x = feature_map((batch, 4, 8, 8), number)
+        tensors, payloads = side.make_request((x,), Stopwatch())
+        views = [memoryview(payload) for payload in payloads]
+        served = Served(EdgeSide(bundle), BundleMetrics(bundle, Traffic()))
+        device_id = b"\1" * 16
+        jobs.append(Job(served, device_id, number, tensors, views, batch, 0.0, math.inf))
+    return jobs
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_an_edge_answers_the_same_where_torch_decodes(bundle: Bundle, processor: str) -> None:
+    side, other = EdgeSide(bundle), EdgeSide(bundle, processor=processor)
+    gpu = GpuDecoder(processor)
+    other._decode_tensor, other._join = gpu.decode, gpu.join  # on the CPU, too
+    jobs = jobs_of(bundle)
+    for several in (jobs, jobs[1:2]):
+        for expected, actual in zip(side.finish(several), other.finish(several), strict=True):
+            assert actual.reason == ""
+            for one, two in zip(expected.frames[1:], actual.frames[1:], strict=True):
+                first, second = (np.frombuffer(frame, np.float32) for frame in (one, two))
+                np.testing.assert_allclose(second, first, rtol=1e-5, atol=1e-6)
+                if processor == "cpu":
+                    assert bytes(one) == bytes(two)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_message_says_what_to_do(bundle: Bundle) -> None:
+    with pytest.raises(RuntimeUnavailableError, match=r"no GPU can be used.*--processor cpu"):
+        EdgeSide(bundle, processor="cuda")
+    with pytest.raises(RuntimeUnavailableError, match="onnx runs slices on the CPU"):
+        load_slice(Path("slice.onnx"), "onnx", processor="cuda")

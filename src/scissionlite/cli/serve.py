@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import typer
@@ -62,6 +62,10 @@ def serve(
         int, typer.Option(help="Requests that are worked on at once.", min=1, max=1024)
     ] = 1,
     runtime: SliceRuntimeOption = None,
+    processor: Annotated[
+        Literal["cpu", "cuda"],
+        typer.Option(help="'cuda' decodes and runs TorchScript slices on a GPU."),
+    ] = "cpu",
     name: Annotated[
         str | None,
         typer.Option(help="The daemon's name for devices.", show_default="the host's name"),
@@ -134,6 +138,7 @@ def serve(
             threads=threads,
             workers=workers,
             runtime=runtime,
+            processor=processor,
             limits=limits,
             name=name,
             profile_models=profile_models,

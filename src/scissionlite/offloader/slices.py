@@ -50,6 +50,7 @@ def open_slice(
     inputs: Sequence[TensorInfo],
     threads: int | None,
     runtime: str | None,
+    processor: str = "cpu",
 ) -> Slice:
     """Load one of a bundle's slices and run it a few times.
 
@@ -65,6 +66,8 @@ def open_slice(
         For one run of the slice; None is the runtime's default.
     runtime
         Which of the bundle's runtimes runs it; None is the first that can here.
+    processor
+        "cpu" or "cuda".
 
     Raises
     ------
@@ -76,7 +79,7 @@ def open_slice(
     failures: list[str] = []
     for name in bundle.runtimes(role) if runtime is None else (runtime,):
         try:
-            load = functools.partial(_load, bundle, role, name, threads)
+            load = functools.partial(_load, bundle, role, name, threads, processor)
             loaded = load() if runtime_module(name).SURVIVES_FORK else ReloadedSlice(load)
         except RuntimeUnavailableError as error:
             failures.append(str(error))
@@ -94,9 +97,9 @@ def warm_up_slice(loaded: Slice, inputs: Sequence[TensorInfo], runs: int = 3) ->
     warm_up(loaded, [(tensor.shape, tensor.dtype) for tensor in inputs], runs)
 
 
-def _load(bundle: Bundle, role: Role, runtime: str, threads: int | None) -> Slice:
+def _load(bundle: Bundle, role: Role, runtime: str, threads: int | None, processor: str) -> Slice:
     with _checked_copy(bundle, role, runtime) as path:
-        return load_slice(path, runtime, threads)
+        return load_slice(path, runtime, threads, processor)
 
 
 @contextmanager

@@ -71,7 +71,9 @@ def runtime_module(runtime: str) -> ModuleType:
         ) from error
 
 
-def load_slice(path: Path, runtime: str, threads: int | None = None) -> Slice:
+def load_slice(
+    path: Path, runtime: str, threads: int | None = None, processor: str = "cpu"
+) -> Slice:
     """Load a slice.
 
     Parameters
@@ -82,14 +84,22 @@ def load_slice(path: Path, runtime: str, threads: int | None = None) -> Slice:
         One of :data:`RUNTIMES`.
     threads
         Threads for one inference; None leaves the runtime's own default.
+    processor
+        "cpu", or "cuda" where TorchScript is to run it on a GPU.
 
     Raises
     ------
     RuntimeUnavailableError
-        As :func:`runtime_module`, or if the slice was compiled for another processor.
+        As :func:`runtime_module`, or if the slice was compiled for another processor, or there is
+        no such processor.
     """
     keep_memory()
-    loaded: Slice = runtime_module(runtime).load(path, threads)
+    if processor == "cpu":
+        loaded: Slice = runtime_module(runtime).load(path, threads)
+    elif runtime == "torchscript":
+        loaded = runtime_module(runtime).load(path, threads, processor)
+    else:
+        raise RuntimeUnavailableError(f"{runtime} runs slices on the CPU here, not on {processor}")
     return loaded
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from scissionlite.errors import RuntimeUnavailableError
 from scissionlite.graph.analysis import flat
 from scissionlite.runtimes import unshared
 from scissionlite.runtimes.torch_threads import set_threads
@@ -25,23 +26,31 @@ SURVIVES_FORK = True
 class TorchScriptSlice:
     """A frozen TorchScript module, called with and answering NumPy arrays.
 
-    They are copied only where memory would be shared for longer than the call.
+    They are copied only where memory would be shared for longer than the call. An input may be a
+    tensor, too: one that is on the module's processor already.
     """
 
-    def __init__(self, module: torch.jit.ScriptModule) -> None:
+    def __init__(self, module: torch.jit.ScriptModule, processor: str = "cpu") -> None:
         self._module = module
+        self._processor = processor
         self._constant = _constant_outputs(module.graph)
 
-    def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+    def __call__(
+        self, *inputs: npt.NDArray[Any] | torch.Tensor
+    ) -> tuple[npt.NDArray[np.float32], ...]:
         """Run the slice on arrays."""
         # torch takes no array that it could not write to, or that runs backwards.
-        arrays = [np.require(x, requirements=["C", "W"]) for x in inputs]
+        arrays = [
+            x if isinstance(x, torch.Tensor) else np.require(x, requirements=["C", "W"])
+            for x in inputs
+        ]
+        tensors = [x if isinstance(x, torch.Tensor) else torch.from_numpy(x) for x in arrays]
         with torch.inference_mode():
-            answers = flat(self._module(*map(torch.from_numpy, arrays)))
-        outputs = [tensor.contiguous().numpy() for tensor in answers]
+            answers = flat(self._module(*(x.to(self._processor) for x in tensors)))
+        outputs = [tensor.contiguous().cpu().numpy() for tensor in answers]
         for i in self._constant:
             outputs[i] = outputs[i].copy()
-        return unshared(outputs, arrays)
+        return unshared(outputs, [x for x in arrays if isinstance(x, np.ndarray)])
 
 
 def _constant_outputs(graph: torch.Graph) -> list[int]:
@@ -53,11 +62,24 @@ def _constant_outputs(graph: torch.Graph) -> list[int]:
     return [i for i, value in enumerate(outputs) if value.node().kind() in kinds]
 
 
-def load(path: Path, threads: int | None = None) -> TorchScriptSlice:
-    """Load a slice that :func:`export` wrote; ``threads`` is torch's own, so process-wide."""
+def load(path: Path, threads: int | None = None, processor: str = "cpu") -> TorchScriptSlice:
+    """Load a slice that :func:`export` wrote; ``threads`` is torch's own, so process-wide.
+
+    Raises
+    ------
+    RuntimeUnavailableError
+        If the processor is "cuda" and there is none that this torch can use.
+    """
+    if processor == "cuda" and not torch.cuda.is_available():
+        built = "has no CUDA" if torch.version.cuda is None else f"is for CUDA {torch.version.cuda}"
+        raise RuntimeUnavailableError(
+            f"no GPU can be used: torch {torch.__version__} here {built}; use --processor cpu, or "
+            "install a torch with CUDA and its driver"
+        )
     set_threads(threads)
     with _known_deprecation():
-        return TorchScriptSlice(torch.jit.load(str(path), map_location="cpu"))
+        module = torch.jit.load(str(path), map_location=processor)
+    return TorchScriptSlice(module, processor)
 
 
 def compile_module(

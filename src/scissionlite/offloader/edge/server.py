@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
@@ -54,6 +54,8 @@ class EdgeServer:
     runtime
         The runtime that runs the slice here, one of those that the bundle was prepared for; by
         default the first of them that can.
+    processor
+        "cuda" runs TorchScript slices on a GPU: packed payloads are uploaded and decoded there.
     limits
         Credit, queue, heartbeat and the time of profiles; by default those of
         :class:`.limits.EdgeLimits`.
@@ -101,6 +103,7 @@ class EdgeServer:
         threads: int | None = None,
         workers: int = 1,
         runtime: str | None = None,
+        processor: Literal["cpu", "cuda"] = "cpu",
         limits: EdgeLimits | None = None,
         name: str | None = None,
         profile_models: Sequence[str] = (),
@@ -120,7 +123,12 @@ class EdgeServer:
             _check_exposure(self._binds, profile_models, insecure=insecure)
         self._page_address = None if page is None else PageAddress.parse(page)
         self._open = functools.partial(
-            EdgeSide.open, threads=threads, runtime=runtime, batch=limits.batch, trust=trust
+            EdgeSide.open,
+            threads=threads,
+            runtime=runtime,
+            batch=limits.batch,
+            processor=processor,
+            trust=trust,
         )
         if bundles is None or isinstance(bundles, Bundle | str | Path):
             bundles = [] if bundles is None else [bundles]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,18 +48,17 @@ class EdgeSide:
         Which of the bundle's runtimes runs it; None is the first that can here.
     batch
         Most samples that one run may have.
-
-    Attributes
-    ----------
-    run : Slice
-        The slice; with several variants, that of the first.
-    batch : int
-        Samples in one run beyond which it gains nothing, as measured; at most the argument.
+    processor
+        "cpu", or "cuda": packed payloads are uploaded, decoded on the GPU, and answered there.
 
     Attributes
     ----------
     bundle : Bundle
         As given.
+    run : Slice
+        The slice; with several variants, that of the first.
+    batch : int
+        Samples in one run beyond which it gains nothing, as measured; at most the argument.
 
     Raises
     ------
@@ -72,22 +72,33 @@ class EdgeSide:
         threads: int | None = None,
         runtime: str | None = None,
         batch: int = 1,
+        processor: str = "cpu",
     ) -> None:
         manifest = bundle.manifest
         request_tensors(manifest)
         self.bundle = bundle
         self._manifest = manifest
         self._slices: dict[Role, Slice] = {}
+        self._decode_tensor: Callable[..., Any] = _decode
+        self._join: Callable[..., Any] = np.concatenate
+        if processor != "cpu":
+            from scissionlite.offloader.edge.gpu import GpuDecoder  # imports torch
+
+            gpu = GpuDecoder(processor)
+            self._decode_tensor = gpu.decode
+            self._join = gpu.join if manifest.kind == "split" else np.concatenate
         self._bundle_prefix = wire.bundle_prefix(bundle.id)
         inputs: Sequence[TensorInfo] = manifest.inputs
         if manifest.kind == "split":
             inputs = manifest.crossing
             for variant in manifest.every_variant:
                 if variant.edge not in self._slices:
-                    opened = open_slice(bundle, variant.edge, variant.crossing, threads, runtime)
+                    opened = open_slice(
+                        bundle, variant.edge, variant.crossing, threads, runtime, processor
+                    )
                     self._slices[variant.edge] = opened
         else:
-            opened = open_slice(bundle, "network", inputs, threads, runtime)
+            opened = open_slice(bundle, "network", inputs, threads, runtime, processor)
             self._slices["network"] = opened
             self._load_image_decoder()
         self.run = next(iter(self._slices.values()))
@@ -103,6 +114,7 @@ class EdgeSide:
         threads: int | None = None,
         runtime: str | None = None,
         batch: int = 1,
+        processor: str = "cpu",
         *,
         trust: str | Path | None = None,
     ) -> EdgeSide:
@@ -113,7 +125,7 @@ class EdgeSide:
         """
         if not isinstance(bundle, Bundle):
             bundle = Bundle.load(bundle, trust)
-        return cls(bundle, threads, runtime, batch)
+        return cls(bundle, threads, runtime, batch, processor)
 
     def answer(
         self,
@@ -172,7 +184,7 @@ class EdgeSide:
             variants = [find_variant(self._manifest, job.tensors) for job in jobs]
             pairs = zip(variants, jobs, strict=True)
             decoded = [self._decode(each, job.tensors, job.payloads) for each, job in pairs]
-            tensors = [np.concatenate(several) for several in zip(*decoded, strict=True)]
+            tensors = [self._join(several) for several in zip(*decoded, strict=True)]
         with watch.stage("run"):
             outputs = self._slices[_role(variants[0])](*tensors)
         ends = np.cumsum([job.samples for job in jobs]).tolist()
@@ -184,8 +196,8 @@ class EdgeSide:
         variant: Variant | None,
         headers: Sequence[TensorHeader],
         payloads: Sequence[memoryview],
-    ) -> list[npt.NDArray[np.float32]]:
-        """Decode a request's payloads into the slice's inputs."""
+    ) -> list[Any]:
+        """Decode a request's payloads into the slice's inputs: arrays, or tensors on a GPU."""
         manifest = self._manifest
         if variant is None:
             assert manifest.preprocessing is not None
@@ -193,9 +205,8 @@ class EdgeSide:
             shape = manifest.preprocessing.frame_shape
             frame = image_decode(payloads[0], manifest.image_format, shape)
             return [manifest.preprocessing.tensor(frame)]
-        # Slices take their inputs as PyTorch's contiguous tensors are, in NCHW.
         return [
-            decode(_packed(tensor, header, payload), layout="nchw")
+            self._decode_tensor(tensor, header, payload)
             for tensor, header, payload in zip(variant.crossing, headers, payloads, strict=True)
         ]
 
@@ -236,5 +247,10 @@ def _role(variant: Variant | None) -> Role:
     return "network" if variant is None else variant.edge
 
 
-def _packed(tensor: CrossingTensor, header: TensorHeader, payload: memoryview) -> Packed:
-    return Packed(payload, tensor.transfer, header.shape, tensor.quantization, header.entropy_coded)
+def _decode(
+    tensor: CrossingTensor, header: TensorHeader, payload: memoryview
+) -> npt.NDArray[np.float32]:
+    quantization, coded = tensor.quantization, header.entropy_coded
+    packed = Packed(payload, tensor.transfer, header.shape, quantization, coded)
+    # Slices take their inputs as PyTorch's contiguous tensors are, in NCHW.
+    return decode(packed, layout="nchw")
