@@ -1,4 +1,4 @@
-"""The decoder of an edge with a GPU: unpack, upsample and join there. No other one imports torch."""
+"""The decoder of an edge with a GPU: unpack, upsample and join there. Only this imports torch."""
 
 from __future__ import annotations
 
