@@ -28,7 +28,12 @@ from scissionlite.demo.link_emulator import LinkEmulator
 from scissionlite.errors import BundleMismatchError, EdgeUnavailableError, OffloadError
 from scissionlite.offloader import EdgeLimits, EdgeServer, Timeouts, wire
 from scissionlite.offloader.device.edge_client import EdgeClient
+from scissionlite.offloader.edge.administration import Administration
+from scissionlite.offloader.edge.metrics import Metrics
+from scissionlite.offloader.edge.schedule import Schedule
+from scissionlite.offloader.edge.served import ServedBundles
 from scissionlite.offloader.edge.services import EdgeServices
+from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.probe import probe_header
 from scissionlite.scissiontl.link import read_links
@@ -197,11 +202,16 @@ def test_a_device_that_said_hello_may_probe(sockets: Sockets, tiny_bundle: Bundl
 
 def test_a_silent_edge_client_is_removed() -> None:
     sent: list[control.ToDevice] = []
+    metrics = Metrics(Schedule(EdgeLimits()))
+    nothing = Administration(
+        ServedBundles([], metrics), metrics, None, EdgeSide.open, lambda *_: None, lambda: None
+    )
     services = EdgeServices(
         "box",
         lambda _, message, __: sent.append(message),
         (),
         EdgeLimits(profile_seconds=1.0, client_silence=0.01),
+        nothing,
     )
     services.take(b"v" * 16, control.ClientHello("silent"))
     assert services.hear(b"v" * 16)

@@ -256,7 +256,7 @@ def test_bundles_change_only_while_the_daemon_runs_and_within_its_limits(
     with pytest.raises(OffloadError, match="must be started"):
         edge.add(second)
     with edge:
-        monkeypatch.setattr(served, "MOST_BUNDLES", 1)
+        monkeypatch.setattr(served, "MAX_BUNDLES", 1)
         with pytest.raises(OffloadError, match="at most 1 bundles"):
             edge.add(second)
         edge.add(second, replaces=first.id)

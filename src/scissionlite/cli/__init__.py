@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from scissionlite import __version__
+from scissionlite.cli.bundles import bundles
 from scissionlite.cli.demo import demo
 from scissionlite.cli.doctor import doctor
 from scissionlite.cli.inspect import inspect
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich cuts the names of options in a terminal of 80 columns
 )
-for command in (profile, probe, plan, prepare, inspect, sign, serve, run, demo, doctor):
+for command in (profile, probe, plan, prepare, inspect, sign, serve, bundles, run, demo, doctor):
     app.command(cls=Command)(command)
 app.add_typer(keys)
 

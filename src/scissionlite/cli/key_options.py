@@ -58,8 +58,12 @@ def keys_of_edges(
     return [DeviceKeys(key, edge_key) for edge_key in edge_keys]
 
 
-def edge_keys(key: Path | None, authorized: Path | None) -> EdgeKeys | None:
+def edge_keys(key: Path | None, authorized: Path | None, admin: Path | None) -> EdgeKeys | None:
     """Read the keys of an edge daemon; None without the options."""
     if (key is None) != (authorized is None):
         raise typer.BadParameter("--key and --authorized go together")
-    return None if key is None or authorized is None else EdgeKeys(key, authorized)
+    if key is None or authorized is None:
+        if admin is not None:
+            raise typer.BadParameter("--admin goes together with --key and --authorized")
+        return None
+    return EdgeKeys(key, authorized, admin)

@@ -79,6 +79,13 @@ def serve(
             "authorize` writes it. It is read again when it changes."
         ),
     ] = None,
+    admin: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the public keys, of those, that may load and drop bundles with "
+            "`scissionlite bundles`. The slices of a bundle are programs."
+        ),
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option("--insecure", help="Listen on networks without keys, for everybody there."),
@@ -129,7 +136,7 @@ def serve(
         return
     leave_at_once()
     set_up_logging(log_format, log_level)
-    keys = edge_keys(key, authorized)
+    keys = edge_keys(key, authorized, admin)
     with usage_errors():
         server = EdgeServer(
             bundle,

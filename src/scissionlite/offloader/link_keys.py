@@ -26,6 +26,9 @@ class EdgeKeys:
     authorized
         File of the devices' public keys, one a line (``scissionlite keys authorize`` adds them).
         It is read again when it changes: a key that is taken out is refused from then on.
+    admin
+        File of the public keys, of those, that may change the bundles that are served
+        (``scissionlite bundles``), in the same form; None allows nobody to.
 
     Raises
     ------
@@ -34,10 +37,15 @@ class EdgeKeys:
         secret or write the list; or if this machine's ZeroMQ has no CURVE.
     """
 
-    def __init__(self, secret: str | Path, authorized: str | Path) -> None:
+    def __init__(
+        self, secret: str | Path, authorized: str | Path, admin: str | Path | None = None
+    ) -> None:
         self._secret = read_secret(secret, "link")
         self._authorized = Path(authorized)
-        self.authorized_keys()  # what is wrong with the file is said now
+        self._admin = None if admin is None else Path(admin)
+        # What is wrong with the files is said now.
+        self.authorized_keys()
+        self.admin_keys()
 
     @property
     def public(self) -> str:
@@ -47,6 +55,10 @@ class EdgeKeys:
     def authorized_keys(self) -> AuthorizedKeys:
         """Read the file of authorised keys; one reader a server."""
         return AuthorizedKeys(self._authorized)
+
+    def admin_keys(self) -> AuthorizedKeys | None:
+        """Read the file of administrators' keys; one reader a server."""
+        return None if self._admin is None else AuthorizedKeys(self._admin)
 
     def secure(self, each: zmq.Socket[bytes]) -> None:
         """Have a socket that will listen take only encrypted connections of known keys."""

@@ -1,4 +1,4 @@
-"""A client that requests probes and profiles of an edge daemon, not inference."""
+"""A client that asks an edge daemon for probes, profiles and its bundles, not for inference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from scissionlite.offloader.wire.endpoints import Endpoints
 _HEARTBEAT = 1.0  # seconds between two Pings while an answer is long in coming
 _SLACK_BYTES = 1 << 16  # over the largest answer
 
-Answer = TypeVar("Answer", control.ProbeReply, control.ProfileReply)
+Answer = TypeVar("Answer", control.ProbeReply, control.ProfileReply, control.BundlesReply)
 
 
 class EdgeClient:
@@ -147,7 +147,7 @@ class EdgeClient:
 
         Returns
         -------
-        ProbeReply or ProfileReply, list of memoryview
+        ProbeReply, ProfileReply or BundlesReply, list of memoryview
             The answer and the frames that follow it.
 
         Raises

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from scissionlite.errors import (
     BundleMismatchError,
@@ -26,6 +27,7 @@ from scissionlite.errors import (
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import find_variant, request_samples
 from scissionlite.offloader.edge.access import Access
+from scissionlite.offloader.edge.administration import Administration
 from scissionlite.offloader.edge.admission import Admission
 from scissionlite.offloader.edge.batching import Batches
 from scissionlite.offloader.edge.bounds import bounds_of
@@ -77,6 +79,8 @@ class EdgeLoop:
         Globs of the model names that may be profiled.
     workers
         Runs of the slice that may be at work at once.
+    open_side
+        Loads a bundle and its slices.
     """
 
     def __init__(
@@ -87,14 +91,28 @@ class EdgeLoop:
         keys: EdgeKeys | None,
         profile_models: Sequence[str],
         workers: int,
+        open_side: Callable[[Path], EdgeSide],
     ) -> None:
-        self._services = EdgeServices(welcome.name, self._send, profile_models, limits)
         self._lock = threading.Lock()
         # Under the lock:
         self._schedule = Schedule(limits)
         self._batches = Batches(self._schedule, workers)
         self.metrics = Metrics(self._schedule)
         self.bundles = ServedBundles(sides, self.metrics)
+        self._services = EdgeServices(
+            welcome.name,
+            self._send,
+            profile_models,
+            limits,
+            Administration(
+                self.bundles,
+                self.metrics,
+                None if keys is None else keys.admin_keys(),
+                open_side,
+                self.put,
+                self._wake,
+            ),
+        )
         self._admission = Admission(
             Access(keys, self.metrics),
             welcome,
@@ -245,6 +263,14 @@ class EdgeLoop:
     def stats(self) -> StatsReply:
         """Return the counts so far; may be called by any thread."""
         return self.metrics.stats()
+
+    @property
+    def loading(self) -> bool:
+        """Whether an administrator's bundle is being loaded."""
+        return self._services.loading
+
+    def _wake(self) -> None:
+        self._waker.wake()
 
     def _check_open(self) -> None:
         if self._sockets.closed:

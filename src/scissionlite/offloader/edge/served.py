@@ -10,10 +10,7 @@ from scissionlite.offloader import wire
 from scissionlite.offloader.edge.metrics import BundleMetrics, Metrics
 from scissionlite.offloader.edge.schedule import Schedule
 from scissionlite.offloader.edge.side import EdgeSide
-from scissionlite.offloader.wire.control import PROTOCOL_VERSION, Hello, Refused
-
-MOST_BUNDLES = 64
-"""Bundles that a daemon serves at once."""
+from scissionlite.offloader.wire.control import MAX_BUNDLES, PROTOCOL_VERSION, Hello, Refused
 
 _LISTED = 3  # bundles named in a refusal
 
@@ -96,9 +93,9 @@ class ServedBundles:
         old = None if replaces is None else self._served.get(wire.bundle_prefix(replaces))
         prefix = wire.bundle_prefix(side.bundle.id)
         if prefix not in self._served:
-            if len(self._served) - (old is not None) >= MOST_BUNDLES:
+            if len(self._served) - (old is not None) >= MAX_BUNDLES:
                 raise OffloadError(
-                    f"an edge daemon serves at most {MOST_BUNDLES} bundles: drop one first"
+                    f"an edge daemon serves at most {MAX_BUNDLES} bundles: drop one first"
                 )
             self._served[prefix] = Served(side, self._metrics.add_bundle(side.bundle))
         if old is not None:

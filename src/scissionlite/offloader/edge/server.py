@@ -144,7 +144,7 @@ class EdgeServer:
             (name or platform.node())[:256],
             limits.heartbeat,
         )
-        self._loop = EdgeLoop(sides, welcome, limits, keys, profile_models, workers)
+        self._loop = EdgeLoop(sides, welcome, limits, keys, profile_models, workers, self._open)
         self._threads: EdgeThreads | None = None
         self._page: PageServer | None = None
         self._encrypted = keys is not None
@@ -183,7 +183,8 @@ class EdgeServer:
         """Whether a slice is run or loaded still, after :meth:`close`: that cannot be stopped."""
         if self._threads is None or not self._threads.here:
             return False
-        return self._threads.working or (self._folder is not None and self._folder.working)
+        loading = self._loop.loading or (self._folder is not None and self._folder.working)
+        return self._threads.working or loading
 
     @property
     def page(self) -> str:

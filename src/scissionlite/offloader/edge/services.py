@@ -1,4 +1,4 @@
-"""The edge daemon's services for edge clients: answers to probes, and profiles of networks.
+"""The edge daemon's services for edge clients: probes, profiles of networks, its bundles.
 
 An edge client says ClientHello on the control socket, which needs no bundle. Probes are answered
 on the I/O thread, as fast as it reads requests. A profile is made in a process of its own, one at
@@ -12,12 +12,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import zstandard
 
 from scissionlite.errors import OffloadError
 from scissionlite.offloader import wire
+from scissionlite.offloader.edge.administration import Administration
 from scissionlite.offloader.edge.log_limit import LogLimit
 from scissionlite.offloader.edge.profiling import Profiling
 from scissionlite.offloader.limits import MAX_CLIENTS, EdgeLimits
@@ -25,9 +26,12 @@ from scissionlite.offloader.wire.control import (
     MAX_PROBE_BYTES,
     ClientHello,
     ClientWelcome,
+    DropBundle,
     Failed,
     FailureCode,
     Goodbye,
+    ListBundles,
+    LoadBundle,
     ProbeDownload,
     ProbeReply,
     ProfileReply,
@@ -39,6 +43,9 @@ from scissionlite.offloader.wire.probe import check_probe
 
 logger = logging.getLogger(__name__)
 
+Request: TypeAlias = (
+    ClientHello | ProbeDownload | ProfileRequest | ListBundles | LoadBundle | DropBundle
+)
 Send = Callable[[bytes, ToDevice, Sequence[wire.Buffer]], None]
 
 
@@ -62,15 +69,23 @@ class EdgeServices:
         Globs of the model names that may be profiled; none allows none.
     limits
         Time of a profile, and silence after which a client is dropped.
+    administration
+        Answers what clients ask about bundles.
     """
 
     def __init__(
-        self, name: str, send: Send, profile_models: Sequence[str], limits: EdgeLimits
+        self,
+        name: str,
+        send: Send,
+        profile_models: Sequence[str],
+        limits: EdgeLimits,
+        administration: Administration,
     ) -> None:
         self._name = name
         self._send = send
         self._profile_models = tuple(profile_models)
         self._limits = limits
+        self._administration = administration
         self._clients: dict[bytes, _Client] = {}  # the one heard last at the end
         self._noise = b""
         self._log = LogLimit(logger)
@@ -99,9 +114,12 @@ class EdgeServices:
         found = self._clients.get(client)
         return None if found is None else found.peer
 
-    def take(
-        self, sender: bytes, message: ClientHello | ProbeDownload | ProfileRequest, peer: str = ""
-    ) -> None:
+    @property
+    def loading(self) -> bool:
+        """Whether a bundle is being loaded."""
+        return self._administration.loading
+
+    def take(self, sender: bytes, message: Request, peer: str = "") -> None:
         """Answer a control message of a peer (:meth:`.access.Access.peer`)."""
         if isinstance(message, ClientHello):
             self._greet(sender, message, peer)
@@ -112,8 +130,10 @@ class EdgeServices:
             self._noise = self._noise or os.urandom(MAX_PROBE_BYTES)
             payload = memoryview(self._noise)[: message.nbytes]
             self._send(sender, ProbeReply(message.request, message.nbytes), [payload])
-        else:
+        elif isinstance(message, ProfileRequest):
             self._start_profiling(sender, message)
+        elif (answer := self._administration.answer(sender, message, peer)) is not None:
+            self._send(sender, answer, ())
 
     def take_probe(self, header: wire.Header, *, from_device: bool) -> None:
         """Answer a probe that arrived at the tensor port, from a device or an edge client.
@@ -132,6 +152,8 @@ class EdgeServices:
 
     def step(self) -> None:
         """Answer a profile that is done, and drop silent clients."""
+        for client, answer in self._administration.step():
+            self._send(client, answer, ())
         now = time.monotonic()
         for client, found in list(self._clients.items()):
             if now - found.heard > self._limits.client_silence:

@@ -210,7 +210,63 @@ class ProfileReply(msgspec.Struct, tag="profile-reply", frozen=True, forbid_unkn
     nbytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_PROFILE_BYTES)]
 
 
-ToEdge = Hello | Ping | Goodbye | Stats | ClientHello | ProbeDownload | ProfileRequest
+MAX_BUNDLES = 64
+"""Bundles that a daemon serves at once."""
+
+
+class ListBundles(msgspec.Struct, tag="bundles", frozen=True, forbid_unknown_fields=True):
+    """Edge client to edge: request the list of the bundles served."""
+
+    request: RequestId
+
+
+class LoadBundle(msgspec.Struct, tag="bundle-load", frozen=True, forbid_unknown_fields=True):
+    """Administrator to edge: serve the bundle of a folder of the edge's machine.
+
+    ``replaces`` is the id of a bundle that is dropped in the same step.
+    """
+
+    request: RequestId
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    replaces: BundleId | None
+
+
+class DropBundle(msgspec.Struct, tag="bundle-drop", frozen=True, forbid_unknown_fields=True):
+    """Administrator to edge: serve a bundle no longer."""
+
+    request: RequestId
+    bundle: BundleId
+
+
+class ServedBundle(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bundle that is served: since when, in seconds since 1970, and its requests since then."""
+
+    id: BundleId
+    model: Name
+    kind: Name
+    since: Seconds
+    requests: Count
+
+
+class BundlesReply(msgspec.Struct, tag="bundles-reply", frozen=True, forbid_unknown_fields=True):
+    """Edge to edge client: the bundles that are served now."""
+
+    request: RequestId
+    bundles: Annotated[list[ServedBundle], msgspec.Meta(max_length=MAX_BUNDLES)]
+
+
+ToEdge = (
+    Hello
+    | Ping
+    | Goodbye
+    | Stats
+    | ClientHello
+    | ProbeDownload
+    | ProfileRequest
+    | ListBundles
+    | LoadBundle
+    | DropBundle
+)
 ToDevice = (
     Welcome
     | Grant
@@ -223,6 +279,7 @@ ToDevice = (
     | ClientWelcome
     | ProbeReply
     | ProfileReply
+    | BundlesReply
 )
 
 FOLLOWED = Result | ProbeReply | ProfileReply
