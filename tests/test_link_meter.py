@@ -21,6 +21,7 @@ from scissionlite.bundle import Bundle
 from scissionlite.demo.link_emulator import LinkEmulator
 from scissionlite.offloader import Device, EdgeServer, LinkEstimate
 from scissionlite.offloader.device.link_meter import LinkMeter
+from scissionlite.offloader.device.tensor_path import TensorPath
 from scissionlite.transfer_layer import TransferSpec
 
 SHAPE = (1, 1, 160, 160)  # as float32, 102,400 bytes
@@ -180,3 +181,25 @@ def test_nothing_is_known_before_it_is_measured_and_small_messages_say_no_rate()
     assert meter.expected(10_000) == pytest.approx(0.11)
     meter.round_trip(0.008, idle=False)
     assert meter.expected(10_000) == pytest.approx(0.108)
+
+
+def test_a_request_that_a_probe_follows_is_measured() -> None:
+    """The probe's answer proves that the request has crossed: else the rate would stay for ever."""
+    meter = LinkMeter()
+    meter.round_trip(0.01, idle=True)
+    path = TensorPath(meter, others=False)
+    path.open(0.0)
+    while (probe := path.probe_due(0.0, 1.0)) is not None:
+        path.answered(probe[0], 0, 0.02, 0.0)
+    first = meter.rate
+    for number in range(8):
+        now = 10.0 * number + 1
+        path.request_sent(number, 65_536, now, 30.0)
+        now = path.next_event
+        probe = path.probe_due(now, 1.0)
+        assert probe is not None
+        back = 10.0 * number + 1 + 0.01 + 8 * (65_536 + probe[1]) / 0.5e6
+        path.answered(probe[0], 0, back, 0.0)
+        path.answered(number, 40, back + 0.01, 0.005)
+    assert first > 1e6
+    assert meter.rate == pytest.approx(0.5e6, rel=0.2)

@@ -319,7 +319,7 @@ def test_wrong_usage(arguments: tuple[object, ...], said: str, images: Path) -> 
 
 
 def answer(where: str = "edge", latency: float = 0.0142) -> ImageAnswer:
-    return ImageAnswer("x", 0, "x", 1.0, {}, latency, 1, where, None, 0.0, {}, None, 0.0)
+    return ImageAnswer("x", 0, "x", 1.0, {}, latency, 1, where, None, None, 0.0, {}, None, 0.0)
 
 
 def failure() -> Failure:

@@ -142,7 +142,9 @@ def image(tmp_path: Path, frames: Frames) -> Path:
 
 
 def row(number: int) -> ImageAnswer:
-    return ImageAnswer(f"{number}", 0, "x", 1.0, {}, 0.01, 1, "edge", None, 0.0, {}, number, 0.0)
+    return ImageAnswer(
+        f"{number}", 0, "x", 1.0, {}, 0.01, 1, "edge", None, None, 0.0, {}, number, 0.0
+    )
 
 
 def url_of(broker: Broker) -> str:

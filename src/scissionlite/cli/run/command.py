@@ -83,6 +83,23 @@ def run(
             "again, 'raise' gives none."
         ),
     ] = "raise",
+    adapt: Annotated[
+        bool | None,
+        typer.Option(
+            "--adapt/--no-adapt",
+            help="Whether to change between the bundle's variants, and with --fallback local to "
+            "local answers, as link and edge do.",
+            show_default="if the bundle has several variants",
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None,
+        typer.Option(help="The only variant to use, by the name that `inspect` shows."),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(help="Least accuracy of the variants to use, in percent.", min=0, max=100),
+    ] = None,
     deadline: Annotated[
         float,
         typer.Option(
@@ -151,6 +168,9 @@ def run(
                 slowdown=slowdown,
                 keys=keys_of_edges(key, edge_key, connect),
                 name=name,
+                adapt=adapt,
+                variant=variant,
+                min_accuracy=None if min_accuracy is None else min_accuracy / 100,
             )
         sinks: list[Sink] = []
         live = LiveLine(
@@ -176,4 +196,6 @@ def run(
         if not quiet and pictures.announcement is not None:
             print_note(pictures.announcement)
         code = answer_all(pipeline, writer, live, quiet=quiet)
+        for change in () if quiet else device.adaptation.switches:
+            print_note(str(change))
     raise typer.Exit(code)

@@ -24,9 +24,9 @@ class ImageAnswer(msgspec.Struct):
     """One answer; ``latency``, ``timings`` and ``age`` in seconds.
 
     ``class_index``, ``class_name`` and ``confidence`` are a classifier's; of other networks'
-    answers, only the shapes of their tensors are shown. ``where``, ``edge`` and ``age`` are those
-    of :class:`.Answer`. ``frame`` is the number of a frame of a video or camera, from 0 on.
-    ``time`` is when the answer came, in seconds since 1970.
+    answers, only the shapes of their tensors are shown. ``where``, ``edge``, ``variant`` and
+    ``age`` are those of :class:`.Answer`. ``frame`` is the number of a frame of a video or
+    camera, from 0 on. ``time`` is when the answer came, in seconds since 1970.
     """
 
     image: str
@@ -38,6 +38,7 @@ class ImageAnswer(msgspec.Struct):
     bytes_sent: int
     where: str
     edge: str | None
+    variant: str | None
     age: float
     timings: dict[str, float]
     frame: int | None
@@ -62,6 +63,7 @@ class ImageAnswer(msgspec.Struct):
             bytes_sent=answer.bytes_sent,
             where=answer.where,
             edge=answer.edge,
+            variant=answer.variant,
             age=answer.age,
             timings=answer.timings,
             frame=frame,

@@ -10,13 +10,15 @@ taken, with hysteresis: another must be clearly better for a while, unless the p
 miss the deadline or take more than twice as long.
 
 A figure that is not used grows old. The edge's queue is forgotten by halves, so that an edge that
-was busy is tried again. The link is measured on purpose while the requests say too little about
-it (:attr:`Adaptation.link_wanted`). This file knows no sockets, no threads and no clock.
+was busy is tried again; so are seconds above the least that a choice took. The link is measured on
+purpose while the requests say too little about it (:attr:`Adaptation.link_wanted`). This file knows
+no sockets and no threads, and is told the time.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -40,8 +42,10 @@ MOST_SWITCHES = 100
 """Switches that the report keeps."""
 
 _WEIGHT = 0.25  # of a new measurement in an average
+_SPIKE = 2.0  # times the average, above which a measurement is taken for a disturbance
+_HALF_LIFE = 30.0  # seconds after which half of what an average is above its least is forgotten
 _QUEUE_HALF_LIFE = 5.0  # seconds
-_TELLING_SECONDS = 0.005  # on the link: a shorter transfer says little about the rate
+_TELLING_SECONDS = 0.02  # on the link: a shorter transfer says little about the rate
 
 
 class Switch(msgspec.Struct, frozen=True):
@@ -71,6 +75,12 @@ class Switch(msgspec.Struct, frozen=True):
     predicted: dict[str, float]
     reason: str
 
+    def __str__(self) -> str:
+        """A line for logs."""
+        clock = time.strftime("%H:%M:%S", time.localtime(self.time))
+        rate = "" if self.link is None else f" at {self.link.bandwidth / 1e6:.2f} Mbit/s"
+        return f"{clock} {self.source} -> {self.target}{rate}: {self.reason}"
+
 
 class AdaptationReport(msgspec.Struct, frozen=True):
     """The present choice, its predictions in seconds, and the last switches, oldest first."""
@@ -80,8 +90,8 @@ class AdaptationReport(msgspec.Struct, frozen=True):
     switches: tuple[Switch, ...]
 
 
-class Costs(msgspec.Struct):
-    """A choice, and what one input costs with it: averages of what was measured.
+class Costs(msgspec.Struct, frozen=True):
+    """A choice, and what one input costs with it, as far as that is known beforehand.
 
     Attributes
     ----------
@@ -99,6 +109,39 @@ class Costs(msgspec.Struct):
     device: float
     nbytes: float = 0.0
     edge: float | None = None
+
+
+class _Average:
+    """An average of seconds. One spike hardly moves it, and the older it is, the less it holds.
+
+    A choice that was slow once would otherwise be avoided for ever, since nothing measures it.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._value = self._least = seconds
+        self._at = -math.inf
+
+    def add(self, seconds: float, now: float) -> None:
+        """Take a measurement; it counts as twice the average at most."""
+        value = self.at(now)
+        if value > 0:
+            seconds = min(seconds, _SPIKE * value)
+        self._value, self._at = value + _WEIGHT * (seconds - value), now
+        self._least = min(self._least, self._value)
+
+    def at(self, now: float) -> float:
+        """The average at a monotonic time: it nears the least one that there was."""
+        share = math.pow(0.5, (now - self._at) / _HALF_LIFE)
+        return self._least + share * (self._value - self._least)
+
+
+class _Figures:
+    """The averages of a choice: device, edge (None before the first answer), and bytes."""
+
+    def __init__(self, costs: Costs) -> None:
+        self.device = _Average(costs.device)
+        self.edge = None if costs.edge is None else _Average(costs.edge)
+        self.nbytes = costs.nbytes
 
 
 class Adaptation:
@@ -119,7 +162,7 @@ class Adaptation:
     """
 
     def __init__(self, choices: Sequence[Costs]) -> None:
-        self._costs = {each.name: each for each in choices}
+        self._figures = {each.name: _Figures(each) for each in choices}
         self.choice = choices[0].name
         self.link_wanted = False
         self._queue, self._queue_at = 0.0, -math.inf
@@ -130,7 +173,7 @@ class Adaptation:
     @property
     def several(self) -> bool:
         """Whether there is a choice."""
-        return len(self._costs) > 1
+        return len(self._figures) > 1
 
     def choose(self, now: float, link: LinkEstimate | None, deadline: float, clock: float) -> str:
         """Choose for an input.
@@ -155,7 +198,7 @@ class Adaptation:
             return self.choice
         if link is None:
             # The preferred one shows the link, or that there is none.
-            self._switch(clock, next(iter(self._costs)), None, now, "the link is not measured")
+            self._switch(clock, next(iter(self._figures)), None, now, "the link is not measured")
             return self.choice
         self._predicted = predicted = self.predict(now, link)
         best = min(predicted, key=lambda name: predicted[name])
@@ -168,31 +211,34 @@ class Adaptation:
     def predict(self, now: float, link: LinkEstimate) -> dict[str, float]:
         """Predict the latency of each choice, in seconds."""
         queue = self._queue_now(now)
-        known = [each.edge for each in self._costs.values() if each.edge is not None]
+        every = self._figures
+        known = [each.edge.at(now) for each in every.values() if each.edge is not None]
         predicted = {}
-        for name, costs in self._costs.items():
+        for name, figures in every.items():
+            device = figures.device.at(now)
             if name == LOCAL:
-                predicted[name] = costs.device
+                predicted[name] = device
                 continue
             # One that was never tried gets the benefit of the doubt.
-            edge = min(known, default=0.0) if costs.edge is None else costs.edge
-            transfer = link.rtt + 8 * costs.nbytes / link.bandwidth
-            predicted[name] = costs.device + transfer + queue + edge
+            edge = min(known, default=0.0) if figures.edge is None else figures.edge.at(now)
+            transfer = link.rtt + 8 * figures.nbytes / link.bandwidth
+            predicted[name] = device + transfer + queue + edge
         return predicted
 
     def answered(self, name: str, nbytes: int, seconds: Mapping[str, float], now: float) -> None:
         """Take the timings of an answer: those of :attr:`.Answer.timings`."""
-        costs = self._costs.get(name)
-        if costs is None:
+        figures = self._figures.get(name)
+        if figures is None:
             return
         if name == LOCAL:
-            costs.device += _WEIGHT * (seconds.get("local_run", 0.0) - costs.device)
+            figures.device.add(seconds.get("local_run", 0.0), now)
             return
-        device = seconds.get("device_slice", 0.0) + seconds.get("encode", 0.0)
+        figures.device.add(seconds.get("device_slice", 0.0) + seconds.get("encode", 0.0), now)
+        figures.nbytes += _WEIGHT * (nbytes - figures.nbytes)
         edge = seconds.get("edge_decode", 0.0) + seconds.get("edge_run", 0.0)
-        costs.device += _WEIGHT * (device - costs.device)
-        costs.nbytes += _WEIGHT * (nbytes - costs.nbytes)
-        costs.edge = edge if costs.edge is None else costs.edge + _WEIGHT * (edge - costs.edge)
+        if figures.edge is None:
+            figures.edge = _Average(edge)
+        figures.edge.add(edge, now)
         queue = self._queue_now(now)
         self._queue = queue + _WEIGHT * (seconds.get("edge_queue", 0.0) - queue)
         self._queue_at = now
@@ -232,8 +278,8 @@ class Adaptation:
 
     def _says_little(self, link: LinkEstimate) -> bool:
         """Whether the choice sends so little that a faster link might go unnoticed."""
-        nbytes = self._costs[self.choice].nbytes
-        if all(each.nbytes <= nbytes for each in self._costs.values()):
+        nbytes = self._figures[self.choice].nbytes
+        if all(each.nbytes <= nbytes for each in self._figures.values()):
             return False
         return 8 * nbytes / link.bandwidth < _TELLING_SECONDS + link.rtt / 4
 

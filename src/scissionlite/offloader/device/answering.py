@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import time
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 
 _MEASURED = 2.0  # seconds after an input for which the link is measured on purpose
+
+
+logger = logging.getLogger(__name__)
 
 
 class Answering:
@@ -129,7 +133,10 @@ class Answering:
         adaptation, edges, now = self.adaptation, threads.edges, time.monotonic()
         if edges is None or not adaptation.several:
             return adaptation.choice
+        before = adaptation.choice
         choice = adaptation.choose(now, edges.link, deadline, time.time())
+        if choice != before:
+            logger.info("%s", adaptation.report().switches[-1], extra={"choice": choice})
         if adaptation.link_wanted:
             edges.measure_until(now + _MEASURED)
         return choice

@@ -87,6 +87,11 @@ class LinkMeter:
         """Round-trip time in seconds; 0 before it was measured."""
         return self._rtt or 0.0
 
+    @property
+    def rate(self) -> float:
+        """Rate in bit/s; infinite before it was measured."""
+        return math.inf if self._log_rate is None else math.exp(self._log_rate)
+
     def expected(self, nbytes: int) -> float | None:
         """Seconds until the answer to so many bytes is back; None if nothing was measured yet."""
         if self._log_rate is None:

@@ -150,8 +150,8 @@ class TensorPath:
         if self._next is not None:
             at, nbytes, patience = self._next.at, self._next.nbytes, self._next.patience
         elif now >= self._rate_at:
+            self.meter.probes.sent(self._probe_id + 1, self.meter.rate, now)
             at, nbytes, patience = now, self.meter.probes.nbytes, _FIRST_PATIENCE
-            self.meter.probes.sent(self._probe_id + 1, now)
         else:
             at = self._proven_at + _HEARTBEATS * heartbeat if self.idle else self._ask_at
             nbytes = _SMALL_BYTES
@@ -182,16 +182,20 @@ class TensorPath:
         if (sent := self._sent.get(answered_id)) is None:
             return  # of an earlier connection, or proven to have arrived by a later probe
         alone = next(reversed(self._sent)) == answered_id == next(iter(self._sent))
-        while next(iter(self._sent)) != answered_id:
-            del self._sent[next(iter(self._sent))]
+        # What was sent before it has crossed the link, too, and its own answer comes too late to
+        # show when: without it, a request that a probe follows would never be measured.
+        since, crossed = sent.at, sent.nbytes
+        while (earlier_id := next(iter(self._sent))) != answered_id:
+            earlier = self._sent.pop(earlier_id)
+            since, crossed = min(since, earlier.at), crossed + earlier.nbytes
         del self._sent[answered_id]
         self._proven_at = now
         if edge_seconds < math.inf:
-            self.meter.transfer(sent.nbytes + nbytes, sent.at, now - edge_seconds)
+            self.meter.transfer(crossed + nbytes, since, now - edge_seconds)
         if answered_id == self._probe_id and alone and sent.nbytes <= _SMALL_BYTES:
             self.meter.round_trip(now - sent.at, idle=True)
         if answered_id == self.meter.probes.sent_id:
-            self.meter.probes.answered(now - sent.at, self.meter.rtt, now)
+            self.meter.probes.answered(now - sent.at, self.meter.rtt, self.meter.rate, now)
         if answered_id == self._probe_id and self._next is not None:
             self._proved(sent.nbytes, now, now - sent.at)
 
