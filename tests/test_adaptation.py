@@ -26,6 +26,9 @@ from scissionlite.offloader.bundle_tensors import find_variant
 from scissionlite.offloader.device.adaptation import GAIN, LOCAL, PATIENCE, Adaptation, Costs
 from scissionlite.offloader.device.link_meter import LinkEstimate, LinkMeter
 from scissionlite.offloader.device.side import DeviceSide
+from scissionlite.offloader.edge.metrics import BundleMetrics, Traffic
+from scissionlite.offloader.edge.schedule import Job
+from scissionlite.offloader.edge.served import Served
 from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.scissiontl.plans import Plan
@@ -99,6 +102,24 @@ def test_every_variant_answers_over_the_wire_as_in_one_process(bundle: sl.Bundle
                 answer = device.submit(x).result()
             assert answer.variant == name
             np.testing.assert_array_equal(answer.output, expected[0])
+
+
+def test_requests_of_several_variants_that_wait_together_are_all_answered(
+    bundle: sl.Bundle,
+) -> None:
+    side, edge_side = DeviceSide(bundle), EdgeSide(bundle)
+    served = Served(edge_side, BundleMetrics(bundle, Traffic()))
+    jobs, expected = [], {}
+    for number, name in enumerate([*NAMES, *NAMES]):
+        headers, payloads = side.make_request((an_input(number),), Stopwatch(), name)
+        views = [memoryview(payload) for payload in payloads]
+        jobs.append(Job(served, b"d" * 16, number, headers, views, 1, 0.0, 9e9))
+        expected[number] = edge_side.answer(headers, views, Stopwatch())[0]
+    done = {each.job.request_id: each for each in edge_side.finish(jobs)}
+    assert sorted(done) == list(range(2 * len(NAMES)))
+    for number, each in done.items():
+        answered = np.frombuffer(each.frames[-1], np.float32)
+        np.testing.assert_allclose(answered, expected[number][0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_edge_finds_the_variant_by_the_header(bundle: sl.Bundle) -> None:

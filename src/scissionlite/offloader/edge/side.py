@@ -78,6 +78,7 @@ class EdgeSide:
         request_tensors(manifest)
         self.bundle = bundle
         self._manifest = manifest
+        self._first = next(iter(manifest.every_variant), None)
         self._slices: dict[Role, Slice] = {}
         self._decode_tensor: Callable[..., Any] = _decode
         self._join: Callable[..., Any] = np.concatenate
@@ -135,7 +136,7 @@ class EdgeSide:
     ) -> Outputs:
         """Answer a checked request. Stages timed: ``decode``, ``run``."""
         with watch.stage("decode"):
-            variant = find_variant(self._manifest, headers)
+            variant = self._variant(headers)
             tensors = self._decode(variant, headers, payloads)
         with watch.stage("run"):
             return self._slices[_role(variant)](*tensors)
@@ -149,9 +150,15 @@ class EdgeSide:
         """
         by_slice: dict[Role, list[Job]] = {}
         for job in jobs:
-            role = _role(find_variant(self._manifest, job.tensors))
+            role = _role(self._variant(job.tensors))
             by_slice.setdefault(role, []).append(job)
         return [done for each in by_slice.values() for done in self._finish_alike(each)]
+
+    def _variant(self, headers: tuple[TensorHeader, ...]) -> Variant | None:
+        """The variant of a checked request; None for an image."""
+        if self._manifest.variants:
+            return find_variant(self._manifest, headers)
+        return self._first
 
     def _finish_alike(self, jobs: Sequence[Job]) -> list[Done]:
         """Answer jobs that one slice answers, in one run."""
@@ -181,7 +188,7 @@ class EdgeSide:
         if len(jobs) == 1:
             return [self.answer(jobs[0].tensors, jobs[0].payloads, watch)]
         with watch.stage("decode"):
-            variants = [find_variant(self._manifest, job.tensors) for job in jobs]
+            variants = [self._variant(job.tensors) for job in jobs]
             pairs = zip(variants, jobs, strict=True)
             decoded = [self._decode(each, job.tensors, job.payloads) for each, job in pairs]
             tensors = [self._join(several) for several in zip(*decoded, strict=True)]
