@@ -193,13 +193,16 @@ def fold_shapes(
     # Made on the meta device, since the large batch would take gigabytes.
     probed = [x.to("meta") for x in example] if runs[0].shapes_only else example
     probes = (PROBE_BATCH, LARGE_BATCH) if runs[0].shapes_only else (PROBE_BATCH,)
-    try:
-        for size in probes if any_batch else ():
-            runs.append(interpret(ValueRecorder, module, _batch_of(probed, size), shapes))
-            batches.append(size)
-            dynamic &= all(t.ndim and t.shape[0] == size for t in runs[-1].answers)
-    except Exception:  # whatever a network raises on a batch that it was not made for
-        dynamic = False
+    for size in probes if any_batch else ():
+        try:
+            run = interpret(ValueRecorder, module, _batch_of(probed, size), shapes)
+        except Exception:  # whatever a network raises on a batch that it was not made for
+            # One that does not take the large batch may have a table of fewer rows.
+            dynamic &= size != PROBE_BATCH
+            break
+        runs.append(run)
+        batches.append(size)
+        dynamic &= all(t.ndim and t.shape[0] == size for t in run.answers)
     if not dynamic:
         del runs[1:], batches[1:]
     sizes = _fold_numbers(module.graph, runs, batches)

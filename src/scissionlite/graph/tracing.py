@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,9 @@ from scissionlite.graph.analysis import placeholders
 from scissionlite.graph.arguments import map_leaves, named_leaves
 from scissionlite.graph.mutation import MutatingProxy, make_functional
 from scissionlite.graph.user_code import line_being_run
+
+_BOUND = re.compile(r"\S+\.size\(\)\[\d+\] [<>]= (\d+)$")
+"""A condition of torch.export that bounds a size, as its range may do, too."""
 
 
 class _Tracer(fx.Tracer):
@@ -129,7 +133,11 @@ def _trace_by_export(
                 map_leaves(bound.kwargs, doubled),
                 dynamic_shapes=map_leaves(dict(bound.arguments), dynamic),
             )
-            if conditions := _conditions(program):
+
+            def runs_on(size: int) -> bool:
+                return _runs(model, bound, batch, size)
+
+            if conditions := _conditions(program, runs_on):
                 raise CaptureError(
                     f"the computation depends on the batch size: it is another unless {conditions}"
                 )
@@ -138,16 +146,39 @@ def _trace_by_export(
         return program_module(program)
 
 
-def _conditions(program: torch.export.ExportedProgram) -> str:
-    """The conditions on sizes under which an exported program is the model; empty if none."""
+def _conditions(program: torch.export.ExportedProgram, runs_on: Callable[[int], bool]) -> str:
+    """The conditions on sizes under which an exported program is the model; empty if none.
+
+    A largest size is none if the model itself does not run on a larger one (``runs_on``): it may
+    have a table of so many rows. Otherwise a branch is behind it.
+    """
+    ranges = program.range_constraints.values()
     sizes = (
         f"{bounds.lower} <= batch <= {bounds.upper}"
-        for bounds in program.range_constraints.values()
+        for bounds in ranges
         # Export takes a size of 0 or 1 for a constant, and 2 as the least of others.
-        if bounds.lower > 2 or bounds.upper != int_oo
+        if bounds.lower > 2 or (bounds.upper != int_oo and runs_on(int(bounds.upper) + 1))
     )
-    # Without a public name: conditions that are no bounds, such as "batch != 7".
-    return ", ".join([*sizes, *getattr(program, "_guards_code", ())])
+    # Without a public name: also conditions that are no bounds, such as "batch != 7".
+    known = {f"{end}" for bounds in ranges for end in (bounds.lower, bounds.upper)}
+    guards = getattr(program, "_guards_code", ())
+    others = (code for code in guards if not ((bound := _BOUND.match(code)) and bound[1] in known))
+    return ", ".join([*sizes, *others])
+
+
+def _runs(model: nn.Module, bound: inspect.BoundArguments, batch: int, size: int) -> bool:
+    """Whether a model runs on another batch size."""
+
+    def resized(tensor: torch.Tensor) -> torch.Tensor:
+        batched = tensor.ndim and len(tensor) == batch
+        return tensor[:1].expand(size, *tensor.shape[1:]).clone() if batched else tensor.clone()
+
+    try:
+        with torch.no_grad():
+            model(*map_leaves(bound.args, resized), **map_leaves(bound.kwargs, resized))
+    except Exception:  # whatever a model raises on a batch that it was not made for
+        return False
+    return True
 
 
 def program_module(program: torch.export.ExportedProgram) -> fx.GraphModule:
