@@ -1,5 +1,5 @@
-// The rest of a ZeroMQ message, read and thrown away at the speed of libzmq. Not a kernel: a peer may
-// send a message of a million frames, each of which costs Python microseconds.
+// The rest of a ZeroMQ message, read and thrown away at the speed of libzmq. Not a kernel: a peer
+// may send a message of a million frames, each of which costs Python microseconds.
 
 #ifndef SCISSIONLITE_FRAMES_H
 #define SCISSIONLITE_FRAMES_H
@@ -24,7 +24,7 @@ struct Libzmq {
 
 // Reads at most so many frames of the message under way, without waiting; returns whether it ended.
 inline bool discard_frames(const Libzmq& libzmq, void* socket, std::size_t most) noexcept {
-  constexpr int dont_wait = 1;  // ZMQ_DONTWAIT
+  constexpr int dont_wait = 1;               // ZMQ_DONTWAIT
   alignas(void*) unsigned char message[64];  // zmq_msg_t, since libzmq 4.1
   libzmq.init(message);
   bool more = true;

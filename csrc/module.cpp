@@ -93,10 +93,9 @@ PYBIND11_MODULE(_core, module) {
       [](std::uintptr_t init, std::uintptr_t receive, std::uintptr_t more, std::uintptr_t close,
          std::uintptr_t socket, std::size_t most) {
         using scissionlite::Libzmq;
-        const Libzmq libzmq{reinterpret_cast<Libzmq::Init>(init),
-                            reinterpret_cast<Libzmq::Receive>(receive),
-                            reinterpret_cast<Libzmq::More>(more),
-                            reinterpret_cast<Libzmq::Close>(close)};
+        const Libzmq libzmq{
+            reinterpret_cast<Libzmq::Init>(init), reinterpret_cast<Libzmq::Receive>(receive),
+            reinterpret_cast<Libzmq::More>(more), reinterpret_cast<Libzmq::Close>(close)};
         const py::gil_scoped_release released;
         return scissionlite::discard_frames(libzmq, reinterpret_cast<void*>(socket), most);
       },
