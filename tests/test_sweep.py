@@ -152,7 +152,7 @@ def _scaled_edge(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _scaled_fallback(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``pipeline._modules`` with an uncut network whose classifier has other biases."""
+    """``pipeline.modules_of`` with an uncut network whose classifier has other biases."""
 
     def modules(*arguments: Any, **options: Any) -> Any:
         made = original(*arguments, **options)
@@ -167,7 +167,7 @@ def _scaled_fallback(original: Callable[..., Any]) -> Callable[..., Any]:
     ("place", "name", "fault", "stage"),
     [
         (sl.Graph, "split", _scaled_edge, "cut stem"),
-        (pipeline, "_modules", _scaled_fallback, "prepare"),
+        (pipeline, "modules_of", _scaled_fallback, "prepare"),
     ],
 )
 def test_a_wrong_answer_is_noticed(

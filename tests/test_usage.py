@@ -78,6 +78,7 @@ def test_every_number_has_a_range(command: str, tmp_path: Path) -> None:
         "prepare": ["m:n", "--out", tmp_path / "b", "--at", "x"],
         "inspect": [tmp_path],
         "serve": [],
+        "bundles": [],
         "run": [tmp_path, image],
         "demo": ["--out", tmp_path / "d"],
         "doctor": [],
