@@ -17,26 +17,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import zmq
 from bundles import Toy, write_bundle
 from torch import nn
 
 import scissionlite as sl
 from bench.conftest import Measure
+from bench.overhead import Corner
 from scissionlite import _core
 from scissionlite.demo.link_emulator import LinkEmulator
 from scissionlite.keys.files import make_key_pair
 
 SHAPES = [(1, 16, 28, 28), (1, 64, 112, 112)]
 SPECS = [sl.TransferSpec(), sl.TransferSpec.paper(), sl.TransferSpec.float32_split()]
-
-
-class Corner(nn.Module):
-    """An edge slice that costs almost nothing: it answers one value per channel."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, :, 0, 0].contiguous()
 
 
 def scale_of(spec: sl.TransferSpec) -> sl.Quantization | None:

@@ -23,7 +23,7 @@ from scissionlite.offloader.device.answers import Answer, Inference
 from scissionlite.offloader.device.connection import EdgeConnection
 from scissionlite.offloader.device.edges import Edges
 from scissionlite.offloader.device.newest_frame import FrameReader, NewestFrame
-from scissionlite.offloader.device.streams import Outcome
+from scissionlite.offloader.device.streams import Outcome, outcome_of
 
 SubmitAsync: TypeAlias = Callable[[Any], "asyncio.Task[Answer]"]
 
@@ -166,7 +166,7 @@ async def _answers(
                 under_way.append((taken.number, task))
             elif under_way and under_way[0][1].done():
                 number, task = under_way.popleft()
-                yield number, _outcome_of(task, is_closed)
+                yield number, outcome_of(task, is_closed)
             elif newest.ended and not under_way:
                 if newest.error is not None:
                     raise newest.error
@@ -177,15 +177,6 @@ async def _answers(
         for _, task in under_way:
             task.cancel()
         stop_reading()
-
-
-def _outcome_of(task: asyncio.Task[Answer], is_closed: Callable[[], bool]) -> Answer | Exception:
-    error = task.exception()
-    if error is None:
-        return task.result()
-    if is_closed() or not isinstance(error, Exception):
-        raise error
-    return error
 
 
 def _start_reading(

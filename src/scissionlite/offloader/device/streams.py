@@ -8,11 +8,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scissionlite.errors import OffloadError, ScissionLiteError
 from scissionlite.offloader.device.answers import Answer
 from scissionlite.offloader.device.newest_frame import FrameReader, NewestFrame
+
+if TYPE_CHECKING:
+    import asyncio
 
 Outcome: TypeAlias = "tuple[int, Answer | Exception]"
 """A frame's number in the source, from 0, and its answer or why there is none."""
@@ -70,8 +73,10 @@ class FrameStream(Iterator[Outcome]):
         self._answers.close()
 
 
-def outcome_of(future: Future[Answer], is_closed: Callable[[], bool]) -> Answer | Exception:
-    """Return a done future's answer or its exception; raise the one that says: closed."""
+def outcome_of(
+    future: Future[Answer] | asyncio.Task[Answer], is_closed: Callable[[], bool]
+) -> Answer | Exception:
+    """Return the answer of a future or task that is done, or its exception; raise "closed"."""
     error = future.exception()
     if error is None:
         return future.result()
