@@ -125,7 +125,7 @@ def serve(bundle: Path, batch: int, parent: Connection) -> None:
     sizes = []
     finish = EdgeSide.finish
 
-    def record(own: EdgeSide, jobs: list[Job]) -> list[Done]:
+    def record(own: EdgeSide, jobs: list[Job]) -> list[list[Done]]:
         sizes.append(len(jobs))
         return finish(own, jobs)
 

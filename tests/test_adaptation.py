@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from scissionlite.offloader.device.adaptation import GAIN, LOCAL, PATIENCE, Adap
 from scissionlite.offloader.device.link_meter import LinkEstimate, LinkMeter
 from scissionlite.offloader.device.side import DeviceSide
 from scissionlite.offloader.edge.metrics import BundleMetrics, Traffic
-from scissionlite.offloader.edge.schedule import Job
+from scissionlite.offloader.edge.schedule import Done, Job
 from scissionlite.offloader.edge.served import Served
 from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.stopwatch import Stopwatch
@@ -115,11 +117,46 @@ def test_requests_of_several_variants_that_wait_together_are_all_answered(
         views = [memoryview(payload) for payload in payloads]
         jobs.append(Job(served, b"d" * 16, number, headers, views, 1, 0.0, 9e9))
         expected[number] = edge_side.answer(headers, views, Stopwatch())[0]
-    done = {each.job.request_id: each for each in edge_side.finish(jobs)}
+    runs = edge_side.finish(jobs)
+    done = {each.job.request_id: each for run in runs for each in run}
     assert sorted(done) == list(range(2 * len(NAMES)))
     for number, each in done.items():
         answered = np.frombuffer(each.frames[-1], np.float32)
         np.testing.assert_allclose(answered, expected[number][0], rtol=1e-4, atol=1e-5)
+
+
+def test_every_run_of_a_slice_counts_as_one_batch(
+    bundle: sl.Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, finish = threading.Event(), threading.Event(), EdgeSide.finish
+
+    def finish_when_told(side: EdgeSide, jobs: list[Job]) -> list[list[Done]]:
+        begun.set()
+        assert go_on.wait(30)
+        return finish(side, jobs)
+
+    monkeypatch.setattr(EdgeSide, "finish", finish_when_told)
+    with sl.EdgeServer(bundle, bind="tcp://127.0.0.1:0") as edge, contextlib.ExitStack() as opened:
+        first, second = (
+            opened.enter_context(
+                sl.Device(bundle, edge.endpoint, control=edge.control_endpoint, variant=name)
+            )
+            for name in (NAMES[0], NAMES[3])
+        )
+        opened.callback(go_on.set)
+        edge._loop.bundles.sides[0].batch = 8
+        futures = [first.submit(an_input(), 30)]
+        assert begun.wait(30)
+        futures += [each.submit(an_input(), 30) for each in (first, second, first)]
+        while edge._loop.metrics.schedule.waiting < 3:
+            time.sleep(0.005)
+        go_on.set()
+        for future in futures:
+            future.result()
+        (record,) = edge._loop.metrics.bundles
+    # One alone; then two of the one slice, and one of the other.
+    assert record.batch_size.counts[:3] == [2, 1, 0]
+    assert record.batch_size.sum == 4
 
 
 def test_the_edge_finds_the_variant_by_the_header(bundle: sl.Bundle) -> None:

@@ -69,7 +69,7 @@ class _Runs:
         self.begun, self.go_on = threading.Event(), threading.Event()
         finish = EdgeSide.finish
 
-        def record(side: EdgeSide, jobs: list[Job]) -> list[Done]:
+        def record(side: EdgeSide, jobs: list[Job]) -> list[list[Done]]:
             self.batches.append([job.samples for job in jobs])
             self.begun.set()
             assert self.go_on.wait(LONG)

@@ -114,7 +114,8 @@ def test_an_edge_answers_the_same_where_torch_decodes(bundle: Bundle, processor:
     other._decode_tensor, other._join = gpu.decode, gpu.join  # on the CPU, too
     jobs = jobs_of(bundle)
     for several in (jobs, jobs[1:2]):
-        for expected, actual in zip(side.finish(several), other.finish(several), strict=True):
+        (expected_run,), (actual_run,) = side.finish(several), other.finish(several)
+        for expected, actual in zip(expected_run, actual_run, strict=True):
             assert actual.reason == ""
             for one, two in zip(expected.frames[1:], actual.frames[1:], strict=True):
                 first, second = (np.frombuffer(frame, np.float32) for frame in (one, two))

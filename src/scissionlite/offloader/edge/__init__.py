@@ -8,6 +8,7 @@
 ``sockets``    EdgeSockets: PULL and ROUTER
 ``connections``  Connections: what each connection holds, and its end; ``bounds``: how much
 ``frames``     FrameReader: messages of a socket, however many frames they have
+``requests``   Requests: what becomes of a device's requests
 ``schedule``   Schedule: devices, and their Jobs in turns
 ``batching``   Batches: which Jobs are run together
 ``services``   EdgeServices: answers to edge clients; ``profiling``: a profiler's process

@@ -25,13 +25,12 @@ from scissionlite.errors import (
     WireError,
 )
 from scissionlite.offloader import wire
-from scissionlite.offloader.bundle_tensors import find_variant, request_samples
 from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.administration import Administration
 from scissionlite.offloader.edge.admission import Admission
-from scissionlite.offloader.edge.batching import Batches
 from scissionlite.offloader.edge.bounds import bounds_of
-from scissionlite.offloader.edge.metrics import Metrics, Outcome
+from scissionlite.offloader.edge.metrics import Metrics
+from scissionlite.offloader.edge.requests import Requests
 from scissionlite.offloader.edge.schedule import Done, Job, Schedule
 from scissionlite.offloader.edge.served import ServedBundles
 from scissionlite.offloader.edge.services import EdgeServices
@@ -41,14 +40,11 @@ from scissionlite.offloader.limits import EdgeLimits
 from scissionlite.offloader.link_keys import EdgeKeys
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.control import (
-    Failed,
-    FailureCode,
     Goodbye,
     Hello,
     Ping,
     Pong,
     Refused,
-    Result,
     Stats,
     StatsReply,
     ToDevice,
@@ -96,7 +92,6 @@ class EdgeLoop:
         self._lock = threading.Lock()
         # Under the lock:
         self._schedule = Schedule(limits)
-        self._batches = Batches(self._schedule, workers)
         self.metrics = Metrics(self._schedule)
         self.bundles = ServedBundles(sides, self.metrics)
         self._services = EdgeServices(
@@ -121,6 +116,9 @@ class EdgeLoop:
             self._services,
             self.metrics,
             self._send,
+        )
+        self._requests = Requests(
+            self._schedule, workers, self._admission, self._services, self.metrics, self._send
         )
 
     def open(self, endpoints: Endpoints, waker: Waker) -> Endpoints:
@@ -154,7 +152,7 @@ class EdgeLoop:
         list of Job
             What the leader is to work on, in one run.
         """
-        until = min(until, self._batches.due)
+        until = min(until, self._requests.due)
         seconds = max(0.0, min(self._schedule.limits.heartbeat, 1.0, until - time.monotonic()))
         self._sockets.wait(self._lock, self._waker, math.ceil(1000 * seconds))
         with self._lock:
@@ -181,32 +179,16 @@ class EdgeLoop:
         with self._lock:
             return self._next_jobs()
 
-    def finish(self, several: Sequence[Done]) -> None:
-        """Send the results of a run; of the thread that worked on it."""
+    def finish(self, runs: Sequence[Sequence[Done]]) -> None:
+        """Send the results of :meth:`.side.EdgeSide.finish`; of the thread that worked."""
         with self._lock:
             if self._sockets.closed:
                 return
-            self._batches.finish([done.job for done in several])
-            served = several[0].job.served
-            if several[0].frames:
-                served.record.batch_size.add(several[0].samples)
-            for done in several:
-                self._finish(done)
+            self._requests.finish(runs)
             # Sending may have taken notice of messages for which the leader then waits in vain; and
             # it refuses the devices of a dropped bundle after the last answer.
-            if self._sockets.has_control or served.dropped:
+            if self._sockets.has_control or runs[0][0].job.served.dropped:
                 self._waker.wake()
-
-    def _finish(self, done: Done) -> None:
-        job = done.job
-        if done.frames:
-            self._end(job, "served", _nbytes(done.frames))  # before the device can know
-            result = Result(job.request_id, done.queue, done.decode, done.run)
-            self._send(job.device_id, result, done.frames)
-            job.served.record.time(done)
-        else:
-            self._end(job, "failed")
-            self._fail(job.device_id, job.request_id, "execution", done.reason)
 
     def put(self, side: EdgeSide, replaces: str | None = None) -> None:
         """Serve a bundle, in the place of another one if that is served; of any thread.
@@ -318,80 +300,20 @@ class EdgeLoop:
             if not frames:
                 return
             try:
-                self._admission.access.check(peer)
-                header, payloads = wire.unpack(
-                    frames, wire.MessageKind.REQUEST, wire.MessageKind.PROBE
-                )
-                self._admission.check_owner(peer, header.device_id)
-                if header.kind is wire.MessageKind.PROBE:
-                    known = self._schedule.hear(header.device_id, time.monotonic())
-                    self._services.take_probe(header, from_device=known)
-                    continue
-                served = self._schedule.served(header.device_id)
-                if served is not None:
-                    if header.bundle_id != served.prefix:
-                        raise BundleMismatchError("the request is not for the bundle of its Hello")
-                    find_variant(served.bundle.manifest, header.tensors)
+                if self._requests.take(peer, frames):
+                    return  # the next leader reads what else has come
             except (WireError, BundleMismatchError) as error:
-                self._reject_request(error, peer, frames[0])
+                self._requests.reject(error, peer, frames[0])
                 self._sockets.reject(connection, error)
-                continue
-            now = time.monotonic()
-            device_id, request_id = header.device_id, header.request_id
-            expires = now + header.deadline_ms / 1000
-            if served is None or not self._schedule.hear(device_id, now):
-                self.metrics.refuse("unknown-device")
-                self._fail(device_id, request_id, "unknown-device", "say Hello first")
-                continue
-            if served.dropped or not self._schedule.accepting:
-                continue  # the device sends it elsewhere, or again, after the Refused or Goodbye
-            samples = request_samples(served.bundle.manifest, header.tensors)
-            job = Job(
-                served, device_id, request_id, header.tensors, payloads, samples, now, expires
-            )
-            usage = self._schedule.usage(device_id)
-            served.record.receive(usage, _nbytes(frames))
-            if not self._schedule.add(job):
-                served.record.end(usage, "busy")
-                self._fail(device_id, request_id, "busy", "too many requests wait")
-            elif self._batches.runs_at_once(job):
-                return  # the next leader reads what else has come
-
-    def _reject_request(
-        self, error: WireError | BundleMismatchError, peer: str, header: memoryview
-    ) -> None:
-        """Count a request that breaks a rule, and tell the device, if it is the sender itself."""
-        sender = wire.sender(header)
-        impostor = isinstance(error, UnauthorizedKeyError | ForeignDeviceIdError)
-        if sender is None or impostor or self._admission.peer_of(sender[0]) not in (None, peer):
-            self.metrics.reject(error)
-        else:
-            self.metrics.reject(error, self._schedule.usage(sender[0]))
-            code: FailureCode = "malformed" if isinstance(error, WireError) else "bundle-mismatch"
-            self._fail(*sender, code, f"{type(error).__name__}: {error}")
 
     def _next_jobs(self) -> list[Job]:
-        before = self._batches.due
-        jobs, expired = self._batches.take()
-        if self._batches.due < before:
+        before = self._requests.due
+        jobs = self._requests.next_jobs()
+        if self._requests.due < before:
             self._waker.wake()  # the leader may wait for longer
-        for job in expired:
-            self._end(job, "expired")
-            self._fail(job.device_id, job.request_id, "expired", "the deadline passed in the queue")
         return jobs
-
-    def _end(self, job: Job, outcome: Outcome, nbytes: int = 0) -> None:
-        """Record how a job ended."""
-        job.served.record.end(self._schedule.usage(job.device_id), outcome, nbytes)
-
-    def _fail(self, device_id: bytes, request_id: int, code: FailureCode, message: str) -> None:
-        self._send(device_id, Failed(request_id, code, message[:1000]))
 
     def _send(
         self, device_id: bytes, message: ToDevice, tensors: Sequence[wire.Buffer] = ()
     ) -> None:
         self._sockets.send(device_id, message, tensors)
-
-
-def _nbytes(frames: Sequence[wire.Buffer]) -> int:
-    return sum(memoryview(frame).nbytes for frame in frames)

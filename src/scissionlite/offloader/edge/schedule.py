@@ -34,14 +34,10 @@ class Job(msgspec.Struct, eq=False):
 
 
 class Done(msgspec.Struct, frozen=True, eq=False):
-    """The end of a job: the result's frames, or the reason why there are none; times in seconds.
-
-    ``samples`` is the batch of the slice's run.
-    """
+    """The end of a job: the result's frames, or the reason why there are none; times in seconds."""
 
     job: Job
     frames: list[Buffer]
-    samples: int
     reason: str
     queue: float
     decode: float

@@ -141,18 +141,23 @@ class EdgeSide:
         with watch.stage("run"):
             return self._slices[_role(variant)](*tensors)
 
-    def finish(self, jobs: Sequence[Job]) -> list[Done]:
-        """Answer jobs in one run, and pack the results.
+    def finish(self, jobs: Sequence[Job]) -> list[list[Done]]:
+        """Answer jobs in as few runs as possible, and pack the results.
 
         Whatever a runtime raises is the reason of a Done. If several jobs fail together, each is
         run alone: the fault of one is not that of the others. Jobs of variants with different
         slices are not run together.
+
+        Returns
+        -------
+        list of list of Done
+            The jobs of each run of a slice. Where a run failed, they are one, without frames.
         """
         by_slice: dict[Role, list[Job]] = {}
         for job in jobs:
             role = _role(self._variant(job.tensors))
             by_slice.setdefault(role, []).append(job)
-        return [done for each in by_slice.values() for done in self._finish_alike(each)]
+        return [run for each in by_slice.values() for run in self._finish_alike(each)]
 
     def _variant(self, headers: tuple[TensorHeader, ...]) -> Variant | None:
         """The variant of a checked request; None for an image."""
@@ -160,8 +165,8 @@ class EdgeSide:
             return find_variant(self._manifest, headers)
         return self._first
 
-    def _finish_alike(self, jobs: Sequence[Job]) -> list[Done]:
-        """Answer jobs that one slice answers, in one run."""
+    def _finish_alike(self, jobs: Sequence[Job]) -> list[list[Done]]:
+        """Answer jobs that one slice answers, in one run unless it fails."""
         started = time.monotonic()
         watch = Stopwatch()
         try:
@@ -169,18 +174,20 @@ class EdgeSide:
             frames = [self._pack(*each) for each in zip(jobs, outputs, strict=True)]
         except Exception as error:
             if len(jobs) > 1:
-                return [done for job in jobs for done in self._finish_alike([job])]
+                return [run for job in jobs for run in self._finish_alike([job])]
             if isinstance(error, ScissionLiteError):
                 reason = str(error)
             else:
                 kind = type(error).__name__
                 logger.warning("a request failed: %r", error, extra={"error": kind})
                 reason = f"{kind}: {error}"
-            return [Done(jobs[0], [], 0, reason, started - jobs[0].arrived, 0.0, 0.0)]
-        samples, seconds = sum(job.samples for job in jobs), watch.seconds
+            return [[Done(jobs[0], [], reason, started - jobs[0].arrived, 0.0, 0.0)]]
+        seconds = watch.seconds
         return [
-            Done(job, each, samples, "", started - job.arrived, seconds["decode"], seconds["run"])
-            for job, each in zip(jobs, frames, strict=True)
+            [
+                Done(job, each, "", started - job.arrived, seconds["decode"], seconds["run"])
+                for job, each in zip(jobs, frames, strict=True)
+            ]
         ]
 
     def _answer_together(self, jobs: Sequence[Job], watch: Stopwatch) -> list[Outputs]:
