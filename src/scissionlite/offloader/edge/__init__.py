@@ -9,8 +9,7 @@
 ``connections``  Connections: what each connection holds, and its end; ``bounds``: how much
 ``frames``     FrameReader: messages of a socket, however many frames they have
 ``requests``   Requests: what becomes of a device's requests
-``schedule``   Schedule: devices, and their Jobs in turns
-``batching``   Batches: which Jobs are run together
+``schedule``   Schedule: devices, and their Jobs in turns; ``batching``: which are run together
 ``services``   EdgeServices: answers to edge clients; ``profiling``: a profiler's process
 ``metrics``    Metrics: the record of what the daemon does; any thread reads it
 ``page_server``  PageServer: ``status``, ``history``, ``prometheus`` by HTTP, in a thread of its own
