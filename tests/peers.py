@@ -238,10 +238,13 @@ class HandmadeDevice:
         return message
 
 
-def in_one_process(bundle: Bundle, x: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def in_one_process(
+    bundle: Bundle, x: npt.NDArray[np.uint8], runtime: str | None = None
+) -> npt.NDArray[np.float32]:
     """Compute the expected answer of device and edge: the same slices and codec, without a wire."""
-    tensors, payloads = DeviceSide(bundle).make_request((x,), Stopwatch())
-    (output,) = EdgeSide(bundle).answer(tensors, [memoryview(p) for p in payloads], Stopwatch())
+    tensors, payloads = DeviceSide(bundle, runtime=runtime).make_request((x,), Stopwatch())
+    edge = EdgeSide(bundle, runtime=runtime)
+    (output,) = edge.answer(tensors, [memoryview(p) for p in payloads], Stopwatch())
     return output
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
@@ -288,6 +289,14 @@ def samples_of(data: Data) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
         inputs = flat(x)
         for i in range(len(inputs[0])):
             yield tuple(part[i : i + 1] for part in inputs), target[i : i + 1]
+
+
+def spread_inputs(data: Data, count: int) -> list[tuple[torch.Tensor, ...]]:
+    """Take the inputs of up to ``count`` samples: from all over a dataset, or a loader's first."""
+    if not isinstance(data, DataLoader):
+        size = len(cast(Sized, data))
+        data = Subset(data, range(0, size, max(1, size // count)))
+    return [inputs for inputs, _ in itertools.islice(samples_of(data), count)]
 
 
 def input_batches(loader: DataLoader[Sample]) -> Iterable[tuple[torch.Tensor, ...]]:

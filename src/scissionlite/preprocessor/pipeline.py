@@ -23,7 +23,7 @@ from scissionlite.preprocessor.data import (
     Data,
     Photographs,
     loader_of,
-    samples_of,
+    spread_inputs,
 )
 from scissionlite.preprocessor.opened_data import OpenedData, open_data
 from scissionlite.preprocessor.recipe import Recipe
@@ -32,6 +32,9 @@ from scissionlite.preprocessor.variants import Split, modules_of, split_all
 from scissionlite.runtimes.export import check_runtimes, export_slices, load_exported
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
+
+VERIFIED_SAMPLES = 4
+"""Real inputs on which every runtime's slices must answer what the network answers."""
 
 
 def prepare(
@@ -147,7 +150,8 @@ def prepare(
     _check_batch_size(graph, plan, data, recipe)
     if data.validate is not None and uncut_score is None:
         uncut_score = score_uncut(graph, data.validate, task)
-    example = _real_input(data.validate or data.train, graph.example)
+    samples = data.validate or data.train
+    real = [] if samples is None else spread_inputs(samples, VERIFIED_SAMPLES)
     splits = split_all(
         graph,
         plan,
@@ -162,7 +166,7 @@ def prepare(
         folder = Path(scratch)
         modules = modules_of(graph, splits, uncut=not splits or local_fallback)
         slices = export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
-        inputs = list(splitter.promised_inputs(graph, example, max_batch))
+        inputs = list(splitter.promised_inputs(graph, real or [graph.example], max_batch))
         inferences = _verified(graph, splits, slices, runtimes, folder, inputs)
         accuracies = [_accuracy(each, plan, data, task, uncut_score) for each in inferences]
         made = _made(splits, accuracies)
@@ -316,9 +320,3 @@ def _checkpoint_beside(out: str | Path) -> Path:
     """Where the checkpoint of a bundle's training is by default."""
     folder = Path(out)
     return folder.with_name(f".{folder.name}.checkpoint")
-
-
-def _real_input(data: Data | None, example: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    """An input to verify slices on: the first sample if there are data, else the example."""
-    inputs = None if data is None else next(samples_of(data), None)
-    return example if inputs is None else inputs[0]

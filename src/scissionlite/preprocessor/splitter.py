@@ -142,7 +142,7 @@ class ImageInference:
 
 
 def promised_inputs(
-    graph: Graph, example: tuple[torch.Tensor, ...], max_batch: int
+    graph: Graph, real: Sequence[tuple[torch.Tensor, ...]], max_batch: int
 ) -> Iterator[tuple[torch.Tensor, ...]]:
     """Inputs of batch sizes that a bundle promises to take: the least, the most, one between.
 
@@ -150,8 +150,8 @@ def promised_inputs(
     ----------
     graph
         The captured network; a bundle takes the batch of its example, too.
-    example
-        A real input if there are data; it is used for its own batch size.
+    real
+        Real inputs if there are data, else the example; they are used for their own batch size.
     max_batch
         The manifest's.
     """
@@ -159,8 +159,8 @@ def promised_inputs(
     if max_batch > 1:
         batches |= {1, (1 + max_batch) // 2, max_batch}
     for batch in sorted(batches):
-        if batch == len(example[0]):
-            yield example
+        if batch == len(real[0][0]):
+            yield from real
         else:
             yield tuple(varied_inputs(graph.example, (1.0,), batch))
 
