@@ -416,7 +416,7 @@ def test_every_public_name_is_there() -> None:
         _ = sl.nothing
 
 
-def test_the_demo_compares_five_ways(folder: Path, tmp_path: Path) -> None:
+def test_the_demo_compares_every_way(folder: Path, tmp_path: Path) -> None:
     printed = in_own_process(
         *("demo", "--json", "--data", folder, "--model", MODEL, "--size", "64", "--images", "3"),
         *("--weights", folder / "weights.pt", "--epochs", "1", "--slowdown", "1"),
@@ -425,17 +425,18 @@ def test_the_demo_compares_five_ways(folder: Path, tmp_path: Path) -> None:
     rows = json.loads(printed)
     assert [row["configuration"].split(" ")[0] for row in rows] == [
         "local",
+        "local,",
         "JPEG",
         "float32",
         "float32",
         "int8",
     ]
-    split, paper, ours = (row["sent_bytes"] for row in rows[2:])
-    assert rows[0]["sent_bytes"] == 0
-    assert split == rows[4]["float32_bytes"]
+    split, paper, ours = (row["sent_bytes"] for row in rows[3:])
+    assert rows[0]["sent_bytes"] == rows[1]["sent_bytes"] == 0
+    assert split == rows[5]["float32_bytes"]
     # features.2 is 15x15 here: pooled windows at the border are partial, 8x8 are left.
     assert (split / 225, paper / 64, ours / 64) == (256, 256, 64)
-    for row in rows[1:]:
+    for row in rows[2:]:
         assert row["median"] >= 0.010
         assert row["p95"] >= row["median"]
     assert (tmp_path / "demo" / "comparison.png").read_bytes().startswith(b"\x89PNG")

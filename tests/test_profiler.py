@@ -91,7 +91,7 @@ def test_a_profile_has_every_block_codec_slice_and_image(measured: sl.Profile) -
 def test_another_runtime_is_measured_with_its_own_slices() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, stride=2))
     graph = sl.capture(model, torch.zeros(1, 3, 32, 32))
-    profile = sl.profile(graph, runtime="onnx", repetitions=2, threads=1)
+    profile = sl.profile(graph, runtime="onnx", repetitions=2, threads=1, int8=False)
     assert profile.runtime == "onnx"
     assert profile.host is not None
     assert "onnxruntime" in profile.host.versions
@@ -122,7 +122,13 @@ def test_without_images_codecs_are_measured_with_noise_like_photographs(
     files = sorted((shared_data / "imagenet-sample-100").glob("*.JPEG"))[:4]
     torch.manual_seed(0)
     graph = sl.capture(network(), torch.zeros(1, 3, 32, 32), name="small")
-    options = {"repetitions": 1, "warm_up": 0, "slices": 0, "preprocessing": preprocessing}
+    options = {
+        "repetitions": 1,
+        "warm_up": 0,
+        "slices": 0,
+        "int8": False,
+        "preprocessing": preprocessing,
+    }
     photographs = [preprocessing.frame(file) for file in files]
     real = sl.profile(graph, images=photographs, **options)  # type: ignore[arg-type]
     made_up = sl.profile(graph, **options)  # type: ignore[arg-type]
@@ -147,14 +153,14 @@ def test_an_input_that_is_no_image_is_not_measured_with_zeros(
 ) -> None:
     model = nn.Sequential(nn.Tanh(), nn.Flatten(), nn.LazyLinear(8))
     model(example)
-    profile = sl.profile(sl.capture(model, example), repetitions=1, warm_up=0, slices=0)
+    profile = sl.profile(sl.capture(model, example), repetitions=1, warm_up=0, slices=0, int8=False)
     assert profile.codec_inputs == measured_with
     assert _zstd_bytes(profile, 0) > 0.5
 
 
 def test_several_tensors_are_packed_together() -> None:
     graph = sl.capture(UNet(), torch.zeros(1, 3, 16, 16), name="unet", max_tensors=5)
-    profile = sl.profile(graph, repetitions=1, warm_up=0, slices=None)
+    profile = sl.profile(graph, repetitions=1, warm_up=0, slices=None, int8=False)
     assert [t.name for t in profile.outputs] == ["mask", "coarse"]
     index, block = max(enumerate(profile.blocks), key=lambda each: len(each[1].crossing))
     assert len(block.crossing) == 5
@@ -170,7 +176,9 @@ def test_images_given_are_measured_and_tell_the_leakage() -> None:
     flat = [np.full((16, 16, 3), i * 10, np.uint8) for i in range(3)]
     sizes = []
     for images in (flat, noise(16, 3)):
-        profile = sl.profile(graph, images=images, repetitions=1, slices=0, jpeg_qualities=[50, 90])
+        profile = sl.profile(
+            graph, images=images, repetitions=1, slices=0, int8=False, jpeg_qualities=[50, 90]
+        )
         assert [i.quality for i in profile.images] == [None, None, 50, 90]
         assert {i.source for i in profile.images} == {"3 images"}
         assert profile.slices == ()
@@ -178,7 +186,7 @@ def test_images_given_are_measured_and_tell_the_leakage() -> None:
         sizes.append([i.nbytes for i in profile.images])
     assert all(less < more for less, more in zip(sizes[0][1:], sizes[1][1:], strict=True))
 
-    profile = sl.profile(graph, images=noise(16, MIN_IMAGES), repetitions=1, slices=0)
+    profile = sl.profile(graph, images=noise(16, MIN_IMAGES), repetitions=1, slices=0, int8=False)
     leakages = [b.leakage for b in profile.blocks]
     assert leakages[-1] is None
     measured = [leakage for leakage in leakages if leakage is not None]
@@ -199,7 +207,7 @@ def test_wrong_requests_are_reported() -> None:
     vector = sl.capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.zeros(1, 4))
     with pytest.raises(ProfileError, match="is no image"):
         sl.profile(vector, images=noise(4, 1))
-    assert sl.profile(vector, repetitions=1).images == ()
+    assert sl.profile(vector, repetitions=1, int8=False).images == ()
 
 
 def test_promising_points_send_less_than_all_before() -> None:
@@ -252,7 +260,8 @@ def test_a_slower_machine_is_slower_in_everything_it_computes(measured: sl.Profi
     slow = measured.slowed(4)
     times = check_slowed(measured, slow, 4, "profile")
     parts = len(measured.transfers), len(measured.slices), len(measured.images)
-    assert times == len(measured.blocks) + 2 * sum(parts) + 2  # preprocess and the uncut network
+    # Preprocessing, the uncut network twice, and a third time of each slice: in int8.
+    assert times == len(measured.blocks) + 2 * sum(parts) + 3 + len(measured.slices)
     assert slow.slowdown == 4
     assert slow.blocks[0].latency == pytest.approx(4 * measured.blocks[0].latency)
     assert slow.slices[0].edge == pytest.approx(4 * measured.slices[0].edge)

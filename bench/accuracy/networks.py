@@ -3,7 +3,8 @@
 ================  =========================================================================
 ``lite0``         EfficientNet-Lite0 with ImageNet weights, fine-tuned on the steel photographs
 ``resnet18``      torchvision's, trained on them from random weights: no package that the project
-                  may depend on carries ImageNet weights for it
+                  may depend on carries ImageNet weights for it; so are ``resnet50`` and
+                  ``mobilenet_v2``, for fewer epochs
 ``segmentation``  the steel ``lite0`` down to its fifth stage and a small decoder, on mosaics
 ``imagenet``      EfficientNet-Lite0 with its ImageNet weights as they are
 ================  =========================================================================
@@ -101,6 +102,8 @@ class Network(NamedTuple):
     task: Task
     test: Callable[[Path], Pictures]
     """Opens the test data in the folder of the data."""
+    epochs: tuple[int, int, int] = (24, 16, 8)
+    """From random weights: epochs on small cut-outs, on cut-outs, and on whole photographs."""
 
 
 def _steel_test(data: Path) -> Pictures:
@@ -135,6 +138,24 @@ NETWORKS = {
         ("maxpool", "layer1", "layer2", "layer3"),
         CLASSIFICATION,
         _steel_test,
+    ),
+    "resnet50": Network(
+        lambda: load_model("torchvision:resnet50", num_classes=CLASSES),
+        "torchvision:resnet50",
+        STEEL,
+        ("layer1", "layer2", "layer3"),
+        CLASSIFICATION,
+        _steel_test,
+        (6, 3, 2),
+    ),
+    "mobilenet_v2": Network(
+        lambda: load_model("torchvision:mobilenet_v2", num_classes=CLASSES),
+        "torchvision:mobilenet_v2",
+        STEEL,
+        ("features.3", "features.6", "features.10"),
+        CLASSIFICATION,
+        _steel_test,
+        (10, 4, 3),
     ),
     "segmentation": Network(
         Segmenter,
@@ -188,9 +209,10 @@ def train(name: str, data: Path, out: Path) -> float:
         # From random weights, with small pictures first: the early epochs cost half as much.
         # Cut-outs show defects larger than they are, so the last epochs see whole photographs.
         photographs = steel(data, "train")
-        for size, epochs, rate in ((96, 24, 2e-3), (SIZE, 16, 1e-3)):
+        small, cut_out, whole = NETWORKS[name].epochs
+        for size, epochs, rate in ((96, small, 2e-3), (SIZE, cut_out, 1e-3)):
             _fit(network, Augmented(photographs, size), epochs=epochs, learning_rate=rate)
-        _fit(network, photographs.side(None), epochs=8, learning_rate=5e-4)
+        _fit(network, photographs.side(None), epochs=whole, learning_rate=5e-4)
     minutes = (time.perf_counter() - started) / 60
     task = NETWORKS[name].task
     score = evaluate(network, cast("Dataset[Sample]", NETWORKS[name].test(data)), task=task)

@@ -22,6 +22,9 @@ READABLE_VERSIONS = (4, FORMAT_VERSION)
 Kind = Literal["split", "image", "local"]
 """Kind of a plan or bundle: packed feature maps cross the link, an image does, or nothing."""
 
+Precision: TypeAlias = Literal["float32", "int8"]
+"""Numbers in which a slice computes; its inputs and outputs are float32 in any case."""
+
 Role: TypeAlias = str
 """Role of a slice: "device", the first part; "edge", the rest; "network", the uncut network (for
 the kinds "local" and "image", and as the fallback). Where a bundle has variants, "device-2",
@@ -54,12 +57,16 @@ class CrossingTensor(TensorInfo, frozen=True, kw_only=True):
 
 
 class SliceFile(msgspec.Struct, frozen=True):
-    """A slice's file: name in the bundle, runtime that runs it, digest, and size in bytes."""
+    """A slice's file: name in the bundle, runtime that runs it, digest, and size in bytes.
+
+    ``precision`` is that of the numbers in which it computes.
+    """
 
     file: str
     runtime: str
     sha256: str
     bytes: int
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         # A manifest may come from anywhere: it must not name a file outside its own folder.
@@ -167,7 +174,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tensor crosses for the kinds "image" and "local". With ``max_batch`` over 1 a request may hold
     any number of inputs up to it. ``slices`` holds each slice for one or more runtimes, in the
     order of preference. ``variants`` are other ways to split the network; :attr:`every_variant`
-    has the first among them.
+    has the first among them. ``local_accuracy`` is that of the uncut network where it is the
+    fallback of a split and computes in int8.
     """
 
     # More than 12 attributes: the fields of the file format, all in one place.
@@ -191,6 +199,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...] = ()
     accuracy: Accuracy | None = None
     training: Training | None = None
+    local_accuracy: Accuracy | None = None
     variants: tuple[Variant, ...] = ()
     created: str = ""
     versions: dict[str, str] = {}
@@ -278,6 +287,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def crossing_bytes(self) -> int:
         """Bytes that would cross without a Transfer Layer."""
         return sum(tensor.feature_nbytes for tensor in self.crossing)
+
+    @property
+    def device_precision(self) -> Precision:
+        """The numbers in which the device computes its part."""
+        role = "device" if self.kind == "split" else "network"
+        return self.slices[role][0].precision
 
     def takes_batch(self, batch: int) -> bool:
         """Whether a request may hold ``batch`` inputs."""

@@ -66,11 +66,7 @@ def inspect(
         how += f", distillation {t.distillation:g}" if t.distillation else ""
         rows.append(["retrained", f"{t.epochs} epochs in {t.seconds:.0f} s, {how}, seed {t.seed}"])
     rows += _variant_rows(manifest)
-    for role, files in manifest.slices.items():
-        rows += [
-            [f"{role} slice", f"{file.file}, {file.runtime}, {kilobytes(file.bytes)} kB"]
-            for file in files
-        ]
+    rows += _slice_rows(manifest)
     if manifest.classes:
         rows.append(["classes", ", ".join(manifest.classes)])
     rows += [["created", manifest.created], *([k, v] for k, v in manifest.versions.items())]
@@ -91,6 +87,22 @@ def _variant_rows(manifest: Manifest) -> list[list[str]]:
             text += f"{accuracy.metric} {accuracy.after:.2%}, "
         slices = f"{' + '.join(variant.device)} | {variant.edge}"
         rows.append([f"variant {variant.name}", f"{text}{nbytes / 1e3:.2f} kB, {slices}"])
+    return rows
+
+
+def _slice_rows(manifest: Manifest) -> list[list[str]]:
+    """Every slice's file, and the accuracy of a fallback in int8."""
+    rows = [
+        [
+            f"{role} slice",
+            f"{file.file}, {file.runtime}, {file.precision}, {kilobytes(file.bytes)} kB",
+        ]
+        for role, files in manifest.slices.items()
+        for file in files
+    ]
+    if manifest.local_accuracy:
+        a = manifest.local_accuracy
+        rows.append(["local fallback", f"{a.metric} {a.after:.2%} in int8"])
     return rows
 
 

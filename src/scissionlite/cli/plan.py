@@ -111,7 +111,8 @@ def plan(
         print_json([{"latency": p.predicted.latency, "plan": p} for p in shown])
         return
     if not only_pareto:
-        # The best plan of each kind is shown, however far down it ranks, for comparison.
+        # The best plan of each kind, in float32 and in int8, is shown, however far down it ranks,
+        # for comparison.
         shown += _first_of_each_kind(plans, shown)
     title = f"Plans for {link_text}" + (f", device {slowdown:g}x slower" if slowdown != 1 else "")
     caption = f"{len(plans)} plans satisfy the constraints."
@@ -160,11 +161,12 @@ def _draw(
 
 
 def _first_of_each_kind(plans: Sequence[Plan], shown: Sequence[Plan]) -> list[Plan]:
-    seen = {p.kind for p in shown}
-    missing: dict[str, Plan] = {}
+    seen = {(p.kind, p.device_precision) for p in shown}
+    missing: dict[tuple[str, str], Plan] = {}
     for each in plans:
-        if each.kind not in seen:
-            missing.setdefault(each.kind, each)
+        kind = (each.kind, each.device_precision)
+        if kind not in seen:
+            missing.setdefault(kind, each)
     return list(missing.values())
 
 

@@ -36,7 +36,7 @@ from scissionlite.cli.plan import SlowdownOption
 from scissionlite.cli.plan_choice import Codec, PlanRequest, parse_variants, variant_name
 from scissionlite.cli.struct_options import Changes, FieldOptions, struct_options
 from scissionlite.images import Preprocessing
-from scissionlite.manifest import MAX_BATCH
+from scissionlite.manifest import MAX_BATCH, Precision
 from scissionlite.preprocessor.classes import class_folders, read_class_names
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import RuntimeName
@@ -140,6 +140,15 @@ RuntimeOption = Annotated[
         "that they can run. aotinductor compiles for processors like this machine's.",
     ),
 ]
+DevicePrecisionOption = Annotated[
+    Precision | None,
+    typer.Option(
+        help="Numbers in which the device computes. In int8 its slices and the local fallback are "
+        "quantized with the training photographs, ONNX Runtime runs them, and the edge slice "
+        "learns to work with them.",
+        show_default="the plan's; float32 with --at",
+    ),
+]
 RecipeOptions = Annotated[Recipe, FieldOptions(_TRAINING)]
 CheckpointOption = Annotated[
     Path | None,
@@ -174,6 +183,7 @@ def prepare(
     codec: CodecOption = "int8",
     transfer: TransferOptions = _NO_CHANGES,
     variant: VariantOption = [],  # noqa: B006 - typer reads it and never changes it
+    device_precision: DevicePrecisionOption = None,
     accuracy_drop: AccuracyDropOption = None,
     tries: TriesOption = 5,
     device_profile: DeviceProfileOption = None,
@@ -215,6 +225,7 @@ def prepare(
         runtimes=tuple(runtime),
         local_fallback=local_fallback,
         max_batch=max_batch,
+        device_precision=device_precision,
         progress=not json,
     )
     try:
@@ -242,6 +253,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
     runtimes: tuple[str, ...]
     local_fallback: bool
     max_batch: int
+    device_precision: Precision | None
     progress: bool
 
     def prepare(
@@ -269,6 +281,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
                 local_fallback=self.local_fallback,
                 max_batch=self.max_batch,
                 variants=variants,
+                device_precision=self.device_precision,
                 checkpoint=checkpoint,
                 progress=self.progress,
             )
@@ -296,6 +309,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
             runtimes=self.runtimes,
             local_fallback=self.local_fallback,
             max_batch=self.max_batch,
+            device_precision=self.device_precision,
             progress=self.progress,
         )
         if self.progress:

@@ -39,7 +39,7 @@ from scissionlite.images import JPEG_QUALITY
 from scissionlite.offloader import DeviceKeys
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.cost import Machine
-from scissionlite.scissiontl.profile import Profile
+from scissionlite.scissiontl.profile import Profile, SliceProfile
 from scissionlite.scissiontl.remote_profile import remote_profile
 from scissionlite.transfer_layer import TransferSpec
 
@@ -68,6 +68,14 @@ JpegQualityOption = Annotated[
 ]
 SlicesOption = Annotated[
     int, typer.Option(help="Slicing points at which the slices are built and timed.", min=0)
+]
+Int8Option = Annotated[
+    bool | None,
+    typer.Option(
+        "--int8/--no-int8",
+        help="Measure the uncut network and the device slices in int8, too, run by ONNX Runtime.",
+        show_default="where it is possible",
+    ),
 ]
 RuntimeOption = Annotated[RuntimeName, typer.Option(help="The runtime of blocks and slices.")]
 RemoteOption = Annotated[
@@ -106,6 +114,7 @@ def profile(
     jpeg_quality: JpegQualityOption = [JPEG_QUALITY],  # noqa: B006 - typer reads it and never changes it
     slices: SlicesOption = 12,
     runtime: RuntimeOption = "torchscript",
+    int8: Int8Option = None,
     max_tensors: MaxTensorsOption = 1,
     remote: RemoteOption = None,
     control: RemoteControlOption = None,
@@ -133,7 +142,7 @@ def profile(
         max_tensors=max_tensors,
     )
     if remote is None:
-        measured = request.profile_here(name, images, jpeg_quality, slices, progress=not json)
+        measured = request.profile_here(name, images, jpeg_quality, slices, int8, progress=not json)
     else:
         local_options = {
             "--weights": weights,
@@ -149,6 +158,10 @@ def profile(
                 raise typer.BadParameter(
                     f"{option} cannot go with --remote: files and names of this machine stay here"
                 )
+        if int8:
+            raise typer.BadParameter(
+                "--int8 cannot go with --remote: an edge computes in float32, and devices in int8"
+            )
         measured = request.profile_there(remote, control, device_keys(key, edge_key))
     if out is not None:
         measured.save(out)
@@ -173,6 +186,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
         images: Path | None,
         jpeg_qualities: list[int],
         slices: int,
+        int8: bool | None,
         *,
         progress: bool,
     ) -> Profile:
@@ -198,6 +212,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
                 jpeg_qualities=jpeg_qualities,
                 repetitions=self.repetitions,
                 slices=slices,
+                int8=int8,
                 progress=bar,
             )
 
@@ -249,7 +264,7 @@ def _print(measured: Profile, written: str) -> None:
             kilobytes(block.crossing_bytes) if block.crossing else "",
             kilobytes(packed.nbytes) if packed else "",
             f"{packed.encode * 1e6:.0f} | {packed.decode * 1e6:.0f}" if packed else "",
-            f"{milliseconds(timed.device)} | {milliseconds(timed.edge)}" if timed else "",
+            _slice_times(timed) if timed else "",
             f"{machine.device_memory[index] / 1e6:.1f} | {machine.edge_memory[index] / 1e6:.1f}",
         ]
         if leaks:
@@ -275,14 +290,21 @@ def _print(measured: Profile, written: str) -> None:
     )
 
 
+def _slice_times(timed: SliceProfile) -> str:
+    times = [timed.device, timed.edge]
+    times += [] if timed.device_int8 is None else [timed.device_int8]
+    return " | ".join(map(milliseconds, times))
+
+
 def _summary(measured: Profile) -> str:
     total = sum(block.latency for block in measured.blocks)
     off = total / measured.network_latency - 1
-    text = (
-        "Codec: encode | decode. Slices and memory: device | edge. "
-        f"Uncut network {milliseconds(measured.network_latency)} ms, blocks one by one "
-        f"{milliseconds(total)} ms ({off:+.0%}"
-    )
+    int8 = measured.network_latency_int8
+    text = "Codec: encode | decode. Slices and memory: device | edge"
+    text += ". " if int8 is None else "; the third slice is the device's in int8. "
+    text += f"Uncut network {milliseconds(measured.network_latency)} ms, "
+    text += "" if int8 is None else f"in int8 {milliseconds(int8)} ms, "
+    text += f"blocks one by one {milliseconds(total)} ms ({off:+.0%}"
     if abs(off) > 0.05:
         text += (
             f": {measured.runtime} fuses across the borders of blocks, and a call costs something; "

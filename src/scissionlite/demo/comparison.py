@@ -1,4 +1,4 @@
-"""Five ways to run one network over one link, each measured with real processes."""
+"""The ways to run one network over one link, each measured with real processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 from scissionlite.bundle import Bundle
 from scissionlite.demo.processes import daemon, emulated, run_device
 from scissionlite.errors import OffloadError, PlanError
+from scissionlite.manifest import Kind, Precision
 from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
@@ -35,8 +36,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     images: int
 
 
-def five_ways(plans: Sequence[Plan], slicing_point: str | None) -> dict[str, Plan]:
+def compared_ways(plans: Sequence[Plan], slicing_point: str | None) -> dict[str, Plan]:
     """The best plan of each kind: local, JPEG, float32 split, the paper's TL, the int8 TL.
+
+    Where the network was profiled in int8, running locally in int8 is among them.
 
     Predictions are wrong by more than 5%. So among the slicing points whose predicted latency is
     within 5% of the best, the one that sends the fewest bytes is taken.
@@ -54,19 +57,23 @@ def five_ways(plans: Sequence[Plan], slicing_point: str | None) -> dict[str, Pla
     PlanError
         If there is no plan of some kind, as with a slicing point that takes no Transfer Layer.
     """
-    kinds = {
-        "local": ("local", None),
-        "JPEG to the edge": ("image", None),
-        "float32 split (Scission)": ("split", TransferSpec.float32_split()),
-        "float32 TL (the paper)": ("split", TransferSpec.paper()),
-        "int8 TL (ours)": ("split", TransferSpec()),
+    kinds: dict[str, tuple[Kind, Precision, TransferSpec | None]] = {
+        "local": ("local", "float32", None),
+        "local, int8": ("local", "int8", None),
+        "JPEG to the edge": ("image", "float32", None),
+        "float32 split (Scission)": ("split", "float32", TransferSpec.float32_split()),
+        "float32 TL (the paper)": ("split", "float32", TransferSpec.paper()),
+        "int8 TL (ours)": ("split", "float32", TransferSpec()),
     }
+    if not any(p.device_precision == "int8" for p in plans):
+        del kinds["local, int8"]
     chosen = {}
-    for label, (kind, spec) in kinds.items():
+    for label, (kind, precision, spec) in kinds.items():
         candidates = [
             p
             for p in plans
             if p.kind == kind
+            and p.device_precision == precision
             and p.spec == spec
             and p.image_format in (None, "jpeg")
             and (kind != "split" or slicing_point in (None, p.slicing_point))

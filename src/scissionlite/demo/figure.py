@@ -1,4 +1,4 @@
-"""The demo's figure: latency, bytes and accuracy of the five ways, one colour per link."""
+"""The demo's figure: latency, bytes and accuracy of the ways, one colour per link."""
 
 from __future__ import annotations
 

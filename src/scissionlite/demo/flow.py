@@ -12,7 +12,7 @@ from rich.console import Console
 
 from scissionlite.atomic_folder import atomic_file
 from scissionlite.bundle import Bundle
-from scissionlite.demo.comparison import Row, five_ways, measure
+from scissionlite.demo.comparison import Row, compared_ways, measure
 from scissionlite.demo.textures import write_dataset
 from scissionlite.graph.capture import capture
 from scissionlite.graph.graph import Graph
@@ -124,24 +124,25 @@ class Demo:
     def compare(
         self, links: Sequence[Link], *, at: str | None, epochs: int, images: int
     ) -> list[Row]:
-        """Prepare and measure the five ways over each link."""
+        """Prepare and measure the ways to run it over each link."""
         step = max(1, len(self.test_data) // images)
         files = [file for file, _ in self.test_data.files[::step][:images]]
         rows = []
         for link in links:
             ranked = plan(self.measured.slowed(self.slowdown), self.measured, link)
-            for label, chosen in five_ways(ranked, at).items():
+            for label, chosen in compared_ways(ranked, at).items():
                 bundle = self._prepare(chosen, epochs)
                 self._print(f"Running over {link}: {label}")
                 rows.append(measure(label, chosen, bundle, files, link, slowdown=self.slowdown))
         return rows
 
     def _prepare(self, chosen: Plan, epochs: int) -> Bundle:
-        key = (chosen.kind, chosen.slicing_point, chosen.spec)
+        int8 = "int8" if chosen.device_precision == "int8" else ""
+        key = (chosen.kind, chosen.slicing_point, chosen.spec, int8)
         if key not in self._bundles:
             pool, dtype = (chosen.spec.pool, chosen.spec.dtype) if chosen.spec else ("", "")
             spec = f"{pool}x{pool}-{dtype}" if chosen.spec else ""
-            name = "_".join(filter(None, (chosen.kind, chosen.slicing_point, spec)))
+            name = "_".join(filter(None, (chosen.kind, int8, chosen.slicing_point, spec)))
             where = f" at {chosen.slicing_point}" if chosen.slicing_point else ""
             self._print(f"Preparing a bundle: {chosen.label}{where}")
             self._bundles[key] = prepare(

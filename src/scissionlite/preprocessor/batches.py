@@ -28,8 +28,8 @@ class Batch(NamedTuple):
     features
         The features at the slicing point, where the device slice is frozen.
     teacher_features
-        The teacher's features at the slicing point, where the device slice learns. Where it is
-        frozen it is the teacher's, and so are ``features``.
+        The teacher's features at the slicing point, where the device slice learns or is an int8
+        one. Otherwise it is the teacher's, and so are ``features``.
     teacher_outputs
         The teacher's outputs, where there is a teacher.
     teacher_hints
@@ -83,7 +83,8 @@ def make_batch(
         kept_inputs = list(inputs) if learns else []
         if teacher is None:
             return Batch(kept_inputs, features, [], [], [], target)
-        teacher_features = teacher.features(*inputs) if learns else []
+        own = learns or network.quantized
+        teacher_features = teacher.features(*inputs) if own else []
         outputs, hints = teacher.answer(teacher_features or features)
     return Batch(kept_inputs, features, teacher_features, outputs, hints, target)
 

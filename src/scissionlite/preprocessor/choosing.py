@@ -15,7 +15,7 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import PrepareError
 from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
-from scissionlite.manifest import Accuracy
+from scissionlite.manifest import Accuracy, Precision
 from scissionlite.preprocessor.data import Data
 from scissionlite.preprocessor.opened_data import open_data
 from scissionlite.preprocessor.pipeline import prepare, score_uncut
@@ -70,6 +70,7 @@ def choose(
     runtimes: Sequence[str] = ("torchscript",),
     local_fallback: bool = True,
     max_batch: int = 1,
+    device_precision: Precision | None = None,
     progress: bool = False,
     tries: int = 5,
     on_try: Callable[[Plan], None] = lambda plan: None,
@@ -80,7 +81,7 @@ def choose(
     network's is the fastest of them. A plan is left out if it cannot score better than one that has
     failed: it has the same or a harsher Transfer Layer where a feature map of the same shape
     crosses. Once ``tries`` plans were trained and failed, only plans are tried that need no
-    training: a float32 split, images, or running locally, which always holds.
+    training: a float32 split, images, or running locally, which always holds in float32.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def choose(
         Folder of the bundle that is kept.
     train, unlabelled, classes, preprocessing, task, recipe
         As :func:`scissionlite.prepare`.
-    runtimes, local_fallback, max_batch, progress
+    runtimes, local_fallback, max_batch, device_precision, progress
         As :func:`scissionlite.prepare`.
     tries
         Most plans to train.
@@ -140,6 +141,7 @@ def choose(
         runtimes=runtimes,
         local_fallback=local_fallback,
         max_batch=max_batch,
+        device_precision=device_precision,
         uncut_score=uncut_score,
         progress=progress,
     )
@@ -148,7 +150,8 @@ def choose(
     folder = Path(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for plan in plans:
-        lossy = _LossyTransfer.of(graph, plan)
+        int8 = (device_precision or plan.device_precision) == "int8"
+        lossy = _LossyTransfer.of(graph, plan, int8)
         if lossy and (len(failed) >= tries or any(map(lossy.as_harsh_as, failed))):
             continue
         on_try(plan)
@@ -176,18 +179,29 @@ def _attempt(plan: Plan, bundle: Bundle, accuracy_drop: float, seconds: float) -
 
 
 class _LossyTransfer(msgspec.Struct, frozen=True):
-    """A Transfer Layer that loses something, and the shapes of the tensors that cross there."""
+    """A Transfer Layer and a device slice that lose something together.
+
+    Attributes
+    ----------
+    spec
+        The Transfer Layer.
+    shapes
+        The shapes of the tensors that cross there.
+    int8
+        Whether the device slice is in int8.
+    """
 
     spec: TransferSpec
     shapes: tuple[tuple[int, ...], ...]
+    int8: bool
 
     @classmethod
-    def of(cls, graph: Graph, plan: Plan) -> _LossyTransfer | None:
+    def of(cls, graph: Graph, plan: Plan, int8: bool) -> _LossyTransfer | None:
         """The one of a plan; None if the plan needs no training."""
-        if plan.spec is None or plan.spec.lossless or plan.slicing_point is None:
+        if plan.spec is None or plan.slicing_point is None or (plan.spec.lossless and not int8):
             return None
         crossing = graph.point(plan.slicing_point).crossing
-        return cls(plan.spec, tuple(tensor.shape for tensor in crossing))
+        return cls(plan.spec, tuple(tensor.shape for tensor in crossing), int8)
 
     def as_harsh_as(self, other: _LossyTransfer) -> bool:
         """Whether this one loses all that another one does, or more.
@@ -197,6 +211,7 @@ class _LossyTransfer(msgspec.Struct, frozen=True):
         spec, least = self.spec, other.spec
         return (
             self.shapes == other.shapes
+            and self.int8 >= other.int8
             and spec.pool_kind == least.pool_kind
             and spec.pool >= least.pool
             and spec.reduction >= least.reduction

@@ -37,6 +37,9 @@ class SlicedNetwork(nn.Module):
     train_device_slice, train_edge_slice : bool
         Whether the slices learn. A frozen slice also keeps its batch statistics. So several slicing
         points can share one device network.
+    quantized : bool
+        Whether the device slice is an int8 one, which does not learn and does not compute what the
+        uncut network does.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class SlicedNetwork(nn.Module):
         *,
         train_device_slice: bool = False,
         train_edge_slice: bool = True,
+        quantized: bool = False,
     ) -> None:
         super().__init__()
         self.device_slice = device_slice
@@ -54,6 +58,7 @@ class SlicedNetwork(nn.Module):
         self.edge_slice = edge_slice
         self.train_device_slice = train_device_slice
         self.train_edge_slice = train_edge_slice
+        self.quantized = quantized
         # The device slice last: where it is frozen, so are the weights that both slices share.
         self.edge_slice.requires_grad_(train_edge_slice)
         self.device_slice.requires_grad_(train_device_slice)
@@ -83,12 +88,17 @@ class SlicedNetwork(nn.Module):
         """The Transfer Layers in order."""
         return list(self.transfer_layers)  # type: ignore[arg-type]  # ModuleList knows Modules only
 
-    def deployed(self) -> tuple[nn.Module, nn.Module]:
-        """The two slices for deployment, each with its half of learned Transfer Layers."""
-        return (
-            _with_encoders(self.device_slice, [each.encoder for each in self.layers]).eval(),
-            _with_decoders([each.decoder for each in self.layers], self.edge_slice).eval(),
-        )
+    def deployed_device_slice(self) -> nn.Module:
+        """The device slice for deployment, with the encoders of learned Transfer Layers."""
+        return _with_encoders(self.device_slice, [each.encoder for each in self.layers]).eval()
+
+    def deployed_edge_slice(self) -> nn.Module:
+        """The edge slice for deployment, with the decoders of learned Transfer Layers."""
+        return _with_decoders([each.decoder for each in self.layers], self.edge_slice).eval()
+
+    def encoders(self) -> nn.Module:
+        """The encoders of learned Transfer Layers alone, from the features at the slicing point."""
+        return _side_by_side([each.encoder for each in self.layers]).eval()
 
     def arriving(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the inputs of the deployed edge slice from inputs of the network."""
@@ -130,6 +140,17 @@ def _with_encoders(device_slice: nn.Module, encoders: Sequence[nn.Module]) -> nn
     return fx.GraphModule(parts, chain)
 
 
+def _side_by_side(modules: Sequence[nn.Module]) -> nn.Module:
+    """One module for several, each with an input and an output of its own."""
+    chain = fx.Graph()
+    entries = [chain.placeholder(f"x{i}") for i in range(len(modules))]
+    answers = [chain.call_module(f"parts.{i}", (x,)) for i, x in enumerate(entries)]
+    chain.output(answers[0] if len(answers) == 1 else tuple(answers))
+    holder = nn.Module()
+    holder.parts = nn.ModuleList(modules)
+    return fx.GraphModule(holder, chain)
+
+
 def _with_decoders(decoders: Sequence[nn.Module], edge_slice: nn.Module) -> nn.Module:
     """Put the decoders of learned Transfer Layers before an edge slice."""
     if all(isinstance(each, nn.Identity) for each in decoders):
@@ -155,6 +176,7 @@ def insert(
     *,
     calibration: Iterable[tuple[torch.Tensor, ...]] | None = None,
     recipe: Recipe | None = None,
+    int8_device_slice: nn.Module | None = None,
 ) -> SlicedNetwork:
     """Insert a Transfer Layer.
 
@@ -172,6 +194,8 @@ def insert(
         they hold ``CALIBRATION_INPUTS`` inputs.
     recipe
         How scales are found, and what is going to learn.
+    int8_device_slice
+        The device slice in int8, to stand for the network's own. It does not learn.
 
     Raises
     ------
@@ -200,7 +224,7 @@ def insert(
                 f"{spec.label} needs training data to calibrate its scale: give train= or "
                 "unlabelled="
             )
-        features = _features(device_slice, calibration, len(specs))
+        features = _features(int8_device_slice or device_slice, calibration, len(specs))
     # Several learned Transfer Layers share the multiplications that the device may spend.
     learned = sum(each.learned for each in specs)
     budget = recipe.encoder_share * multiplications(device_slice, graph.example)
@@ -210,11 +234,12 @@ def insert(
         except CodecError as error:
             raise PrepareError(f"{spec.label} cannot stand {cut}: {error}") from error
     return SlicedNetwork(
-        device_slice,
+        int8_device_slice or device_slice,
         layers,
         edge_slice,
         train_device_slice=recipe.train_device_slice,
         train_edge_slice=recipe.train_edge_slice,
+        quantized=int8_device_slice is not None,
     )
 
 

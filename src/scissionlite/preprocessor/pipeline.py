@@ -17,7 +17,15 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import PrepareError
 from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
-from scissionlite.manifest import MAX_BATCH, Accuracy, Manifest, Role, SliceFile, Variant
+from scissionlite.manifest import (
+    MAX_BATCH,
+    Accuracy,
+    Manifest,
+    Precision,
+    Role,
+    SliceFile,
+    Variant,
+)
 from scissionlite.preprocessor import splitter, trainer
 from scissionlite.preprocessor.data import (
     Data,
@@ -26,6 +34,7 @@ from scissionlite.preprocessor.data import (
     spread_inputs,
 )
 from scissionlite.preprocessor.opened_data import OpenedData, open_data
+from scissionlite.preprocessor.quantized import Int8Slices, check_int8
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.preprocessor.variants import Split, modules_of, split_all
@@ -53,6 +62,7 @@ def prepare(
     local_fallback: bool = True,
     max_batch: int = 1,
     variants: Sequence[TransferSpec | Plan] = (),
+    device_precision: Precision | None = None,
     checkpoint: str | Path | None = None,
     uncut_score: float | None = None,
     progress: bool = False,
@@ -101,6 +111,11 @@ def prepare(
         slicing point, or plans that cut there or later. The device changes between them as link
         and edge do (:mod:`.device.adaptation`). They share the device slice. One that loses no
         more than another with the same pooling shares its edge slice; any other is trained.
+    device_precision
+        Numbers in which the device computes, "float32" or "int8"; by default the plan's. In int8,
+        its slices and the local fallback are quantized with ranges from the training data, and the
+        edge slice is trained on the features that they really make. ONNX Runtime runs them,
+        whatever `runtimes` are; the edge slice is written for those.
     checkpoint
         File from which an interrupted training goes on when the same plan is prepared again. By
         default it is beside `out`; it is removed at the end.
@@ -122,7 +137,8 @@ def prepare(
     Raises
     ------
     PrepareError
-        If the plan has three tiers, the variants cannot share a device slice, data is missing or
+        If the plan has three tiers, the variants cannot share a device slice, the device's part
+        cannot be made int8, data is missing or
         empty, an image's header cannot be read, the classes of the data or the network's outputs
         differ, the Transfer Layer is not valid at the slicing point, training diverges, the
         checkpoint is of another training, or a runtime's slices do not answer the same as the
@@ -133,10 +149,14 @@ def prepare(
         If a package that a runtime needs is not installed.
     BundleError
         If ``out`` exists and is not a bundle.
+    PlanError
+        If the device is to compute in int8 and the plan sends images.
     """
+    plan = structs.replace(plan, device_precision=device_precision or plan.device_precision)
     _check_plan(graph, plan, max_batch)
     check_runtimes(runtimes)
     recipe = recipe or Recipe()
+    check_int8(plan, recipe, has_data=train is not None or unlabelled is not None)
     data = open_data(
         graph,
         train=train,
@@ -152,48 +172,83 @@ def prepare(
         uncut_score = score_uncut(graph, data.validate, task)
     samples = data.validate or data.train
     real = [] if samples is None else spread_inputs(samples, VERIFIED_SAMPLES)
-    splits = split_all(
-        graph,
-        plan,
-        variants,
-        data,
-        task,
-        recipe,
-        checkpoint=Path(checkpoint or _checkpoint_beside(out)),
-        progress=progress,
-    )
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
         folder = Path(scratch)
-        modules = modules_of(graph, splits, uncut=not splits or local_fallback)
+        int8 = _int8_slices(graph, plan, data, recipe, folder, max_batch)
+        splits = split_all(
+            graph,
+            plan,
+            variants,
+            data,
+            task,
+            recipe,
+            int8=int8,
+            checkpoint=Path(checkpoint or _checkpoint_beside(out)),
+            progress=progress,
+        )
+        uncut = not splits or local_fallback
+        modules = modules_of(graph, splits, uncut=uncut and int8 is None)
         slices = export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+        if int8 is not None:
+            slices |= int8.finish([split.network for split in splits], uncut=uncut)
         inputs = list(splitter.promised_inputs(graph, real or [graph.example], max_batch))
-        inferences = _verified(graph, splits, slices, runtimes, folder, inputs)
+        inferences = _verified(graph, splits, slices, int8, runtimes, folder, inputs)
         accuracies = [_accuracy(each, plan, data, task, uncut_score) for each in inferences]
+        fallback = None
+        if int8 is not None and splits and local_fallback:
+            local = splitter.LocalInference(load_exported(slices, "network", "onnx", folder))
+            fallback = _accuracy(local, plan, data, task, uncut_score)
         made = _made(splits, accuracies)
-        manifest = Manifest(
-            kind=plan.kind,
-            model=graph.name,
-            inputs=graph.inputs,
-            outputs=graph.outputs,
-            output_kind=graph.output_kind,
+        manifest = structs.replace(
+            _manifest(graph, plan, made, slices, accuracies[0], preprocessing=preprocessing),
             max_batch=max_batch,
-            slices=slices,
-            name=made[0].name if made else "",
-            slicing_point=made[0].slicing_point if made else None,
-            crossing=made[0].crossing if made else (),
-            transfer=plan.spec,
-            image_format=plan.image_format,
-            jpeg_quality=plan.jpeg_quality,
-            preprocessing=preprocessing,
             classes=data.classes,
-            accuracy=accuracies[0],
-            training=made[0].training if made else None,
-            variants=made[1:],
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=_versions(),
+            local_accuracy=fallback,
         )
         files = [each.file for written in slices.values() for each in written]
         return Bundle.write(out, manifest, {file: folder / file for file in files})
+
+
+def _int8_slices(
+    graph: Graph, plan: Plan, data: OpenedData, recipe: Recipe, folder: Path, max_batch: int
+) -> Int8Slices | None:
+    """Prepare to write the device's slices in int8; None where they are in float32."""
+    if plan.device_precision == "float32":
+        return None
+    assert data.train is not None  # check_int8 has seen to it
+    return Int8Slices(graph, data.train, recipe, folder, dynamic_batch=max_batch > 1)
+
+
+def _manifest(
+    graph: Graph,
+    plan: Plan,
+    made: Sequence[Variant],
+    slices: dict[Role, tuple[SliceFile, ...]],
+    accuracy: Accuracy | None,
+    *,
+    preprocessing: Preprocessing | None,
+) -> Manifest:
+    """The manifest, but for what does not depend on the plan."""
+    return Manifest(
+        kind=plan.kind,
+        model=graph.name,
+        inputs=graph.inputs,
+        outputs=graph.outputs,
+        output_kind=graph.output_kind,
+        slices=slices,
+        name=made[0].name if made else "",
+        slicing_point=made[0].slicing_point if made else None,
+        crossing=made[0].crossing if made else (),
+        transfer=plan.spec,
+        image_format=plan.image_format,
+        jpeg_quality=plan.jpeg_quality,
+        preprocessing=preprocessing,
+        accuracy=accuracy,
+        training=made[0].training if made else None,
+        variants=tuple(made[1:]),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=_versions(),
+    )
 
 
 def score_uncut(graph: Graph, validate: Data, task: Task) -> float:
@@ -243,6 +298,7 @@ def _verified(
     graph: Graph,
     splits: Sequence[Split],
     slices: dict[Role, tuple[SliceFile, ...]],
+    int8: Int8Slices | None,
     runtimes: Sequence[str],
     folder: Path,
     inputs: Sequence[tuple[torch.Tensor, ...]],
@@ -261,7 +317,8 @@ def _verified(
             pairs.append((runtime, split.network, joined))
     for runtime in runtimes if "network" in slices else ():
         network = load_exported(slices, "network", runtime, folder)
-        pairs.append((runtime, graph.module, splitter.LocalInference(network)))
+        uncut = graph.module if int8 is None else int8.literal("network")
+        pairs.append((runtime, uncut, splitter.LocalInference(network)))
     for runtime, network, inference in pairs:
         for example in inputs:
             try:

@@ -22,6 +22,7 @@ from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import input_batches, loader_of
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert
 from scissionlite.preprocessor.opened_data import OpenedData
+from scissionlite.preprocessor.quantized import Int8Slices
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import Task
 from scissionlite.preprocessor.teacher import Teacher
@@ -49,12 +50,14 @@ def split_all(
     task: Task,
     recipe: Recipe,
     *,
+    int8: Int8Slices | None,
     checkpoint: Path,
     progress: bool,
 ) -> list[Split]:
     """Insert the Transfer Layers of a plan and its variants, and retrain the network with each.
 
-    Parameters and errors as :func:`.pipeline.prepare`.
+    Parameters and errors as :func:`.pipeline.prepare`. With ``int8`` the device's slices are
+    written first, and the networks learn from their features.
 
     Returns
     -------
@@ -64,6 +67,8 @@ def split_all(
     plans = _plans(graph, plan, variants, recipe)
     points = sorted({graph.point(str(each.slicing_point)).index for each in plans})
     splits: list[Split] = []
+    if int8 is not None:
+        int8.write_device_slices(points, [_device_role(i) for i in range(len(points))])
     for number, each in enumerate(plans):
         cut = graph.point(str(each.slicing_point))
         assert each.spec is not None  # Plan has checked it
@@ -79,8 +84,9 @@ def split_all(
             device=tuple(map(_device_role, range(points.index(cut.index) + 1))),
             edge=shared.variant.edge if shared else f"edge-{edges + 1}" if edges else "edge",
         )
-        network = _inserted(graph, cut, each.spec, data, recipe, shared)
-        if shared is None and not each.spec.lossless and data.train is not None and recipe.epochs:
+        network = _inserted(graph, cut, each.spec, data, recipe, shared, int8)
+        lossless = each.spec.lossless and int8 is None
+        if shared is None and not lossless and data.train is not None and recipe.epochs:
             distil = not data.labelled or recipe.distillation > 0
             training = trainer.train(
                 network,
@@ -91,7 +97,8 @@ def split_all(
                 labelled=data.labelled,
                 checkpoint=own,
                 progress=progress,
-                description=f"retraining with {each.spec.label} after {cut.name}",
+                description=f"retraining with {each.spec.label} after {cut.name}"
+                + (" in int8" if int8 is not None else ""),
             )
             variant = structs.replace(variant, training=training)
         else:
@@ -102,16 +109,20 @@ def split_all(
 
 
 def modules_of(graph: Graph, splits: Sequence[Split], *, uncut: bool) -> Modules:
-    """The modules to export: each slice once, and the uncut network if asked."""
+    """The modules to export: each slice once, and the uncut network if asked.
+
+    Device slices in int8 are written already, and not among them.
+    """
     modules: Modules = {}
     if uncut:
         modules["network"] = (graph.module, graph.example)
     previous: Split | None = None
     for split in sorted(splits, key=lambda each: len(each.variant.device)):
-        device, edge = split.network.deployed()
         role = split.variant.device[-1]
-        if previous is None:
-            modules[role] = (device, graph.example)
+        if split.network.quantized:
+            pass
+        elif previous is None:
+            modules[role] = (split.network.deployed_device_slice(), graph.example)
         elif role not in modules:
             start, end = previous.variant.slicing_point.index, split.variant.slicing_point.index
             with torch.no_grad():
@@ -121,6 +132,7 @@ def modules_of(graph: Graph, splits: Sequence[Split], *, uncut: bool) -> Modules
         if split.variant.edge not in modules:
             with torch.no_grad():
                 arriving = split.network.arriving(*graph.example)
+            edge = split.network.deployed_edge_slice()
             modules[split.variant.edge] = (edge, tuple(x.clone() for x in arriving))
         previous = split
     return modules
@@ -194,6 +206,7 @@ def _inserted(
     data: OpenedData,
     recipe: Recipe,
     shared: Split | None,
+    int8: Int8Slices | None,
 ) -> SlicedNetwork:
     """The network with a calibrated Transfer Layer, and the edge slice of another if shared."""
     if data.train is None and not spec.lossless:
@@ -206,7 +219,14 @@ def _inserted(
         order = torch.Generator().manual_seed(recipe.seed)
         torch.manual_seed(recipe.seed)  # the user's own data may draw from it
         calibration = input_batches(loader_of(data.train, recipe.batch_size, generator=order))
-    network = insert(graph, cut, spec, calibration=calibration, recipe=recipe)
+    network = insert(
+        graph,
+        cut,
+        spec,
+        calibration=calibration,
+        recipe=recipe,
+        int8_device_slice=None if int8 is None else int8.device_slice(cut.index),
+    )
     if shared is not None:
         network.edge_slice = shared.network.edge_slice
         trained = shared.variant.transfer

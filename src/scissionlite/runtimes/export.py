@@ -80,6 +80,11 @@ def export_slices(
 def load_exported(
     slices: dict[Role, tuple[SliceFile, ...]], role: Role, runtime: str, folder: Path
 ) -> Slice:
-    """Load one of the slices that :func:`export_slices` has written."""
-    (file,) = (file.file for file in slices[role] if file.runtime == runtime)
-    return load_slice(folder / file, runtime)
+    """Load one of the slices that :func:`export_slices` has written.
+
+    A slice that was not written for this runtime, as one in int8, is loaded by the first that it
+    was written for.
+    """
+    files = {file.runtime: file for file in reversed(slices[role])}
+    chosen = files.get(runtime, slices[role][0])
+    return load_slice(folder / chosen.file, chosen.runtime)

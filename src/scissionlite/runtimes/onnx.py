@@ -9,9 +9,11 @@ ONNX Runtime's own work at exit.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import logging
 import os
+import platform
 import warnings
 import weakref
 from pathlib import Path
@@ -52,14 +54,48 @@ class OnnxSlice:
         return unshared(self._session.run(None, feed), inputs)
 
 
-def load(path: Path, threads: int | None = None) -> OnnxSlice:
-    """Load a slice that :func:`export` wrote; ``threads`` are this session's own."""
+def load(path: Path, threads: int | None = None, *, literal: bool = False) -> OnnxSlice:
+    """Load a slice that :func:`export` wrote, or :mod:`.onnx_int8`.
+
+    Parameters
+    ----------
+    path
+        The slice's file.
+    threads
+        This session's own threads; None is ONNX Runtime's default.
+    literal
+        Run the file's operations as they stand, for a comparison: int8 ones in float32, between
+        the rounding that the file describes. It is many times slower.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3  # errors come as exceptions
+    if literal:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if _int8_saturates():
+        # Products of uint8 feature maps and uint8 weights are slower, and right. float32 slices
+        # have none.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return OnnxSlice(
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     )
+
+
+@functools.cache
+def _int8_saturates() -> bool:
+    """Whether ONNX Runtime's products of uint8 and int8 are wrong where they are large.
+
+    On x86-64 without VNNI it adds pairs of them in 16 bits (``VPMADDUBSW``), which hold 128 * 255
+    and not 254 * 255. Kernels of other processors add in 32 bits.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            flags = next((line for line in lines if line.startswith("flags")), "").split()
+    except OSError:
+        return True
+    return not {"avx512_vnni", "avx_vnni"} & set(flags)
 
 
 _SESSIONS: weakref.WeakSet[onnxruntime.InferenceSession] = weakref.WeakSet()

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from scissionlite.errors import PlanError
 from scissionlite.fields import check_fields
+from scissionlite.manifest import Precision
 from scissionlite.scissiontl.profile import BlockProfile, Profile
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
         The network must be cut at one of these slicing points.
     avoid_slicing_points
         The network must not be cut at these slicing points.
+    device_precision
+        Numbers in which the device must compute: "float32" excludes plans in int8, which need
+        ONNX Runtime on the device.
     machines
         Names of machines that must all be used.
     avoid_machines
@@ -101,6 +105,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     not_on_edge: _Names = ()
     slicing_points: _Names = ()
     avoid_slicing_points: _Names = ()
+    device_precision: Precision | None = None
     machines: _Names = ()
     avoid_machines: _Names = ()
 
@@ -171,6 +176,10 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
                 checks.append(
                     _Check(name, sorted(names), lambda p, n=names, m=must: (not n & _cuts(p)) == m)
                 )
+        if self.device_precision is not None:
+            wanted = self.device_precision
+            name = "device_precision"
+            checks.append(_Check(name, wanted, lambda p: p.device_precision != wanted))
         return checks
 
     def _machines(self, profiles: Sequence[Profile]) -> list[_Check]:

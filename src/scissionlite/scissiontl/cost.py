@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from scissionlite.manifest import Precision
 from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.profile import Profile, TransferProfile
 
@@ -112,6 +113,8 @@ class Machine:
     profile : Profile
     device_slice, edge_slice : list of float
         Seconds of the slice before and after a cut behind each block but the last.
+    int8_device_slice : list of float, or None
+        The same of device slices in int8; None where none was measured.
     layers : list of int
         Layers up to and including each block.
     device_memory, edge_memory : list of int
@@ -126,6 +129,7 @@ class Machine:
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.device_slice, self.edge_slice = slice_times(profile)
+        self.int8_device_slice = int8_slice_times(profile)
         counts = [len(block.layers) for block in profile.blocks]
         self.layers: list[int] = np.cumsum(counts, dtype=int).tolist()
         weights = np.array([block.weight_bytes for block in profile.blocks], dtype=np.int64)
@@ -163,6 +167,22 @@ def slice_times(profile: Profile) -> tuple[list[float], list[float]]:
     return device_times.tolist(), edge_times.tolist()
 
 
+def int8_slice_times(profile: Profile) -> list[float] | None:
+    """Seconds of the device slice in int8, as :func:`slice_times`; None if none was measured."""
+    whole = profile.network_latency_int8
+    if whole is None:
+        return None
+    latencies = np.array([block.latency for block in profile.blocks])
+    sums = np.cumsum(latencies)
+    measured = {
+        each.block: each.device_int8 for each in profile.slices if each.device_int8 is not None
+    } | {len(sums) - 1: whole}
+    places = sorted(measured)
+    ratios = [measured[place] / sums[place] for place in places]
+    times: list[float] = (sums * np.interp(np.arange(len(sums)), places, ratios))[:-1].tolist()
+    return times
+
+
 def _memory(weights: npt.NDArray[np.int64], peaks: npt.NDArray[np.int64]) -> list[int]:
     total: list[int] = (np.cumsum(weights) + np.maximum.accumulate(peaks)).tolist()
     return total
@@ -176,6 +196,12 @@ def hop(sender: TransferProfile, receiver: TransferProfile, link: Link, answer_b
 def offload_time(sender: Profile, receiver: Profile, nbytes: int) -> float:
     """Seconds that the Offloader adds to a request, its two sides together."""
     return sum(p.offload.request + p.offload.byte * nbytes for p in (sender, receiver))
+
+
+def device_memory(source: Machine, cut: int, precision: Precision) -> int:
+    """Bytes of weights and feature maps of the first ``cut`` blocks."""
+    whole = source.device_memory[cut - 1] if cut else 0
+    return whole // 4 if precision == "int8" else whole
 
 
 class SecondHop(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +229,7 @@ def offloaded(
     edge_blocks: int,
     offload_time: float,
     power: float | None,
+    precision: Precision = "float32",
     second: SecondHop = _NO_SECOND_HOP,
 ) -> Prediction:
     """Predict a plan that sends something over a link.
@@ -219,6 +246,9 @@ def offloaded(
         As in :class:`Prediction`.
     power
         Watts of the device at work, or None.
+    precision
+        Numbers in which the device computes. In int8 its weights and feature maps take a quarter of
+        the bytes.
     second
         The second hop of a plan with three tiers.
     """
@@ -239,7 +269,7 @@ def offloaded(
         device_blocks=cut,
         edge_blocks=edge_blocks,
         device_layers=source.layers[cut - 1] if cut else 0,
-        device_memory=source.device_memory[cut - 1] if cut else 0,
+        device_memory=device_memory(source, cut, precision),
         leakage=profile.blocks[cut - 1].leakage if cut else 1.0,
         energy=None if power is None else power * (device_time + encode_time),
     )

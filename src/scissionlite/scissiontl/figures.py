@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -32,6 +34,9 @@ _STYLES = {1: "-", 2: "--", 4: ":"}
 _BEST, _BEST_PRIVATE = "#d62728", "#009e73"
 _MOST_LABELS = 45
 
+_Dashes: TypeAlias = str | tuple[int, tuple[int, ...]]
+"""Dashes of a line as matplotlib takes them."""
+
 
 def split_figure(
     plans: Sequence[Plan], best_private: Plan | None = None, spec: TransferSpec | None = None
@@ -41,7 +46,8 @@ def split_figure(
     Bars are the device, transfer and edge times of one Transfer Layer. Packing is part of the
     device time, unpacking of the edge time, the Offloader's share of the transfer time. Lines are
     the latencies with other Transfer Layers, that of the best plan among them. Running locally and
-    the best image to the edge are horizontal lines.
+    the best image to the edge are horizontal lines. Device slices are drawn in the precision of the
+    best split.
 
     Parameters
     ----------
@@ -54,6 +60,7 @@ def split_figure(
     """
     spec = spec or TransferSpec()
     splits = [p for p in plans if p.kind == "split" and p.second is None]
+    splits = [p for p in splits if p.device_precision == splits[0].device_precision]
     points = {p.predicted.device_blocks: p.slicing_point or "" for p in splits}
     order = sorted(points)
     place = {blocks: i for i, blocks in enumerate(order)}
@@ -69,9 +76,11 @@ def split_figure(
             colours.setdefault(each.spec, colour)
     for line, colour in colours.items():
         _line(axes, [p for p in splits if p.spec == line], place, colour)
-    for each in (p for p in plans if p.kind == "local"):
-        _level(axes, each, "local", "-")
-        break
+    levels: dict[str, _Dashes] = {"float32": "-", "int8": (0, (8, 2))}
+    for precision, style in levels.items():
+        local = (p for p in plans if p.kind == "local" and p.device_precision == precision)
+        for each in itertools.islice(local, 1):
+            _level(axes, each, "local, int8" if precision == "int8" else "local", style)
     for each in (p for p in plans if p.kind == "image"):
         _level(axes, each, each.label, "-.")
         break
@@ -137,9 +146,14 @@ def _bars(axes: Axes, plans: Sequence[Plan], place: dict[int, int]) -> None:
     bottom = np.zeros(len(x))
     for what, colour in _STAGES:
         heights = np.array([_stage(p, what) for p in plans]) * 1e3
-        label = f"{what} ({plans[0].label})" if plans else None
+        label = _bar_label(what, plans[0]) if plans else None
         axes.bar(x, heights, 0.8, bottom, color=colour, label=label, alpha=0.85)
         bottom += heights
+
+
+def _bar_label(what: str, plan: Plan) -> str:
+    precision = " in int8" if what == "device" and plan.device_precision == "int8" else ""
+    return f"{what}{precision} ({plan.label})"
 
 
 def _stage(plan: Plan, what: str) -> float:
@@ -167,7 +181,7 @@ def _line(axes: Axes, plans: Sequence[Plan], place: dict[int, int], colour: str)
         )
 
 
-def _level(axes: Axes, plan: Plan, what: str, style: str) -> None:
+def _level(axes: Axes, plan: Plan, what: str, style: _Dashes) -> None:
     axes.axhline(
         plan.predicted.latency * 1e3, color="0.45", linestyle=style, linewidth=1, label=what
     )
@@ -215,4 +229,4 @@ def _cloud(
 
 
 def _name(plan: Plan) -> str:
-    return plan.label + (f"\nafter {plan.slicing_point}" if plan.slicing_point else "")
+    return plan.label + (f"\nafter {plan.place}" if plan.slicing_point else "")

@@ -15,8 +15,15 @@ import msgspec
 import numpy as np
 
 from scissionlite.errors import PlanError, ProfileError
+from scissionlite.manifest import Precision
 from scissionlite.scissiontl.constraints import Constraints
-from scissionlite.scissiontl.cost import Machine, Prediction, offload_time, offloaded
+from scissionlite.scissiontl.cost import (
+    Machine,
+    Prediction,
+    device_memory,
+    offload_time,
+    offloaded,
+)
 from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import MeasuredAccuracy, Plan
 from scissionlite.scissiontl.profile import Profile
@@ -47,6 +54,9 @@ def plan(
     learned: bool = False,
 ) -> list[Plan]:
     """Rank every slicing point and Transfer Layer, with running locally and images to the edge.
+
+    Where the device's profile has times in int8, running locally and the splits are ranked with
+    the device in int8, too.
 
     Parameters
     ----------
@@ -92,7 +102,7 @@ def plan(
     _check_links(link, profiles)
     found: list[Plan] = []
     for source in devices:
-        found.append(_local(source, power))
+        found += _local(source, power)
         for target in [*edges, *clouds]:
             if (between := _link_between(link, source, target)) is not None:
                 found += _images(source, target, between, power)
@@ -139,21 +149,29 @@ def pareto(
     return front
 
 
-def _local(source: Machine, power: float | None) -> Plan:
+def _local(source: Machine, power: float | None) -> Iterator[Plan]:
     profile = source.profile
-    seconds = profile.preprocess + profile.network_latency
-    return Plan(
-        kind="local",
-        device=profile.name,
-        prediction=Prediction(
-            device_time=seconds,
-            device_blocks=len(profile.blocks),
-            device_layers=source.layers[-1],
-            device_memory=source.device_memory[-1],
-            leakage=0.0,
-            energy=None if power is None else power * seconds,
-        ),
-    )
+    latencies: dict[Precision, float | None] = {
+        "float32": profile.network_latency,
+        "int8": profile.network_latency_int8,
+    }
+    for precision, latency in latencies.items():
+        if latency is None:
+            continue
+        seconds = profile.preprocess + latency
+        yield Plan(
+            kind="local",
+            device_precision=precision,
+            device=profile.name,
+            prediction=Prediction(
+                device_time=seconds,
+                device_blocks=len(profile.blocks),
+                device_layers=source.layers[-1],
+                device_memory=device_memory(source, len(profile.blocks), precision),
+                leakage=0.0,
+                energy=None if power is None else power * seconds,
+            ),
+        )
 
 
 def _images(source: Machine, target: Machine, between: Link, power: float | None) -> Iterator[Plan]:
@@ -186,22 +204,27 @@ def _images(source: Machine, target: Machine, between: Link, power: float | None
 
 def _splits(source: Machine, target: Machine, between: Link, power: float | None) -> Iterator[Plan]:
     device, edge = source.profile, target.profile
-    for transfer in device.transfers:
+    slices: dict[Precision, list[float] | None] = {
+        "float32": source.device_slice,
+        "int8": source.int8_device_slice,
+    }
+    for transfer, (precision, times) in itertools.product(device.transfers, slices.items()):
         received = target.transfers.get((transfer.block, transfer.spec))
-        if received is None:
+        if received is None or times is None:
             continue
         cut = transfer.block + 1
         yield Plan(
             kind="split",
             slicing_point=device.blocks[transfer.block].name,
             spec=transfer.spec,
+            device_precision=precision,
             device=device.name,
             edge=edge.name,
             prediction=offloaded(
                 source,
                 cut,
                 between,
-                device_time=device.preprocess + source.device_slice[transfer.block],
+                device_time=device.preprocess + times[transfer.block],
                 encode_time=transfer.encode,
                 sent_bytes=transfer.nbytes,
                 decode_time=received.decode,
@@ -209,6 +232,7 @@ def _splits(source: Machine, target: Machine, between: Link, power: float | None
                 edge_blocks=len(device.blocks) - cut,
                 offload_time=offload_time(device, edge, transfer.nbytes),
                 power=power,
+                precision=precision,
             ),
         )
 
@@ -235,27 +259,36 @@ def _ranked(plans: Iterable[Plan], objective: Objective) -> list[Plan]:
 
 
 def _with_accuracies(plans: list[Plan], accuracies: Iterable[MeasuredAccuracy]) -> list[Plan]:
-    by_kind = {
-        (a.kind, a.slicing_point, a.spec, a.image_format, a.jpeg_quality): a.accuracy
-        for a in accuracies
-    }
+    by_kind = {_accuracy_key(a): a.accuracy for a in accuracies}
     if not by_kind:
         return plans
-    uncut = by_kind.get(("local", None, None, None, None))
+    uncut = by_kind.get(_accuracy_key(Plan(kind="local")))
 
     def measured(each: Plan) -> float | None:
         if each.second is not None:
             return None
-        key = (each.kind, each.slicing_point, each.spec, each.image_format, each.jpeg_quality)
+        key = _accuracy_key(each)
         if key in by_kind:
             return by_kind[key]
         # A lossless plan answers as the uncut network.
         lossless = each.image_format in ("uint8", "png") or (
             each.spec is not None and each.spec.lossless
         )
-        return uncut if lossless else None
+        return uncut if lossless and each.device_precision == "float32" else None
 
     return [msgspec.structs.replace(each, accuracy=measured(each)) for each in plans]
+
+
+def _accuracy_key(each: Plan | MeasuredAccuracy) -> tuple[object, ...]:
+    """Everything of a plan that its accuracy depends on."""
+    return (
+        each.kind,
+        each.slicing_point,
+        each.spec,
+        each.image_format,
+        each.jpeg_quality,
+        each.device_precision,
+    )
 
 
 def _link_between(

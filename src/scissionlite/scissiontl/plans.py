@@ -8,7 +8,7 @@ import msgspec
 
 from scissionlite.errors import PlanError
 from scissionlite.images import ImageFormat
-from scissionlite.manifest import Kind
+from scissionlite.manifest import Kind, Precision
 from scissionlite.scissiontl.cost import Prediction
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
@@ -38,6 +38,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         (:meth:`scissionlite.TransferSpec.adapted_to`).
     image_format, jpeg_quality
         For an image plan: "uint8", "png" or "jpeg"; for JPEG its quality, 1 to 95.
+    device_precision
+        Numbers in which the device computes: "float32" or "int8".
     second
         The cut between edge and cloud of a plan with three tiers.
     device, edge, cloud
@@ -53,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     spec: TransferSpec | None = None
     image_format: ImageFormat | None = None
     jpeg_quality: int | None = None
+    device_precision: Precision = "float32"
     second: SecondCut | None = None
     device: str = ""
     edge: str = ""
@@ -67,6 +70,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             raise PlanError("an 'image' plan has image_format, others have not")
         if (self.image_format == "jpeg") != (self.jpeg_quality is not None):
             raise PlanError("jpeg_quality goes with the image format 'jpeg', and only with it")
+        if self.device_precision == "int8" and self.kind == "image":
+            raise PlanError("the device of an 'image' plan computes nothing that could be in int8")
 
     @property
     def predicted(self) -> Prediction:
@@ -87,7 +92,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         if self.spec is not None:
             first = self.spec.label
         elif self.kind == "local":
-            return "nothing (local)"
+            return "nothing (local, int8)" if self.device_precision == "int8" else "nothing (local)"
         elif self.image_format == "jpeg":
             first = f"JPEG-{self.jpeg_quality} image"
         else:
@@ -96,10 +101,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def place(self) -> str:
-        """A few words for where the network is cut."""
+        """A few words for where the network is cut, and whether the part before it is in int8."""
         if self.second is not None:
             return f"{self.slicing_point} | {self.second.slicing_point}"
-        return self.slicing_point or "-"
+        precision = ", int8" if self.device_precision == "int8" else ""
+        return "-" if self.slicing_point is None else f"{self.slicing_point}{precision}"
 
     @property
     def machines(self) -> tuple[str, ...]:
@@ -115,11 +121,14 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     spec: TransferSpec | None = None
     image_format: ImageFormat | None = None
     jpeg_quality: int | None = None
+    device_precision: Precision = "float32"
     accuracy: float
 
     @classmethod
     def of(cls, bundle: Bundle, profile: Profile) -> list[MeasuredAccuracy]:
-        """The two accuracies in a bundle's manifest: the bundle's and the uncut network's.
+        """The accuracies in a bundle's manifest: the bundle's and the uncut network's.
+
+        Where the bundle's fallback computes in int8, its accuracy is among them.
 
         Raises
         ------
@@ -141,14 +150,18 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
                     "same network"
                 )
             name = profile.blocks[index].name
+        local = manifest.local_accuracy
+        own = [] if local is None else [local.after]
         return [
             cls(kind="local", accuracy=manifest.accuracy.before),
+            *(cls(kind="local", device_precision="int8", accuracy=each) for each in own),
             cls(
                 kind=manifest.kind,
                 slicing_point=name,
                 spec=manifest.transfer if name is not None else None,
                 image_format=manifest.image_format,
                 jpeg_quality=manifest.jpeg_quality,
+                device_precision=manifest.device_precision,
                 accuracy=manifest.accuracy.after,
             ),
         ]

@@ -77,11 +77,19 @@ class SliceProfile(msgspec.Struct, frozen=True):
     """Median seconds of the two slices, as they are deployed, for a cut after ``block``.
 
     A runtime fuses across the borders of blocks, so a slice takes less than the sum of its blocks.
+    ``device_int8`` is the device slice in int8, run by ONNX Runtime; None where it was not
+    measured.
     """
 
     block: int
     device: float
     edge: float
+    device_int8: float | None = None
+
+    def slowed(self, factor: float) -> SliceProfile:
+        """The slices on an imagined machine ``factor`` times slower."""
+        int8 = None if self.device_int8 is None else self.device_int8 * factor
+        return SliceProfile(self.block, self.device * factor, self.edge * factor, int8)
 
 
 CodecInputs: TypeAlias = Literal["images", "noise", "example"]
@@ -176,6 +184,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         Median seconds from frame to input tensor.
     network_latency
         Median seconds of the uncut network.
+    network_latency_int8
+        The same in int8, run by ONNX Runtime; None where it was not measured.
     offload
         The seconds that the Offloader adds to a request.
     slowdown
@@ -198,6 +208,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     images: tuple[ImageProfile, ...] = ()
     preprocess: float = 0.0
     network_latency: float
+    network_latency_int8: float | None = None
     offload: OffloadProfile = OffloadProfile()
     slowdown: float = 1.0
 
@@ -260,9 +271,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
             self,
             slowdown=self.slowdown * factor,
             blocks=tuple(replace(b, latency=b.latency * factor) for b in self.blocks),
-            slices=tuple(
-                replace(s, device=s.device * factor, edge=s.edge * factor) for s in self.slices
-            ),
+            slices=tuple(each.slowed(factor) for each in self.slices),
             transfers=tuple(
                 replace(t, encode=t.encode * factor, decode=t.decode * factor)
                 for t in self.transfers
@@ -272,6 +281,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
             ),
             preprocess=self.preprocess * factor,
             network_latency=self.network_latency * factor,
+            network_latency_int8=(
+                None if self.network_latency_int8 is None else self.network_latency_int8 * factor
+            ),
         )
 
     @property

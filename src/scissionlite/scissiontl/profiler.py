@@ -19,11 +19,12 @@ import torch
 from rich.progress import Progress
 
 from scissionlite import _core
-from scissionlite.errors import ProfileError
+from scissionlite.errors import ProfileError, RuntimeUnavailableError
 from scissionlite.graph.analysis import flat
 from scissionlite.graph.graph import Graph
 from scissionlite.images import JPEG_QUALITY, Preprocessing
-from scissionlite.runtimes import PACKAGES, RUNTIMES, keep_memory
+from scissionlite.runtimes import PACKAGES, RUNTIMES, Slice, keep_memory
+from scissionlite.runtimes.onnx_int8 import check_quantize
 from scissionlite.scissiontl.codecs import natural_noise, time_codecs, time_images
 from scissionlite.scissiontl.leakage import correlation_of_distances, pairwise_distances
 from scissionlite.scissiontl.offload_timing import time_offloader
@@ -65,6 +66,7 @@ def profile(
     repetitions: int = 20,
     warm_up: int = 3,
     slices: int | None = 12,
+    int8: bool | None = None,
     progress: Progress | None = None,
 ) -> Profile:
     """Measure a network on this host.
@@ -99,6 +101,9 @@ def profile(
         Number of measurements, and of runs before the first.
     slices
         Most slicing points at which slices are built and timed; None for all of them.
+    int8
+        Measure the uncut network and these device slices in int8, too, run by ONNX Runtime. None
+        leaves them out where the packages for it are missing or the network cannot be quantized.
     progress
         A rich progress display to report to.
 
@@ -106,7 +111,9 @@ def profile(
     ------
     ProfileError
         If the runtime is unknown or cannot take a block, or the images have another size than the
-        network's input.
+        network's input, or the network is to be measured in int8 and cannot be.
+    RuntimeUnavailableError
+        If it is to be measured in int8, and a package for it is missing.
     """
     _check_request(runtime, repetitions, warm_up, slices)
     if threads is not None:
@@ -120,8 +127,13 @@ def profile(
     entering = [entering_tensors(graph, inputs) for inputs in sized]
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
         runner = Runner(runtime, threads, Path(scratch))
-        block_times, network_time = time_blocks(graph, runner, entering[0], rounds)
-        measured_slices = time_slices(graph, runner, entering[0], points, rounds)
+        quantized = _quantized(graph, runner, sized, wanted=int8)
+        block_times, network_time, int8_time = time_blocks(
+            graph, runner, entering[0], rounds, quantized
+        )
+        measured_slices = time_slices(
+            graph, runner, entering[0], points, rounds, () if quantized is None else sized
+        )
         learned = time_bottlenecks(graph, runner, points, rounds)
     transfers = _time_transfers(graph, entering, learned, rounds)
     sent_images, preprocess = frames.time(jpeg_qualities, repetitions)
@@ -143,8 +155,28 @@ def profile(
         images=tuple(sent_images),
         preprocess=preprocess,
         network_latency=network_time,
+        network_latency_int8=int8_time,
         offload=offload,
     )
+
+
+def _quantized(
+    graph: Graph,
+    runner: Runner,
+    calibration: Sequence[tuple[torch.Tensor, ...]],
+    *,
+    wanted: bool | None,
+) -> Slice | None:
+    """The uncut network in int8; None where it is not wanted, or not possible and not demanded."""
+    if wanted is False:
+        return None
+    try:
+        check_quantize()
+        return runner.int8("the network", graph.module, calibration)
+    except (ProfileError, RuntimeUnavailableError):
+        if wanted:
+            raise
+        return None
 
 
 def _check_request(runtime: str, repetitions: int, warm_up: int, slices: int | None) -> None:

@@ -20,7 +20,7 @@ from scissionlite.errors import CodecError, ProfileError
 from scissionlite.graph.analysis import flat, multiplications
 from scissionlite.graph.graph import Graph, SlicingPoint
 from scissionlite.graph.user_code import first_line
-from scissionlite.runtimes import Slice, load_slice, runtime_module
+from scissionlite.runtimes import Slice, load_slice, onnx_int8, runtime_module
 from scissionlite.scissiontl.codecs import LEARNED, median_time, time_packing
 from scissionlite.scissiontl.profile import SliceProfile, TransferProfile
 from scissionlite.transfer_layer.learned import bottleneck
@@ -65,6 +65,27 @@ class Runner:
         self._folder = folder
         self._count = 0
 
+    def int8(
+        self, name: str, module: nn.Module, calibration: Sequence[tuple[torch.Tensor, ...]]
+    ) -> Slice:
+        """Quantize a module to int8 for ONNX Runtime, and load it.
+
+        Raises
+        ------
+        ProfileError
+            If that is not possible; the message begins with ``name``.
+        """
+        self._count += 1
+        path = self._folder / f"{self._count}.onnx"
+        try:
+            arrays = [tuple(x.numpy() for x in inputs) for inputs in calibration]
+            onnx_int8.export_int8(module, calibration[0], path, arrays)
+            return load_slice(path, "onnx", self._threads)
+        except Exception as error:
+            raise ProfileError(f"{name} cannot be made int8: {first_line(error)}") from error
+        finally:
+            path.unlink(missing_ok=True)
+
     def compiled(self, name: str, module: nn.Module, example: Sequence[torch.Tensor]) -> Slice:
         """Compile and load a module.
 
@@ -103,24 +124,27 @@ def time_blocks(
     runner: Runner,
     entering: Sequence[tuple[torch.Tensor, ...]],
     rounds: Rounds,
-) -> tuple[list[float], float]:
-    """Median seconds of each block, and of the uncut network.
+    int8: Slice | None = None,
+) -> tuple[list[float], float, float | None]:
+    """Median seconds of each block, of the uncut network, and of the uncut network in int8.
 
     The blocks run one after the other, as in an inference, with a time stamp between them. They
-    take turns with the uncut network.
+    take turns with the uncut networks.
     """
     blocks = []
     for block, module, example in zip(graph.blocks, graph.block_modules(), entering, strict=True):
         blocks.append(runner.compiled(f"the block {block.name}", module, example))
         rounds.report()
-    network = runner.compiled("the network", graph.module, entering[0])
+    networks = [runner.compiled("the network", graph.module, entering[0])]
+    networks += [] if int8 is None else [int8]
     inputs: Tensors = tuple(x.numpy() for x in entering[0])
     times: list[list[float]] = []
-    totals: list[float] = []
+    totals: list[list[float]] = [[] for _ in networks]
     for _ in range(rounds.warm_up + rounds.count):
-        started = time.perf_counter()
-        network(*inputs)
-        totals.append(time.perf_counter() - started)
+        for network, own in zip(networks, totals, strict=True):
+            started = time.perf_counter()
+            network(*inputs)
+            own.append(time.perf_counter() - started)
         values: Tensors = inputs
         stamps = [time.perf_counter()]
         for run in blocks:
@@ -129,7 +153,8 @@ def time_blocks(
         times.append([b - a for a, b in itertools.pairwise(stamps)])
         rounds.report()
     measured = zip(*times[rounds.warm_up :], strict=True)
-    return [median(t) for t in measured], median(totals[rounds.warm_up :])
+    whole, *rest = (median(own[rounds.warm_up :]) for own in totals)
+    return [median(t) for t in measured], whole, rest[0] if rest else None
 
 
 def promising(points: Sequence[SlicingPoint], most: int | None) -> list[SlicingPoint]:
@@ -156,15 +181,23 @@ def time_slices(
     entering: Sequence[tuple[torch.Tensor, ...]],
     points: Iterable[SlicingPoint],
     rounds: Rounds,
+    calibration: Sequence[tuple[torch.Tensor, ...]] = (),
 ) -> list[SliceProfile]:
-    """Median seconds of the slices of some slicing points; device and edge slice take turns."""
+    """Median seconds of the slices of some slicing points; device and edge slice take turns.
+
+    With calibration inputs of the network, so does the device slice in int8.
+    """
     measured = []
     for point in points:
         examples = (entering[0], entering[point.index + 1])
         names = (f"the device slice of {point.name}", f"the edge slice of {point.name}")
-        parts = zip(names, graph.split(point), examples, strict=True)
+        modules = graph.split(point)
+        parts = zip(names, modules, examples, strict=True)
         runs = [runner.compiled(*part) for part in parts]
         inputs = [tuple(x.numpy() for x in example) for example in examples]
+        if calibration:
+            runs.append(runner.int8(names[0], modules[0], calibration))
+            inputs.append(inputs[0])
         times: list[list[float]] = []
         for _ in range(rounds.warm_up + rounds.count):
             stamps = [time.perf_counter()]
@@ -172,8 +205,8 @@ def time_slices(
                 run(*values)
                 stamps.append(time.perf_counter())
             times.append([b - a for a, b in itertools.pairwise(stamps)])
-        device, edge = (median(each) for each in zip(*times[rounds.warm_up :], strict=True))
-        measured.append(SliceProfile(point.index, device, edge))
+        medians = [median(each) for each in zip(*times[rounds.warm_up :], strict=True)]
+        measured.append(SliceProfile(point.index, *medians))
         rounds.report()
     return measured
 

@@ -105,6 +105,7 @@ def profile_command(request: ProfileRequest, out: Path) -> list[str]:
         "--out": out,
     }
     chosen = [f"{name}={value}" for name, value in options.items() if value is not None]
-    command = [sys.executable, "-m", "scissionlite", "profile", "--json"]
+    # Devices compute in int8; this machine is asked as an edge.
+    command = [sys.executable, "-m", "scissionlite", "profile", "--json", "--no-int8"]
     # After "--" nothing is an option, whatever a model is called.
     return [*command, *chosen, "--", request.model]
