@@ -72,7 +72,7 @@ def many(body: bytes, count: int) -> Iterable[bytes]:
     each = max(1, _CHUNK // len(one))
     for _ in range(count // each):
         yield one * each
-    yield frame(body, more=False)
+    yield one * (count % each) + frame(body, more=False)
 
 
 def endless(body: bytes) -> Iterable[bytes]:

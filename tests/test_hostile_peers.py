@@ -10,8 +10,10 @@ import contextlib
 import os
 import random
 import resource
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attackers import ATTACKS, corrupt, dial, valid_request
+import zmq
+from attackers import ATTACKS, corrupt, dial, many, send, shake_hands, valid_request
 from bundles import Toy, write_bundle
 from conftest import CROSSING, INPUT, PREPROCESSING, BundleFactory
 from peers import LOCAL, LONG, Frames, HandmadeDevice, Sockets, device_of, in_one_process
@@ -29,7 +32,14 @@ from torch import nn
 from scissionlite.bundle import Bundle
 from scissionlite.errors import WireError
 from scissionlite.offloader import Device, EdgeLimits, EdgeServer, wire
+from scissionlite.offloader.edge.access import Access
+from scissionlite.offloader.edge.bounds import bounds_of
+from scissionlite.offloader.edge.metrics import Metrics
+from scissionlite.offloader.edge.schedule import Schedule
+from scissionlite.offloader.edge.sockets import EdgeSockets, Received
+from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
+from scissionlite.offloader.wire.endpoints import Endpoints
 from scissionlite.transfer_layer import Quantization, TransferSpec
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
@@ -142,6 +152,71 @@ def test_an_address_that_attacked_gets_no_connection_for_a_moment(
                 good.infer(frames[0], 10.0)
         with device_of(edge, tiny_bundle) as other:  # from the same address
             other.connect(LONG)
+
+
+def test_no_message_from_an_address_that_attacked_is_read(
+    tiny_bundle: Bundle, frames: Frames
+) -> None:
+    def attack() -> None:
+        with contextlib.suppress(OSError):
+            link = stack.enter_context(shake_hands(edge.endpoint, b"PUSH"))
+            link.recv(1)  # of the edge's READY; the end, if the address is banned
+            send(link, many(b"", 5000))
+            link.shutdown(socket.SHUT_WR)  # so libzmq may have closed it when the message is read
+
+    with (
+        contextlib.ExitStack() as stack,
+        EdgeServer(tiny_bundle, LOCAL) as edge,
+        device_of(edge, tiny_bundle) as good,
+    ):
+        good.infer(frames[0], 30.0)
+        attack()
+        while not edge.stats().rejected:
+            good.infer(frames[0], 30.0)
+        for _ in range(5):  # all within the 5 s in which the address is banned
+            attack()
+            good.infer(frames[0], 30.0)
+        assert edge.stats().rejected == {"TruncatedMessageError": 1}
+        assert ended(edge) == 1
+
+
+def test_what_waits_behind_a_message_of_many_frames_is_read(
+    tiny_bundle: Bundle, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message that is thrown away must not leave its socket marked as empty."""
+    endpoints = Endpoints("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
+    bounds = bounds_of(EdgeLimits(), [tiny_bundle.manifest])
+    access = Access(None, Metrics(Schedule(EdgeLimits())))
+    edge = EdgeSockets(endpoints, bounds=bounds, access=access, on_end=lambda reason: None)
+    waker, lock = Waker(), threading.Lock()
+    # The end of its connection may wake the socket, or not.
+    monkeypatch.setattr(edge._connections, "end_of", lambda *_: None)
+
+    def receive() -> Received:
+        for _ in range(300):
+            edge.answer_handshakes()
+            edge.look_at_connections()
+            edge.wait(lock, waker, 50)
+            edge.receive_control()
+            if (received := edge.receive_tensors()).frames:
+                return received
+        raise AssertionError("nothing was read")
+
+    try:
+        good = sockets(zmq.PUSH)
+        good.connect(edge.endpoints.tensors)
+        good.send(b"first")
+        assert bytes(receive().frames[0]) == b"first"
+        bad = sockets(zmq.PUSH)
+        bad.connect(edge.endpoints.tensors)
+        bad.send_multipart([b""] * 300_000)
+        assert len(receive().frames) < 50
+        good.send(b"second")
+        time.sleep(0.2)  # so that it waits behind the rest
+        assert bytes(receive().frames[0]) == b"second"
+    finally:
+        edge.close()
+        waker.close()
 
 
 def test_every_corruption_and_truncation_of_a_request_is_counted(

@@ -64,8 +64,6 @@ class EdgeKeys:
         """Have a socket that will listen take only encrypted connections of known keys."""
         each.curve_server = 1
         each.curve_secretkey = self._secret.raw
-        # Once a domain is set, every connection needs the consent of edge.access's handler.
-        each.zap_domain = b"scissionlite"
 
 
 class DeviceKeys:

@@ -5,6 +5,9 @@ https://rfc.zeromq.org/spec/27) whether its key is authorised. Every message the
 its connection was authenticated with. So a key that is revoked is refused although its connection
 lives, which libzmq gives no way to end.
 
+Without keys the handler is asked too: libzmq reads no message of a connection before the answer,
+so an address that is banned cannot send one in the moment until its connection is shut down.
+
 pyzmq's own ZAP handlers need a thread with an asyncio loop, or a folder of certificates that is
 read again when told; this one is a socket of the I/O loop.
 """
@@ -14,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Callable
+from typing import Literal
 
 import zmq
 
@@ -29,6 +34,8 @@ from scissionlite.offloader.wire.control import Hello, Refused
 _REFRESH_INTERVAL = 0.5  # seconds between two looks at the file of authorised keys
 _BATCH = 64  # handshakes answered before the other sockets have their turn
 _VERSION = b"1.0"
+_WELCOME = [b"200", b"OK", b""]
+_LATER = [b"300", b"not now", b""]  # its peer tries again
 
 
 class Access:
@@ -55,18 +62,17 @@ class Access:
         self._handler: zmq.Socket[bytes] | None = None
         self._refresh_at = 0.0
 
-    def open(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes] | None:
+    def open(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
         """Answer the context's handshakes, before its first socket listens.
 
         Returns
         -------
-        zmq.Socket or None
+        zmq.Socket
             The socket at which handshakes arrive.
         """
-        if self._keys is not None:
-            self._handler = context.socket(zmq.REP)
-            self._handler.linger = 0
-            self._handler.bind("inproc://zeromq.zap.01")
+        self._handler = context.socket(zmq.REP)
+        self._handler.linger = 0
+        self._handler.bind("inproc://zeromq.zap.01")
         return self._handler
 
     def close(self) -> None:
@@ -76,14 +82,14 @@ class Access:
 
     def secure(self, each: zmq.Socket[bytes]) -> None:
         """Prepare a socket that will listen."""
+        # With a domain, every connection needs the consent of the handler here, also without keys.
+        each.zap_domain = b"scissionlite"
         if self._keys is not None:
             self._keys.secure(each)
 
     def peer(self, frame: zmq.Frame) -> str:
         """Name the sender of a frame: its key in base64, or its address where there are no keys."""
-        with contextlib.suppress(zmq.ZMQError):  # an attribute that the connection does not have
-            return str(frame.get("Peer-Address" if self._keys is None else "User-Id"))
-        return ""
+        return peer_attribute(frame, "Peer-Address" if self._keys is None else "User-Id")
 
     def check(self, peer: str) -> None:
         """Raise an error unless a message's sender is still authorised.
@@ -119,28 +125,50 @@ class Access:
         fields = {"device": name, "code": refused.code}
         self.log.warning("refused", peer + name, text, name, refused.reason, **fields)
 
-    def step(self, inputs: SocketInputs) -> bool:
-        """Answer handshakes; return whether the authorised keys have changed."""
-        if self._handler is None or self._authorized is None:
+    def step(self, inputs: SocketInputs, is_banned: Callable[[str], bool]) -> bool:
+        """Answer handshakes; return whether the authorised keys have changed.
+
+        Parameters
+        ----------
+        inputs
+            Where the handler's socket is read.
+        is_banned
+            Whether an address gets no connection for now.
+        """
+        if self._handler is None:
             return False
         now, changed = time.monotonic(), False
-        if now >= self._refresh_at:
+        if self._authorized is not None and now >= self._refresh_at:
             self._refresh_at = now + _REFRESH_INTERVAL
             changed = self._authorized.refresh()
         for _ in range(_BATCH):
             if not (frames := inputs.receive(self._handler)):
                 break
-            _, number, _, address, _, _, raw = (frame.bytes for frame in frames)
-            key = encode_key(raw)
-            # A key that was added or taken out just now counts at once.
-            changed |= self._authorized.refresh()
-            if key in self._authorized:
-                reply = [b"200", b"OK", key.encode()]
+            _, number, _, address, _, _, *credentials = (frame.bytes for frame in frames)
+            where = address.decode("ascii", "replace")
+            if is_banned(where):
+                reply = _LATER
+            elif self._authorized is None:
+                reply = _WELCOME
             else:
-                reply = [b"400", b"not authorised", b""]
-                where = address.decode("ascii", "replace")
-                reason = f"{where} has the key {key}, which is not authorised"
-                self._metrics.reject(UnauthorizedKeyError(reason))
+                # A key that was added or taken out just now counts at once.
+                changed |= self._authorized.refresh()
+                reply = self._authenticate(encode_key(credentials[0]), where)
             self._handler.send_multipart([_VERSION, number, *reply, b""])
             inputs.used(self._handler)
         return changed
+
+    def _authenticate(self, key: str, where: str) -> list[bytes]:
+        assert self._authorized is not None
+        if key in self._authorized:
+            return [b"200", b"OK", key.encode()]
+        reason = f"{where} has the key {key}, which is not authorised"
+        self._metrics.reject(UnauthorizedKeyError(reason))
+        return [b"400", b"not authorised", b""]
+
+
+def peer_attribute(frame: zmq.Frame, name: Literal["Peer-Address", "User-Id"]) -> str:
+    """Return what libzmq knows of the connection that brought a frame; empty if it does not."""
+    with contextlib.suppress(zmq.ZMQError):
+        return str(frame.get(name))
+    return ""

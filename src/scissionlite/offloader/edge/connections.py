@@ -198,15 +198,24 @@ class Connections:
             return
         _shut_down(connection)
         _let_go(connection)
-        self._ban(connection.address)
+        self._punish(connection.address, reason)
+
+    def end_of(self, connection: Connection | None, address: str, reason: str) -> None:
+        """End a connection that may have ended by itself, after what it did."""
+        if connection is not None:
+            self.end(connection, reason)
+        else:
+            self._punish(address, reason)
+
+    def _punish(self, address: str, reason: str) -> None:
+        if address:
+            self._ban(address)
         self._on_end("ended")
-        self._log.warning(
-            "ended",
-            connection.address,
-            "%s %s: connection ended",
-            connection.address or "a peer",
-            reason,
-        )
+        self._log.warning("ended", address, "%s %s: connection ended", address or "a peer", reason)
+
+    def is_banned(self, address: str) -> bool:
+        """Whether an address gets no connection for now, because another of its was ended."""
+        return self._banned.get(address, (0.0, 0.0))[0] > time.monotonic()
 
     def end_soon(self, connection: Connection, seconds: float) -> None:
         """End a connection in a while, so that its peer can read why."""
@@ -252,9 +261,8 @@ class Connections:
             connection = _connection(fd, port)
         except OSError:  # it has gone already
             return
-        now = time.monotonic()
         reason: Trouble = "banned"
-        if self._banned.get(connection.address, (0.0, 0.0))[0] > now:
+        if self.is_banned(connection.address):
             self._log.warning(
                 reason,
                 connection.address,

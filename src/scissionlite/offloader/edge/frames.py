@@ -35,24 +35,24 @@ class FrameReader:
         self._unfinished = False
         library = ctypes.CDLL(_zmq.__file__)
         init, receive, more, close = (_address(library, name) for name in _NAMES)
-        self._discard = functools.partial(
+        self._discard_frames = functools.partial(
             discard_frames, init, receive, more, close, socket.underlying
         )
 
-    @property
-    def busy(self) -> bool:
-        """Whether frames of the last message are still to be thrown away."""
+    def is_busy(self) -> bool:
+        """Tell whether frames of the last message are still to be thrown away."""
         return self._unfinished
+
+    def discard(self) -> None:
+        """Throw away frames of the last message, for a few milliseconds at most."""
+        self._unfinished = not self._discard_frames(_SLICE)
 
     def read(self) -> list[zmq.Frame]:
         """Read a message, without copying or waiting; empty if there is none yet.
 
-        A message that has too many frames keeps the socket busy for some calls after the one that
-        returns its first frames: each takes a few milliseconds, and returns nothing.
+        A message that has too many frames keeps the socket busy: :meth:`discard` the rest of it
+        before the next one is read.
         """
-        if self._unfinished:
-            self._unfinished = not self._discard(_SLICE)
-            return []
         frames: list[zmq.Frame] = []
         try:
             while len(frames) < self._most:

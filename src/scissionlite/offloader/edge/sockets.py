@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import socket
@@ -16,7 +15,7 @@ import zmq
 from scissionlite.errors import OffloadError, ScissionLiteError, UnauthorizedKeyError
 from scissionlite.manifest import Manifest
 from scissionlite.offloader import wire
-from scissionlite.offloader.edge.access import Access
+from scissionlite.offloader.edge.access import Access, peer_attribute
 from scissionlite.offloader.edge.bounds import Bounds
 from scissionlite.offloader.edge.connections import Connection, Connections, Trouble
 from scissionlite.offloader.edge.frames import FrameReader
@@ -91,8 +90,7 @@ class EdgeSockets:
         # there (no handover): one that comes back has a new identity.
         self._router.router_mandatory = 1
         self._inputs = SocketInputs()
-        if (handler := access.open(self._context)) is not None:
-            self._inputs.add(handler)
+        self._inputs.add(access.open(self._context))
         self._bound: list[str] = []
         endpoint = ""
         try:
@@ -139,7 +137,7 @@ class EdgeSockets:
             time.sleep(_REST)
         with lock:
             self._rejected = 0
-            if any(each.busy for each in self._readers):
+            if any(each.is_busy() for each in self._readers):
                 return
             seconds = min(milliseconds / 1000, self._connections.seconds_to_look)
         self._inputs.wait(waker, math.ceil(1000 * seconds))
@@ -151,7 +149,7 @@ class EdgeSockets:
 
     def answer_handshakes(self) -> bool:
         """Answer handshakes; return whether the authorised keys have changed."""
-        return self._access.step(self._inputs)
+        return self._access.step(self._inputs, self._connections.is_banned)
 
     def look_at_connections(self) -> int:
         """End the connections that hold too much; return how many there are."""
@@ -215,21 +213,30 @@ class EdgeSockets:
 
     def _receive(self, port: int) -> Received:
         reader, each = self._readers[port], (self._pull, self._router)[port]
-        frames = reader.read() if reader.busy or self._inputs.may_read(each) else []
-        if not frames:
-            self._drained[port] = not reader.busy
-            if not reader.busy:
-                self._inputs.empty(each)
+        if reader.is_busy():
+            reader.discard()  # others may wait behind what it throws away
+            self._drained[port] = False
             return Received("", [])
-        connection = None
-        with contextlib.suppress(zmq.ZMQError):  # none, if it ended
-            connection = self._connections.find(int(frames[-1].get(zmq.SRCFD)))
+        frames = reader.read() if self._inputs.may_read(each) else []
+        if not frames:
+            self._drained[port] = True
+            self._inputs.empty(each)
+            return Received("", [])
+        connection = self._connection(frames[-1])
         if connection is not None:
             self._connections.receive(connection, frames[port:])  # an identity is not on the wire
-            if self._readers[port].busy:
-                self._connections.end(connection, "sends messages of too many frames")
+        if reader.is_busy():
+            address = peer_attribute(frames[-1], "Peer-Address")  # it may have ended itself
+            self._connections.end_of(connection, address, "sends messages of too many frames")
         peer = self._access.peer(frames[-1])
         return Received(peer, [frame.buffer for frame in frames], connection)
+
+    def _connection(self, frame: zmq.Frame) -> Connection | None:
+        """Find the connection that brought a frame; None, if it has ended."""
+        try:
+            return self._connections.find(int(frame.get(zmq.SRCFD)))
+        except zmq.ZMQError:
+            return None
 
 
 def bind(each: zmq.Socket[bytes], endpoint: str) -> str:
