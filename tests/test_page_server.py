@@ -24,6 +24,7 @@ from scissionlite.offloader import EdgeServer
 from scissionlite.offloader.edge import page_server
 from scissionlite.offloader.edge import status as edge_status
 from scissionlite.offloader.edge.page_address import PageAddress
+from scissionlite.offloader.edge.side import EdgeSide
 
 
 def has_ipv6() -> bool:
@@ -284,6 +285,36 @@ def test_readiness_and_liveness_say_what_is_wrong(
     while get(edge.page + "healthz")[0] != 200:
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("leaves_no_thread")
+def test_a_daemon_whose_slice_does_not_end_is_not_ready(
+    tiny_bundle: Bundle, frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, finish = threading.Event(), EdgeSide.finish
+    monkeypatch.setattr(edge_status, "_LONGEST_RUN", 0.5)
+    monkeypatch.setattr(EdgeSide, "finish", lambda *these: gate.wait() and finish(*these))
+    with (
+        EdgeServer(tiny_bundle, LOCAL, page=":*", workers=2) as edge,
+        device_of(edge, tiny_bundle) as device,
+    ):
+        try:
+            futures = [device.submit(frames[0])]
+            time.sleep(1.0)
+            assert get(edge.page + "readyz") == (200, "ok\n")  # the other worker is free
+            futures.append(device.submit(frames[0]))
+            until = time.monotonic() + LONG
+            while (answer := get(edge.page + "readyz"))[0] == 200:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            assert answer[0] == 503
+            assert answer[1].startswith("no worker has ended a run of a slice for ")
+            assert get(edge.page + "healthz")[0] == 200
+        finally:
+            gate.set()
+        for future in futures:
+            future.result(LONG)
+        assert get(edge.page + "readyz") == (200, "ok\n")
 
 
 @pytest.mark.usefixtures("leaves_no_thread")

@@ -42,11 +42,11 @@ class Batches:
         self.due = math.inf
         self._schedule = schedule
         self._workers = workers
-        self._at_work = 0
+        self._runs: list[tuple[Job, float]] = []  # at work: the first job, and when it was taken
 
     def runs_at_once(self, job: Job) -> bool:
         """Whether a job that has come now is run at once, and alone."""
-        return job.served.side.batch == 1 and self._at_work < self._workers
+        return job.served.side.batch == 1 and self._worker_is_free()
 
     def take(self) -> tuple[list[Job], list[Job]]:
         """Take jobs only when they are to be run, so that turns and deadlines are those of now.
@@ -63,7 +63,7 @@ class Batches:
         jobs: list[Job] = []
         expired: list[Job] = []
         self.due = math.inf
-        if self._at_work >= self._workers or not schedule.waiting:
+        if not self._worker_is_free() or not schedule.waiting:
             return jobs, expired
         if schedule.accepting and now < (due := schedule.oldest + schedule.limits.batch_delay):
             served = schedule.head.served
@@ -78,14 +78,24 @@ class Batches:
             else:
                 schedule.done(job)
                 expired.append(job)
-        self._at_work += bool(jobs)
+        if jobs:
+            self._runs.append((jobs[0], now))
+            self._tell()
         return jobs, expired
 
     def finish(self, jobs: Sequence[Job]) -> None:
         """Take note that a run is over."""
-        self._at_work -= 1
+        self._runs = [run for run in self._runs if run[0] not in jobs]
+        self._tell()
         for job in jobs:
             self._schedule.done(job)
+
+    def _worker_is_free(self) -> bool:
+        return len(self._runs) < self._workers
+
+    def _tell(self) -> None:
+        free = self._worker_is_free()
+        self._schedule.all_busy_since = math.inf if free else max(begun for _, begun in self._runs)
 
 
 def best_batch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -72,10 +73,13 @@ class Schedule:
         As given.
     accepting : bool
         Whether it takes requests; false once the daemon is told to stop.
+    all_busy_since : float
+        Monotonic time of the last run's begin, if it left no worker free; else infinite.
     """
 
     def __init__(self, limits: EdgeLimits) -> None:
         self.accepting = True
+        self.all_busy_since = math.inf
         self.limits = limits
         self._most_credit = limits.credit
         self._queue = limits.queue

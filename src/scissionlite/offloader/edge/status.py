@@ -13,6 +13,9 @@ from scissionlite.offloader.edge.metrics import OUTCOMES, BundleMetrics, Metrics
 _SILENCE = 10.0
 """Seconds without a step of the loop after which it counts as stuck; it makes one a second."""
 
+_LONGEST_RUN = 60.0
+"""Seconds after which a run of a slice counts as one that does not end."""
+
 
 class DeviceStatus(msgspec.Struct, frozen=True):
     """A connected device; ``silent`` is the time in seconds since its last sign of life.
@@ -113,6 +116,8 @@ def readiness_trouble(metrics: Metrics) -> str:
         return "it does not listen"
     if not metrics.bundles:
         return "no bundle is loaded"
+    if (busy := time.monotonic() - metrics.schedule.all_busy_since) > _LONGEST_RUN:
+        return f"no worker has ended a run of a slice for {busy:.0f} s"
     return liveness_trouble(metrics)
 
 
