@@ -31,7 +31,9 @@ from torch import nn
 
 from scissionlite.bundle import Bundle
 from scissionlite.errors import WireError
-from scissionlite.offloader import Device, EdgeLimits, EdgeServer, wire
+from scissionlite.keys.authorized import authorize
+from scissionlite.keys.files import make_key_pair, read_public
+from scissionlite.offloader import Device, DeviceKeys, EdgeKeys, EdgeLimits, EdgeServer, wire
 from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.bounds import bounds_of
 from scissionlite.offloader.edge.metrics import Metrics
@@ -152,6 +154,56 @@ def test_an_address_that_attacked_gets_no_connection_for_a_moment(
                 good.infer(frames[0], 10.0)
         with device_of(edge, tiny_bundle) as other:  # from the same address
             other.connect(LONG)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[EdgeKeys, DeviceKeys]:
+    """The keys of an edge and of a device that it authorises."""
+    for name in ("edge", "device"):
+        make_key_pair(tmp_path / name)
+    authorize(tmp_path / "authorized", read_public(tmp_path / "device.pub"))
+    edge = EdgeKeys(tmp_path / "edge", tmp_path / "authorized")
+    return edge, DeviceKeys(tmp_path / "device", tmp_path / "edge.pub")
+
+
+@pytest.mark.parametrize("name", ["500,000 empty frames", "a message without end", *BORNE])
+def test_strangers_without_keys_send_no_message(
+    tiny_bundle: Bundle,
+    frames: Frames,
+    start_process: Callable[..., Process],
+    keys: tuple[EdgeKeys, DeviceKeys],
+    name: str,
+) -> None:
+    expected = in_one_process(tiny_bundle, frames[0])
+    with (
+        EdgeServer(tiny_bundle, LOCAL, keys=keys[0]) as edge,
+        device_of(edge, tiny_bundle, keys=keys[1]) as good,
+    ):
+        np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        before = resident()
+        with attack(start_process, name, edge):
+            for _ in range(50):
+                np.testing.assert_array_equal(good.infer(frames[0], 10.0), expected)
+        assert resident() - before < SLACK
+        assert edge.stats().rejected == {}
+
+
+def test_who_attacks_with_a_key_loses_the_connection(
+    tiny_bundle: Bundle, frames: Frames, sockets: Sockets, keys: tuple[EdgeKeys, DeviceKeys]
+) -> None:
+    expected = in_one_process(tiny_bundle, frames[0])
+    with (
+        EdgeServer(tiny_bundle, LOCAL, keys=keys[0]) as edge,
+        device_of(edge, tiny_bundle, keys=keys[1]) as good,
+    ):
+        np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        bad = sockets(zmq.PUSH)
+        keys[1].secure(bad)
+        bad.connect(edge.endpoint)
+        bad.send_multipart([b""] * 200_000)
+        while not ended(edge):
+            np.testing.assert_array_equal(good.infer(frames[0], 10.0), expected)
+        np.testing.assert_array_equal(good.infer(frames[0], 10.0), expected)
 
 
 def test_no_message_from_an_address_that_attacked_is_read(
