@@ -14,7 +14,7 @@
 
 #include "calls.h"
 #include "dispatch.h"
-#include "frames.h"
+#include "message_socket.h"
 #include "transfer.h"
 
 namespace py = pybind11;
@@ -70,6 +70,25 @@ PYBIND11_MODULE(_core, module) {
            py::arg("out").noconvert(), py::arg("quantizer") = py::none(),
            "Unpack, dequantize and upsample.");
 
+  using scissionlite::Frame;
+  py::class_<Frame>(module, "Frame", py::buffer_protocol(), "A frame that a socket received.")
+      .def_buffer([](Frame& frame) {
+        return py::buffer_info(static_cast<std::uint8_t*>(frame.data()),
+                               static_cast<py::ssize_t>(frame.size()));
+      })
+      .def("property", &Frame::property, py::arg("name"), "A property of its connection.");
+
+  using scissionlite::MessageSocket;
+  py::class_<MessageSocket>(module, "MessageSocket", "Messages of a socket that pyzmq made.")
+      .def(py::init<const scissionlite::AddressOf&, std::uintptr_t, std::size_t, std::string>(),
+           py::arg("address_of"), py::arg("socket"), py::arg("most"), py::arg("property") = "")
+      .def_property_readonly("busy", &MessageSocket::busy)
+      .def_property_readonly("descriptor", &MessageSocket::descriptor)
+      .def_property_readonly("events", &MessageSocket::events)
+      .def("close", &MessageSocket::close, "Use the socket no longer.")
+      .def("receive", &MessageSocket::receive, "Read a message without waiting.")
+      .def("send", &MessageSocket::send, py::arg("frames"), "Send a message.");
+
   module.def(
       "kernels",
       [] {
@@ -88,19 +107,6 @@ PYBIND11_MODULE(_core, module) {
         return names;
       },
       "The ISAs that this CPU can run, best first.");
-  module.def(
-      "discard_frames",
-      [](std::uintptr_t init, std::uintptr_t receive, std::uintptr_t more, std::uintptr_t close,
-         std::uintptr_t socket, std::size_t most) {
-        using scissionlite::Libzmq;
-        const Libzmq libzmq{
-            reinterpret_cast<Libzmq::Init>(init), reinterpret_cast<Libzmq::Receive>(receive),
-            reinterpret_cast<Libzmq::More>(more), reinterpret_cast<Libzmq::Close>(close)};
-        const py::gil_scoped_release released;
-        return scissionlite::discard_frames(libzmq, reinterpret_cast<void*>(socket), most);
-      },
-      py::arg("init"), py::arg("receive"), py::arg("more"), py::arg("close"), py::arg("socket"),
-      py::arg("most"), "Read frames of a ZeroMQ message and throw them away.");
   module.def(
       "isa", [] { return std::string(scissionlite::active_isa()); },
       "The ISA in use: SCISSIONLITE_ISA if set, else the best one.");

@@ -18,6 +18,7 @@ from scissionlite.offloader import Device, DeviceKeys, EdgeServer, wire
 from scissionlite.offloader.bundle_tensors import result_tensors
 from scissionlite.offloader.device.side import DeviceSide
 from scissionlite.offloader.edge.side import EdgeSide
+from scissionlite.offloader.message_sockets import message_socket
 from scissionlite.offloader.socket_inputs import SocketInputs
 from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.offloader.waker import Waker
@@ -104,15 +105,16 @@ class HandmadeEdge:
 
     def _serve(self, pull: zmq.Socket[bytes], router: zmq.Socket[bytes]) -> None:
         inputs = SocketInputs()
-        inputs.add(pull)
-        inputs.add(router)
+        requests, controls = map(message_socket, (pull, router))
+        inputs.add(requests)
+        inputs.add(controls)
         while not self._ended:
             inputs.wait(self._waker, int(1000 * LONG))
             while not self._to_send.empty():
                 router.send_multipart(self._to_send.get())
-            while frames := inputs.receive(pull):
+            while frames := inputs.receive(requests):
                 header, _ = wire.unpack(
-                    [frame.buffer for frame in frames],
+                    frames,
                     wire.MessageKind.REQUEST,
                     wire.MessageKind.PROBE,
                 )
@@ -123,9 +125,9 @@ class HandmadeEdge:
                 reply = control.ProbeReply(header.request_id, self.probes[-1])
                 if self.answers_probes:
                     router.send_multipart([header.device_id, control.encode(reply)])
-            inputs.used(router)
-            while frames := inputs.receive(router):
-                device_id, frame = (frame.bytes for frame in frames)
+            inputs.used(controls)
+            while frames := inputs.receive(controls):
+                device_id, frame = map(bytes, frames)
                 message = control.decode_at_edge(frame)
                 self._heard.put((device_id, message))
                 if isinstance(message, control.Ping) and self.answers_pings:

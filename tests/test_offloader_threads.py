@@ -26,6 +26,7 @@ from scissionlite.errors import (
 )
 from scissionlite.offloader import EdgeServer
 from scissionlite.offloader.device.credit import Credit
+from scissionlite.offloader.message_sockets import message_socket
 from scissionlite.offloader.socket_inputs import SocketInputs
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.endpoints import Endpoints
@@ -179,12 +180,13 @@ def test_a_message_ends_the_wait_too_and_keeps_the_wake_up(
     receiver.bind("inproc://waker")
     sender.connect("inproc://waker")
     inputs = SocketInputs()
-    inputs.add(receiver)
-    assert inputs.receive(receiver) == []
+    messages = message_socket(receiver)
+    inputs.add(messages)
+    assert inputs.receive(messages) == []
     sender.send(b"message")
     inputs.wait(waker, LONG_MS)
-    assert [frame.bytes for frame in inputs.receive(receiver)] == [b"message"]
-    assert inputs.receive(receiver) == []
+    assert inputs.receive(messages) == [b"message"]
+    assert inputs.receive(messages) == []
     waker.wake()
     inputs.wait(waker, LONG_MS)
     start = time.monotonic()
@@ -199,16 +201,17 @@ def test_a_message_that_a_send_took_notice_of_is_read(
     here.bind("inproc://used")
     there.connect("inproc://used")
     inputs = SocketInputs()
-    inputs.add(here)
+    messages = message_socket(here)
+    inputs.add(messages)
     for number in range(50):
-        assert inputs.receive(here) == []
+        assert inputs.receive(messages) == []
         there.send(b"%d" % number)
         time.sleep(0.004)  # libzmq looks for news at a send only every few milliseconds
         here.send(b"a send that takes notice")
         there.recv()
-        inputs.used(here)
-        assert inputs.may_read(here)
-        assert [frame.bytes for frame in inputs.receive(here)] == [b"%d" % number]
+        inputs.used(messages)
+        assert inputs.may_read(messages)
+        assert inputs.receive(messages) == [b"%d" % number]
 
 
 def test_each_loop_is_woken_for_each_thing_to_do(

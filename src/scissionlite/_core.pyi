@@ -1,5 +1,6 @@
 """Typed stub of the compiled core (csrc/README.md). It checks its arguments and has no policy."""
 
+from collections.abc import Callable
 from typing import Any, overload
 
 import numpy as np
@@ -225,30 +226,88 @@ class Transfer:
             An array or the quantizer does not fit.
         """
 
+class Frame:
+    """A frame that a socket received, in libzmq's memory: a buffer of bytes."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def property(self, name: str) -> str:
+        """Return a property of the connection that it came by; empty if it has none."""
+
+class MessageSocket:
+    """Whole messages of a socket that pyzmq made, read and sent in one call each.
+
+    Of one thread at a time. The socket must be open: :meth:`close` this one before.
+
+    Parameters
+    ----------
+    address_of : callable
+        Returns the address of a function of libzmq.
+    socket : int
+        Address of the socket.
+    most : int
+        Frames of a message that are returned; what is over that is thrown away.
+    property : str
+        The property of a connection that :meth:`receive` returns (``zmq_msg_gets``).
+    """
+
+    def __init__(
+        self, address_of: Callable[[str], int], socket: int, most: int, property: str = ""
+    ) -> None: ...
+    @property
+    def busy(self) -> bool:
+        """Whether frames of the last message are still to be thrown away."""
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor that tells of changes (``ZMQ_FD``)."""
+
+    @property
+    def events(self) -> int:
+        """What can be done now (``ZMQ_EVENTS``)."""
+
+    def close(self) -> None:
+        """Use the socket no longer; any use from then on is a zmq.ZMQError."""
+
+    def receive(self) -> tuple[list[memoryview], int, str]:
+        """Read a message, without copying or waiting.
+
+        A message that has too many frames keeps the socket busy for some calls after the one that
+        returns its first frames: each takes a few milliseconds, and returns nothing.
+
+        Returns
+        -------
+        frames : list of memoryview
+            None if there is no message yet.
+        descriptor : int
+            Of the connection that it came by; -1 if that has ended.
+        property : str
+            Of that connection; empty if it has none.
+
+        Raises
+        ------
+        zmq.ZMQError
+            If the socket cannot be read.
+        """
+
+    def send(self, frames: list[bytes | bytearray | memoryview]) -> bool:
+        """Send a message; frames of 64 KiB or more are not copied.
+
+        Returns
+        -------
+        bool
+            False if there was no room within the socket's time.
+
+        Raises
+        ------
+        zmq.ZMQError
+            If it cannot be sent.
+        """
+
 def kernels() -> list[tuple[str, str]]:
     """List (operation, isa) of every kernel in this build, best ISA first."""
 
 def available_isas() -> list[str]:
     """List the ISAs that this build has and this CPU can run, best first."""
-
-def discard_frames(init: int, receive: int, more: int, close: int, socket: int, most: int) -> bool:
-    """Read at most ``most`` frames of a ZeroMQ message under way and throw them away.
-
-    Parameters
-    ----------
-    init, receive, more, close : int
-        Addresses of libzmq's ``zmq_msg_init``, ``zmq_msg_recv``, ``zmq_msg_more`` and
-        ``zmq_msg_close``.
-    socket : int
-        Address of the socket.
-    most : int
-        Frames read at most.
-
-    Returns
-    -------
-    bool
-        Whether the message has ended.
-    """
 
 def isa() -> str:
     """Return the ISA in use: SCISSIONLITE_ISA if set, else the best one.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,31 @@ from scissionlite.offloader.wire import Encoding, TensorHeader, header_length, p
 
 Outputs: TypeAlias = tuple[npt.NDArray[np.float32], ...]
 """The network's outputs in order."""
+
+_KEPT = 64  # requests that a checker remembers
+
+
+class CheckedRequest(msgspec.Struct, frozen=True):
+    """A request by its tensors: its variant (None: an image), inputs, and its result's tensors."""
+
+    variant: Variant | None
+    samples: int
+    result: tuple[TensorHeader, ...]
+
+
+def request_checker(manifest: Manifest) -> Callable[[tuple[TensorHeader, ...]], CheckedRequest]:
+    """Make a function that checks requests; a device's are alike, so it remembers the last ones.
+
+    It raises what :func:`find_variant` does.
+    """
+    return functools.lru_cache(maxsize=_KEPT)(functools.partial(_checked, manifest))
+
+
+def _checked(manifest: Manifest, tensors: tuple[TensorHeader, ...]) -> CheckedRequest:
+    variant = find_variant(manifest, tensors)
+    samples = tensors[0].shape[0] if manifest.kind == "split" else 1
+    result = result_tensors(manifest, request_batch(manifest, tensors))
+    return CheckedRequest(variant, samples, result)
 
 
 def request_tensors(
@@ -119,11 +146,6 @@ def request_batch(manifest: Manifest, tensors: Sequence[TensorHeader]) -> int | 
     if manifest.kind == "split" and manifest.takes_batch(tensors[0].shape[0]):
         return tensors[0].shape[0] if manifest.max_batch > 1 else None
     return None
-
-
-def request_samples(manifest: Manifest, tensors: Sequence[TensorHeader]) -> int:
-    """Return the number of inputs in a checked request."""
-    return tensors[0].shape[0] if manifest.kind == "split" else 1
 
 
 def max_payload(manifest: Manifest) -> int:

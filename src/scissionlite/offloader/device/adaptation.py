@@ -228,7 +228,7 @@ class Adaptation:
     def answered(self, name: str, nbytes: int, seconds: Mapping[str, float], now: float) -> None:
         """Take the timings of an answer: those of :attr:`.Answer.timings`."""
         figures = self._figures.get(name)
-        if figures is None:
+        if figures is None or not self.several:
             return
         if name == LOCAL:
             figures.device.add(seconds.get("local_run", 0.0), now)

@@ -24,7 +24,7 @@ from scissionlite.offloader.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from scissionlite.offloader.device.connection import EdgeConnection
-    from scissionlite.offloader.device.messages import Reply
+    from scissionlite.offloader.device.messages import Reply, Request
 
 
 _MEASURED = 2.0  # seconds after an input for which the link is measured on purpose
@@ -144,7 +144,7 @@ class Answering:
     def send(self, work: Inference, connection: EdgeConnection) -> None:
         """Compute the payloads and send them, for which credit was reserved, or fall back."""
         try:
-            reply = self._send(work, connection)
+            request = self._send(work, connection)
         except OffloadError:
             if not self.fall_back(work):
                 raise
@@ -152,7 +152,7 @@ class Answering:
         if self._local is not None:
             # The caller may overwrite its arrays once this returns.
             work.inputs = tuple(array.copy() for array in work.inputs)
-        reply.add_done_callback(lambda done: self._settle(work, done))
+        request.when_ended(functools.partial(self._settle, work))
 
     def fall_back(self, work: Inference) -> bool:
         """Answer without an edge; False if there is no fallback."""
@@ -163,7 +163,7 @@ class Answering:
         self.answer_locally(work)
         return True
 
-    def _send(self, work: Inference, connection: EdgeConnection) -> Future[Reply]:
+    def _send(self, work: Inference, connection: EdgeConnection) -> Request:
         threads, expires = work.threads, work.edge_expires
         assert self._side is not None  # or there were no edge
         try:
@@ -178,21 +178,19 @@ class Answering:
             connection.release()
             raise
         work.bytes_sent = sum(tensor.nbytes for tensor in tensors)
-        reply = connection.send(tensors, payloads, expires)
-        work.future.lead = functools.partial(connection.lead, reply)
-        return reply
+        request = connection.send(tensors, payloads, expires)
+        work.future.lead = functools.partial(connection.lead, request)
+        return request
 
-    def _settle(self, work: Inference, done: Future[Reply]) -> None:
-        """Turn the edge's reply into the answer, in the connection's thread: compute nothing."""
-        error = done.exception()
-        if error is None:
-            reply = done.result()
+    def _settle(self, work: Inference, outcome: Reply | OffloadError) -> None:
+        """Turn the edge's reply into the answer, in the thread that leads: compute nothing."""
+        if not isinstance(outcome, OffloadError):
             seconds = work.watch.seconds
-            seconds["edge_queue"] = reply.queue
-            seconds["edge_decode"] = reply.decode
-            seconds["edge_run"] = reply.run
+            seconds["edge_queue"] = outcome.queue
+            seconds["edge_decode"] = outcome.decode
+            seconds["edge_run"] = outcome.run
             self.adaptation.answered(work.choice, work.bytes_sent, seconds, time.monotonic())
-            answer = self._answer(work, reply.outputs, "edge", "transfer", reply.edge)
+            answer = self._answer(work, outcome.outputs, "edge", "transfer", outcome.edge)
             if self._fallback == "last":
                 # A copy: the caller owns its answer, and may write to it.
                 self._last = copy.deepcopy(answer), time.monotonic()
@@ -201,11 +199,11 @@ class Answering:
             try:
                 job = work.threads.fallback.submit(self.answer_locally, work)
             except RuntimeError:  # closed meanwhile
-                work.future.set_exception(error)
+                work.future.set_exception(outcome)
             else:
                 job.add_done_callback(lambda ended: _pass_on_failure(ended, work.future))
         elif work.threads.closed or not self._repeat_last(work):
-            work.future.set_exception(error)
+            work.future.set_exception(outcome)
 
     def answer_locally(self, work: Inference) -> None:
         """Answer with the uncut network."""

@@ -16,7 +16,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
 import zmq
@@ -28,7 +27,7 @@ from scissionlite.offloader.device.alternatives import Alternatives
 from scissionlite.offloader.device.credit import Credit
 from scissionlite.offloader.device.link_meter import LinkMeter
 from scissionlite.offloader.device.loop import DeviceLoop
-from scissionlite.offloader.device.messages import Reply, Request
+from scissionlite.offloader.device.messages import Request
 from scissionlite.offloader.link_keys import DeviceKeys
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -105,6 +104,8 @@ class EdgeConnection:
         OffloadError
             If this machine has no descriptor or thread left for the connection.
         """
+        if self._thread is not None:
+            return
         with self._lock:
             if self._thread is not None or self._credit.closed is not None:
                 return
@@ -132,21 +133,20 @@ class EdgeConnection:
         tensors: tuple[wire.TensorHeader, ...],
         payloads: Sequence[wire.Buffer],
         expires: float,
-    ) -> Future[Reply]:
+    ) -> Request:
         """Send a request for which credit was reserved; the payloads are not copied.
 
         Returns
         -------
-        concurrent.futures.Future of Reply
+        Request
             Ends by ``expires`` (monotonic) at the latest, with an OffloadError if not answered.
-            Its callbacks run in the thread that leads.
+            Who waits for it is told in the thread that leads.
         """
         assert self._loop is not None  # or there were no credit to reserve
         request = Request(next(self._request_ids), tensors, payloads, expires)
-        request.reply.set_running_or_notify_cancel()
         self._loop.add(request)
         self._end_pause()
-        return request.reply
+        return request
 
     def take_over(self, request: Request) -> bool:
         """Send a request that another edge was given and lost, if there is credit at once."""
@@ -157,8 +157,8 @@ class EdgeConnection:
         self._end_pause()
         return True
 
-    def lead(self, reply: Future[Reply], until: float) -> None:
-        """Do the connection's I/O until a reply is there, or until a monotonic time.
+    def lead(self, request: Request, until: float) -> None:
+        """Do the connection's I/O until a request has ended, or until a monotonic time.
 
         Returns at once if another caller does it, and when the link is lost: the connection's
         thread then makes another one. A signal's handler may raise an exception at any place here.
@@ -176,7 +176,7 @@ class EdgeConnection:
                 loop.wake()  # the connection's thread sees that a caller waits, and leaves
             with self._leading:
                 while loop.connected and not (
-                    self._stopped or reply.done() or time.monotonic() >= until
+                    self._stopped or request.outcome is not None or time.monotonic() >= until
                 ):
                     loop.serve(until)
         finally:

@@ -87,13 +87,13 @@ class Credit:
         OffloadError
             If the connection was closed.
         """
-        with self._changed:
+        with self._changed.lock:
             while not self.take():
                 self._changed.wait(self.time_to_wait(connect_by, expires))
 
     def take(self) -> bool:
         """Reserve credit for one request if there is some at once."""
-        with self._changed:
+        with self._changed.lock:
             held = self._reserved + self._unanswered
             if self._closed is not None or not self._connected or held >= self._limit:
                 return False
@@ -102,7 +102,7 @@ class Credit:
 
     def time_to_wait(self, connect_by: float, expires: float) -> float:
         """Return the seconds left to wait in; parameters and errors as :meth:`reserve`."""
-        with self._changed:
+        with self._changed.lock:
             if self._closed is not None:
                 raise self._closed
             if self._refusal is not None:
@@ -119,19 +119,19 @@ class Credit:
 
     def release(self) -> None:
         """Give back credit that was reserved for a request that is not sent."""
-        with self._changed:
+        with self._changed.lock:
             self._reserved -= 1
             self._changed.notify_all()
 
     def use(self) -> None:
         """Use credit that was reserved, for a request that is sent."""
-        with self._changed:
+        with self._changed.lock:
             self._reserved -= 1
             self._unanswered += 1
 
     def answered(self) -> None:
         """Give back the credit of a request that was answered, or has failed."""
-        with self._changed:
+        with self._changed.lock:
             self._unanswered -= 1
             self._changed.notify_all()
 
@@ -140,7 +140,7 @@ class Credit:
 
         ``unanswered`` counts the requests anew: an exception may have come amid the count.
         """
-        with self._changed:
+        with self._changed.lock:
             if not self._connected:
                 self._connected_at = time.monotonic()
                 pause = min(_FIRST_PAUSE * 2.0 ** (self._losses - 1), _LAST_PAUSE)
@@ -153,7 +153,7 @@ class Credit:
 
     def withdraw(self, trouble: str, refusal: OffloadError | None = None) -> None:
         """Allow none: the connection is lost, or the daemon refuses this device."""
-        with self._changed:
+        with self._changed.lock:
             if self._connected:
                 stayed = time.monotonic() - self._connected_at
                 self._losses = 1 if stayed > _STEADY else min(self._losses + 1, _MOST_LOSSES)
@@ -164,12 +164,12 @@ class Credit:
 
     def explain(self, trouble: str) -> None:
         """Say why there is no connection, if there is none; of any thread."""
-        with self._changed:
+        with self._changed.lock:
             if not self._connected:
                 self._trouble = trouble
 
     def close(self, error: OffloadError) -> None:
         """Allow none for good: whoever waits, now or later, gets the error."""
-        with self._changed:
+        with self._changed.lock:
             self._closed = error
             self._changed.notify_all()

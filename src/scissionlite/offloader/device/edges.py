@@ -65,6 +65,7 @@ class Edges:
         fallback: bool,
     ) -> None:
         self._changed = _Changes()  # common: a caller waits for any of the edges
+        self._lock = self._changed.lock
         alternatives = Alternatives(fallback=fallback)
         self._edges: list[_Edge] = []
         for endpoints, keys in links:
@@ -99,7 +100,7 @@ class Edges:
 
         Parameters and errors as :meth:`.credit.Credit.reserve`.
         """
-        with self._changed:
+        with self._lock:
             while isinstance(found := self.try_reserve(connect_by, expires), float):
                 self._changed.wait(found)
             return found
@@ -111,7 +112,7 @@ class Edges:
         """
         for each in self._edges:
             each.connection.start()
-        with self._changed:
+        with self._lock:
             chosen = self._choose()
             if chosen is not None and chosen.credit.take():
                 return chosen.connection
@@ -141,6 +142,8 @@ class Edges:
 
     def _choose(self) -> _Edge | None:
         """The edge for a request now; None if none is there."""
+        if len(self._edges) == 1:
+            return self._edges[0] if self._edges[0].credit.connected else None
         there = [each for each in self._edges if each.credit.connected]
         now = time.monotonic()
         steady = [each for each in there if now >= each.credit.preferred_from]

@@ -14,8 +14,8 @@ class Endings:
     """The ends of requests, in order.
 
     A signal's handler may raise an exception anywhere here. So an end is taken out only when all of
-    it is done, and done again otherwise: a future that is ended twice, with the same outcome, goes
-    on where it was.
+    it is done, and done again otherwise: who is told twice, of the same outcome, goes on where it
+    was.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,7 @@ class Endings:
                 while self._ended:
                     ended = self._ended[0]
                     request, outcome = ended
-                    if isinstance(outcome, Reply):
-                        request.reply.set_result(outcome)
-                    else:
-                        request.reply.set_exception(outcome)
+                    request.end(outcome)
                     with contextlib.suppress(ValueError):
                         self._ended.remove(ended)
             finally:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from scissionlite.graph.tensors import TensorInfo
 from scissionlite.manifest import Manifest
 from scissionlite.offloader.bundle_tensors import Outputs
 from scissionlite.offloader.stopwatch import Stopwatch
@@ -68,7 +69,7 @@ def check_inputs(manifest: Manifest, x: object) -> CheckedInputs:
             f"got {description or 'nothing'}"
         )
     # torch warns of arrays that it could not write to, though no slice writes to its input.
-    return tuple(np.require(array, requirements=["C", "W"]) for array in values)
+    return tuple(map(_contiguous, values))
 
 
 def network_inputs(manifest: Manifest, inputs: CheckedInputs, watch: Stopwatch) -> CheckedInputs:
@@ -102,6 +103,8 @@ def _is_frame(manifest: Manifest, values: Sequence[object]) -> bool:
 def _are_inputs(manifest: Manifest, values: Sequence[object]) -> bool:
     if manifest.kind == "image" or len(values) != len(manifest.inputs):
         return False
+    if all(map(_is_like, values, manifest.inputs)):
+        return True
     batches = set()
     for array, tensor in zip(values, manifest.inputs, strict=True):
         if not isinstance(array, np.ndarray) or array.dtype.name != tensor.dtype:
@@ -112,6 +115,19 @@ def _are_inputs(manifest: Manifest, values: Sequence[object]) -> bool:
         if array.shape != tensor.shape and manifest.max_batch == 1:
             return False
     return manifest.max_batch == 1 or (len(batches) == 1 and manifest.takes_batch(*batches.pop()))
+
+
+def _contiguous(array: Any) -> npt.NDArray[Any]:
+    dense: bool = array.flags.carray
+    return array if dense else np.require(array, requirements=["C", "W"])
+
+
+def _is_like(array: object, tensor: TensorInfo) -> bool:
+    return (
+        isinstance(array, np.ndarray)
+        and array.shape == tensor.shape
+        and array.dtype == tensor.dtype
+    )
 
 
 def _describe(value: object) -> str:

@@ -13,13 +13,11 @@ already holds.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
 
 import zmq
 
@@ -121,17 +119,21 @@ class DeviceLoop:
 
     def add(self, request: Request) -> None:
         """Send a request for which credit was reserved; of any thread."""
-        with self._lock, self._recovering():
-            self._credit.use()
-            self._pending[request.id] = request
-            if self._credit.closed is not None:
-                self._end(request, self._credit.closed)
-            elif self._link is not None and self.connected:
-                self._send(self._link, request)
-                if self._next_event() < self._awake_at:
+        with self._lock:
+            try:
+                self._credit.use()
+                self._pending[request.id] = request
+                if self._credit.closed is not None:
+                    self._end(request, self._credit.closed)
+                elif self._link is not None and self.connected:
+                    self._send(self._link, request)
+                    if self._next_event() < self._awake_at:
+                        self._waker.wake()
+                else:
                     self._waker.wake()
-            else:
-                self._waker.wake()
+            except BaseException as error:
+                if not self._recovers(error):
+                    raise
         self._endings.settle()
 
     def step(self) -> None:
@@ -151,10 +153,13 @@ class DeviceLoop:
             inputs = SocketInputs() if self._link is None else self._link.inputs
         left = min(max(self._awake_at - time.monotonic(), 0.0), _IDLE)
         inputs.wait(self._waker, math.ceil(1000 * left))
-        with self._lock, self._recovering():
-            if self._link is not None:
-                self._read(self._link)
-            self._check_deadlines()
+        with self._lock:
+            try:
+                if not self._read_result() or time.monotonic() >= self._awake_at:
+                    self._look_around()
+            except BaseException as error:
+                if not self._recovers(error):
+                    raise
         self._endings.settle()
 
     def close(self, error: OffloadError) -> None:
@@ -172,21 +177,14 @@ class DeviceLoop:
         self._waker.close()
         self._endings.settle()
 
-    @contextlib.contextmanager
-    def _recovering(self) -> Iterator[None]:
-        """Leave a link that is lost to the connection's own thread, whatever the reason is."""
-        try:
-            yield
-        except LinkLostError as lost:
-            self._break_link(lost)
-        except BaseException:
-            self._break_link(LinkLostError("interrupted by an exception"))
-            raise
-
-    def _break_link(self, lost: LinkLostError) -> None:
+    def _recovers(self, error: BaseException) -> bool:
+        """Leave a lost link to the connection's own thread; False: the error is to be raised."""
+        lost = isinstance(error, LinkLostError)
         if self._link is not None:
-            self._link.broken = lost
+            interrupted = LinkLostError("interrupted by an exception")
+            self._link.broken = error if isinstance(error, LinkLostError) else interrupted
         self._waker.wake()
+        return lost
 
     def _hand_over(self) -> None:
         """Give the requests of a lost link to the other edges, or to the fallback.
@@ -224,12 +222,29 @@ class DeviceLoop:
             times.append(time.monotonic() + _LOOK_AGAIN)
         return min(times)
 
-    def _read(self, link: EdgeLink) -> None:
-        """Handle what has come, and what is due; a LinkLostError ends it."""
-        for message, frames in link.messages():
+    def _read_result(self) -> bool:
+        """Handle messages up to the first result; a LinkLostError ends it.
+
+        Returns
+        -------
+        bool
+            Whether one has come. It is told at once: all else waits for the next step.
+        """
+        if self._link is None:
+            return False
+        for message, frames in self._link.messages():
             self._handle(message, frames)
             if isinstance(message, control.Result):
-                break  # it is told at once; what else has come is read in the next step
+                return True
+        return False
+
+    def _look_around(self) -> None:
+        """Handle what has happened to the link, and what is due; a LinkLostError ends it."""
+        if self._link is not None:
+            self._look_at(self._link)
+        self._check_deadlines()
+
+    def _look_at(self, link: EdgeLink) -> None:
         link.read_events()
         if link.failed is not None:
             self._backoff.diagnosis.ask(link.failed)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import random
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
 
 from scissionlite.bundle import Bundle
-from scissionlite.errors import TensorMismatchError
+from scissionlite.errors import OffloadError, TensorMismatchError
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import Outputs, request_batch, result_tensors
-from scissionlite.offloader.device.futures import ResumableFuture
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints
 
@@ -35,7 +36,7 @@ class Reply(msgspec.Struct, frozen=True):
 class Request(msgspec.Struct, eq=False):
     """A request under way; ``expires`` and ``send_at`` are monotonic times.
 
-    ``refusals`` counts how often the edge was too busy for it.
+    ``refusals`` counts how often the edge was too busy for it. ``outcome`` is its end, once there.
     """
 
     id: int
@@ -45,7 +46,25 @@ class Request(msgspec.Struct, eq=False):
     sent: bool = False
     send_at: float = 0.0
     refusals: int = 0
-    reply: ResumableFuture[Reply] = msgspec.field(default_factory=ResumableFuture)
+    outcome: Reply | OffloadError | None = None
+    _tell: Callable[[Reply | OffloadError], object] | None = None
+    _lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
+
+    def when_ended(self, tell: Callable[[Reply | OffloadError], object]) -> None:
+        """Have a function called with the outcome, at once if there is one already."""
+        with self._lock:
+            self._tell = tell
+            outcome = self.outcome
+        if outcome is not None:
+            tell(outcome)
+
+    def end(self, outcome: Reply | OffloadError) -> None:
+        """End it, and tell who waits; again, if an exception came amid that."""
+        with self._lock:
+            self.outcome = outcome
+            tell = self._tell
+        if tell is not None:
+            tell(outcome)
 
     def postpone(self) -> None:
         """Send it again after a pause: the edge was busy. Pauses grow, and differ by chance."""
@@ -79,6 +98,9 @@ class DeviceMessages:
         self.new_device_id()
         self.endpoints = endpoints
         self._manifest = bundle.manifest
+        self._result_tensors = functools.lru_cache(
+            functools.partial(result_tensors, self._manifest)
+        )
         self._bundle_prefix = wire.bundle_prefix(bundle.id)
 
     def new_device_id(self) -> bytes:
@@ -115,8 +137,7 @@ class DeviceMessages:
             If they are not a result for this request.
         """
         header, payloads = wire.unpack(frames, wire.MessageKind.RESULT)
-        batch = request_batch(self._manifest, request.tensors)
-        tensors = result_tensors(self._manifest, batch)
+        tensors = self._result_tensors(request_batch(self._manifest, request.tensors))
         expected = wire.Header(
             wire.MessageKind.RESULT, self.device_id, request.id, 0, self._bundle_prefix, tensors
         )

@@ -7,6 +7,7 @@ device and edge give over the wire.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from scissionlite.bundle import Bundle
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import image_encode
-from scissionlite.manifest import Role
+from scissionlite.manifest import Manifest, Role, Variant
 from scissionlite.offloader.bundle_tensors import Outputs, request_tensors
 from scissionlite.offloader.device.inputs import CheckedInputs, network_inputs
 from scissionlite.offloader.slices import open_slice, warm_up_slice
@@ -24,6 +25,8 @@ from scissionlite.offloader.stopwatch import Stopwatch
 from scissionlite.offloader.wire import Buffer, TensorHeader
 from scissionlite.runtimes import Slice
 from scissionlite.transfer_layer import encode
+
+_KEPT = 64  # headers of requests that are remembered: most are like one before
 
 
 class DeviceSide:
@@ -57,6 +60,9 @@ class DeviceSide:
                 inputs = self._inputs_of(variant.device)
                 opened = open_slice(bundle, variant.device[-1], inputs, threads, runtime)
                 self._slices[variant.device[-1]] = opened
+        self._headers = functools.lru_cache(maxsize=_KEPT)(
+            functools.partial(_request_headers, bundle.manifest, self._variants)
+        )
         preprocessing = bundle.manifest.preprocessing
         if not self._variants and preprocessing is not None:
             self._encode_frame(np.zeros(preprocessing.frame_shape, np.uint8))  # loads the encoder
@@ -89,12 +95,11 @@ class DeviceSide:
                 for features, tensor in zip(crossing, chosen.crossing, strict=True)
             ]
             payloads = [np.frombuffer(each.payload, np.uint8).data for each in packed]
-        headers = request_tensors(
-            manifest,
-            list(map(len, payloads)),
-            batch=tensors[0].shape[0],
-            entropy_coded=[each.entropy_coded for each in packed],
-            variant=chosen,
+        headers = self._headers(
+            chosen.name,
+            tensors[0].shape[0],
+            tuple(map(len, payloads)),
+            tuple(each.entropy_coded for each in packed),
         )
         return headers, payloads
 
@@ -108,6 +113,18 @@ class DeviceSide:
     def _encode_frame(self, frame: npt.NDArray[np.uint8]) -> bytes:
         assert self._manifest.image_format is not None
         return image_encode(frame, self._manifest.image_format, self._manifest.jpeg_quality)
+
+
+def _request_headers(
+    manifest: Manifest,
+    variants: dict[str, Variant],
+    name: str,
+    batch: int,
+    nbytes: tuple[int, ...],
+    coded: tuple[bool, ...],
+) -> tuple[TensorHeader, ...]:
+    chosen = variants[name]
+    return request_tensors(manifest, nbytes, batch=batch, entropy_coded=coded, variant=chosen)
 
 
 class LocalSide:

@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import zmq
 
+from scissionlite._core import MessageSocket
 from scissionlite.errors import AuthorizationError, EdgeUnavailableError
 from scissionlite.offloader.link_keys import DeviceKeys
-from scissionlite.offloader.socket_inputs import SocketInputs, send_frames
+from scissionlite.offloader.message_sockets import message_socket
+from scissionlite.offloader.socket_inputs import SocketInputs
 from scissionlite.offloader.wire import Buffer, control
 from scissionlite.offloader.wire.endpoints import Endpoints, host_of, is_ipv6, is_name
 
@@ -88,6 +90,11 @@ class LinkEvent(NamedTuple):
         return None
 
 
+class _Opened(NamedTuple):
+    socket: zmq.Socket[bytes]
+    messages: MessageSocket
+
+
 class SocketPair:
     """PUSH to the tensor port and DEALER to the control port. Of one thread.
 
@@ -136,13 +143,13 @@ class SocketPair:
         self._early: list[bytes] = []  # control messages sent before there was a connection
         # Closes what was opened, in reverse: a socket left open would keep the context from ending.
         self._opened = contextlib.ExitStack()
-        self._monitors: list[zmq.Socket[bytes]] = []
+        self._monitors: list[MessageSocket] = []
         try:
             self._push = self._open(context, zmq.PUSH, largest_frame, send_timeout)
             self._dealer = self._open(context, zmq.DEALER, largest_frame, send_timeout)
-            self._dealer.identity = device_id
-            self._monitors = [self._monitor(self._push), self._monitor(self._dealer)]
-            for each in (self._dealer, *self._monitors):
+            self._dealer.socket.identity = device_id
+            self._monitors = [self._monitor(self._push.socket), self._monitor(self._dealer.socket)]
+            for each in (self._dealer.messages, *self._monitors):
                 self.inputs.add(each)
             self._connect()
         except zmq.ZMQError:
@@ -152,26 +159,20 @@ class SocketPair:
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._dealer.closed
+        return self._dealer.socket.closed
 
     def push(self, frames: Sequence[Buffer]) -> bool:
         """Send a tensor message without copying its payloads; False if there is no room."""
-        try:
-            send_frames(self._push, frames)
-        except zmq.Again:
-            return False
-        return True
+        return self._push.messages.send(list(frames))
 
     def send(self, message: control.ToEdge) -> bool:
         """Send a control message; False if there is no room."""
         encoded = control.encode(message)
         if self._named:
             self._early.append(encoded)
-        try:
-            self._dealer.send(encoded)
-        except zmq.Again:
+        if not self._dealer.messages.send([encoded]):
             return False
-        self.inputs.used(self._dealer)
+        self.inputs.used(self._dealer.messages)
         return True
 
     def receive(self) -> tuple[control.ToDevice, list[memoryview]] | None:
@@ -182,15 +183,15 @@ class SocketPair:
         ControlSizeError, ControlMessageError
             If the frames received are not a message for a device.
         """
-        frames = self.inputs.receive(self._dealer)
-        return control.decode_frames([frame.buffer for frame in frames]) if frames else None
+        frames = self.inputs.receive(self._dealer.messages)
+        return control.decode_frames(frames) if frames else None
 
     def link_events(self) -> Iterator[LinkEvent]:
         """Read what happened to the connections."""
         for kind, monitor in zip((zmq.PUSH, zmq.DEALER), self._monitors, strict=True):
             while frames := self.inputs.receive(monitor):
                 # Not zmq.utils.monitor's parser: its module imports asyncio.
-                event = LinkEvent(kind, *_MONITOR_EVENT.unpack(frames[0].buffer))
+                event = LinkEvent(kind, *_MONITOR_EVENT.unpack(frames[0]))
                 if event.event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self._named, self._early = False, []  # the family is found
                 elif event.event == zmq.EVENT_CONNECT_RETRIED and self._named:
@@ -203,14 +204,15 @@ class SocketPair:
         With ``goodbye``, Goodbye is the last message, and the control socket lingers for it.
         """
         if goodbye and not self.closed:
-            self._dealer.linger, self._dealer.sndtimeo = _LINGER_MS, 0
+            dealer = self._dealer.socket
+            dealer.linger, dealer.sndtimeo = _LINGER_MS, 0
             self.send(control.Goodbye())
         self._opened.close()
 
     def _connect(self) -> None:
         for each, endpoint in (
-            (self._push, self._endpoints.tensors),
-            (self._dealer, self._endpoints.control),
+            (self._push.socket, self._endpoints.tensors),
+            (self._dealer.socket, self._endpoints.control),
         ):
             each.ipv6 = self._ipv6
             each.connect(endpoint)
@@ -221,14 +223,13 @@ class SocketPair:
         if now < self._next_family_at:
             return
         self._next_family_at = now + _FAMILY_PATIENCE
-        self._push.disconnect(self._endpoints.tensors)
-        self._dealer.disconnect(self._endpoints.control)
+        self._push.socket.disconnect(self._endpoints.tensors)
+        self._dealer.socket.disconnect(self._endpoints.control)
         self._ipv6 = not self._ipv6
         self._connect()
         for message in self._early:  # they went with the old connection
-            with contextlib.suppress(zmq.Again):
-                self._dealer.send(message)
-        self.inputs.used(self._dealer)
+            self._dealer.messages.send([message])
+        self.inputs.used(self._dealer.messages)
 
     def _open(
         self,
@@ -236,7 +237,7 @@ class SocketPair:
         kind: int,
         largest_frame: int,
         send_timeout: float,
-    ) -> zmq.Socket[bytes]:
+    ) -> _Opened:
         made = context.socket(kind)
         self._opened.callback(made.close)
         made.linger = 0
@@ -247,10 +248,14 @@ class SocketPair:
         made.reconnect_ivl_max = int(LAST_RETRY * 1000)
         if self._keys is not None:
             self._keys.secure(made)
-        return made
+        messages = message_socket(made)
+        self._opened.callback(messages.close)
+        return _Opened(made, messages)
 
-    def _monitor(self, each: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    def _monitor(self, each: zmq.Socket[bytes]) -> MessageSocket:
         monitor = each.get_monitor_socket(_EVENTS)
         self._opened.callback(monitor.close, 0)
         self._opened.callback(each.disable_monitor)
-        return monitor
+        messages = message_socket(monitor)
+        self._opened.callback(messages.close)
+        return messages

@@ -7,7 +7,6 @@
 ``admission``  Admission: which devices take part; ``served``: the bundles, of which each has one
 ``sockets``    EdgeSockets: PULL and ROUTER
 ``connections``  Connections: what each connection holds, and its end; ``bounds``: how much
-``frames``     FrameReader: messages of a socket, however many frames they have
 ``requests``   Requests: what becomes of a device's requests
 ``schedule``   Schedule: devices, and their Jobs in turns; ``batching``: which are run together
 ``services``   EdgeServices: answers to edge clients; ``profiling``: a profiler's process

@@ -14,20 +14,20 @@ read again when told; this one is a socket of the I/O loop.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal
 
 import zmq
 
+from scissionlite._core import MessageSocket
 from scissionlite.errors import UnauthorizedKeyError
 from scissionlite.keys.authorized import AuthorizedKeys
 from scissionlite.keys.files import encode_key
 from scissionlite.offloader.edge.log_limit import LogLimit
 from scissionlite.offloader.edge.metrics import Metrics
 from scissionlite.offloader.link_keys import EdgeKeys
+from scissionlite.offloader.message_sockets import message_socket
 from scissionlite.offloader.socket_inputs import SocketInputs
 from scissionlite.offloader.wire.control import Hello, Refused
 
@@ -60,24 +60,27 @@ class Access:
         self.log = LogLimit(logging.getLogger(__name__))
         self._authorized: AuthorizedKeys | None = None if keys is None else keys.authorized_keys()
         self._handler: zmq.Socket[bytes] | None = None
+        self._handshakes: MessageSocket | None = None
         self._refresh_at = 0.0
 
-    def open(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    def open(self, context: zmq.Context[zmq.Socket[bytes]]) -> MessageSocket:
         """Answer the context's handshakes, before its first socket listens.
 
         Returns
         -------
-        zmq.Socket
+        MessageSocket
             The socket at which handshakes arrive.
         """
         self._handler = context.socket(zmq.REP)
         self._handler.linger = 0
         self._handler.bind("inproc://zeromq.zap.01")
-        return self._handler
+        self._handshakes = message_socket(self._handler)
+        return self._handshakes
 
     def close(self) -> None:
         """Answer no more handshakes."""
-        if self._handler is not None:
+        if self._handler is not None and self._handshakes is not None:
+            self._handshakes.close()
             self._handler.close()
 
     def secure(self, each: zmq.Socket[bytes]) -> None:
@@ -87,9 +90,10 @@ class Access:
         if self._keys is not None:
             self._keys.secure(each)
 
-    def peer(self, frame: zmq.Frame) -> str:
-        """Name the sender of a frame: its key in base64, or its address where there are no keys."""
-        return peer_attribute(frame, "Peer-Address" if self._keys is None else "User-Id")
+    @property
+    def sender(self) -> str:
+        """The property of a connection that names its peer: by its key, or else by its address."""
+        return "Peer-Address" if self._keys is None else "User-Id"
 
     def check(self, peer: str) -> None:
         """Raise an error unless a message's sender is still authorised.
@@ -135,16 +139,16 @@ class Access:
         is_banned
             Whether an address gets no connection for now.
         """
-        if self._handler is None:
+        if self._handshakes is None:
             return False
         now, changed = time.monotonic(), False
         if self._authorized is not None and now >= self._refresh_at:
             self._refresh_at = now + _REFRESH_INTERVAL
             changed = self._authorized.refresh()
         for _ in range(_BATCH):
-            if not (frames := inputs.receive(self._handler)):
+            if not (frames := inputs.receive(self._handshakes)):
                 break
-            _, number, _, address, _, _, *credentials = (frame.bytes for frame in frames)
+            _, number, _, address, _, _, *credentials = map(bytes, frames)
             where = address.decode("ascii", "replace")
             if is_banned(where):
                 reply = _LATER
@@ -154,8 +158,8 @@ class Access:
                 # A key that was added or taken out just now counts at once.
                 changed |= self._authorized.refresh()
                 reply = self._authenticate(encode_key(credentials[0]), where)
-            self._handler.send_multipart([_VERSION, number, *reply, b""])
-            inputs.used(self._handler)
+            self._handshakes.send([_VERSION, number, *reply, b""])
+            inputs.used(self._handshakes)
         return changed
 
     def _authenticate(self, key: str, where: str) -> list[bytes]:
@@ -165,10 +169,3 @@ class Access:
         reason = f"{where} has the key {key}, which is not authorised"
         self._metrics.reject(UnauthorizedKeyError(reason))
         return [b"400", b"not authorised", b""]
-
-
-def peer_attribute(frame: zmq.Frame, name: Literal["Peer-Address", "User-Id"]) -> str:
-    """Return what libzmq knows of the connection that brought a frame; empty if it does not."""
-    with contextlib.suppress(zmq.ZMQError):
-        return str(frame.get(name))
-    return ""

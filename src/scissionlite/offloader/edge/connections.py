@@ -139,7 +139,7 @@ class Connections:
             self._read_events()
         return self._open.get(fd)
 
-    def receive(self, connection: Connection, frames: list[zmq.Frame]) -> None:
+    def receive(self, connection: Connection, frames: list[memoryview]) -> None:
         """Take note of a message that was delivered."""
         connection.delivered += sum(map(len, frames)) + _FRAME_BYTES * len(frames)
         connection.moved = True

@@ -16,7 +16,6 @@ from scissionlite.errors import (
     WireError,
 )
 from scissionlite.offloader import wire
-from scissionlite.offloader.bundle_tensors import find_variant, request_samples
 from scissionlite.offloader.edge.admission import Admission
 from scissionlite.offloader.edge.batching import Batches
 from scissionlite.offloader.edge.metrics import Metrics, Outcome
@@ -71,7 +70,7 @@ class Requests:
         Parameters
         ----------
         peer
-            Its sender (:meth:`.access.Access.peer`).
+            Its sender (:attr:`.access.Access.sender`).
         frames
             As received.
 
@@ -94,18 +93,17 @@ class Requests:
             self._services.take_probe(header, from_device=known)
             return False
         served = self._schedule.served(device_id)
-        if served is not None:
-            if header.bundle_id != served.prefix:
-                raise BundleMismatchError("the request is not for the bundle of its Hello")
-            find_variant(served.bundle.manifest, header.tensors)
-        now = time.monotonic()
-        if served is None or not self._schedule.hear(device_id, now):
+        if served is None:
             self._metrics.refuse("unknown-device")
             self._fail(device_id, request_id, "unknown-device", "say Hello first")
             return False
+        if header.bundle_id != served.prefix:
+            raise BundleMismatchError("the request is not for the bundle of its Hello")
+        samples = served.side.check(header.tensors).samples
+        now = time.monotonic()
+        self._schedule.hear(device_id, now)
         if served.dropped or not self._schedule.accepting:
             return False  # the device sends it elsewhere, or again, after the Refused or Goodbye
-        samples = request_samples(served.bundle.manifest, header.tensors)
         expires = now + header.deadline_ms / 1000
         job = Job(served, device_id, request_id, header.tensors, payloads, samples, now, expires)
         usage = self._schedule.usage(device_id)
@@ -165,4 +163,4 @@ class Requests:
 
 
 def _nbytes(frames: Sequence[wire.Buffer]) -> int:
-    return sum(memoryview(frame).nbytes for frame in frames)
+    return sum(map(len, frames))

@@ -180,7 +180,7 @@ class Schedule:
         return True
 
     def peer(self, device_id: bytes) -> str | None:
-        """Who said Hello with a device id (:meth:`.access.Access.peer`); None if nobody did."""
+        """Who said Hello with a device id (:attr:`.access.Access.sender`); None if nobody did."""
         device = self._devices.get(device_id)
         return None if device is None else device.peer
 

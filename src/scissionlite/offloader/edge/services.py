@@ -110,7 +110,7 @@ class EdgeServices:
             self._end_profiling()
 
     def peer(self, client: bytes) -> str | None:
-        """Who said ClientHello with an identity (:meth:`.access.Access.peer`); None: nobody did."""
+        """Who said ClientHello with an identity (:attr:`.access.Access.sender`); None if nobody."""
         found = self._clients.get(client)
         return None if found is None else found.peer
 
@@ -120,7 +120,7 @@ class EdgeServices:
         return self._administration.loading
 
     def take(self, sender: bytes, message: Request, peer: str = "") -> None:
-        """Answer a control message of a peer (:meth:`.access.Access.peer`)."""
+        """Answer a control message of a peer (:attr:`.access.Access.sender`)."""
         if isinstance(message, ClientHello):
             self._greet(sender, message, peer)
         elif not self.hear(sender):

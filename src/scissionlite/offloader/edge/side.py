@@ -19,10 +19,8 @@ from scissionlite.manifest import CrossingTensor, Role, Variant
 from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import (
     Outputs,
-    find_variant,
-    request_batch,
+    request_checker,
     request_tensors,
-    result_tensors,
 )
 from scissionlite.offloader.edge.batching import best_batch
 from scissionlite.offloader.edge.schedule import Done, Job
@@ -33,6 +31,8 @@ from scissionlite.runtimes import Slice
 from scissionlite.transfer_layer import Packed, decode
 
 logger = logging.getLogger(__name__)
+
+_FLOAT32 = np.dtype(np.float32)
 
 
 class EdgeSide:
@@ -55,6 +55,8 @@ class EdgeSide:
     ----------
     bundle : Bundle
         As given.
+    check : callable
+        Checks the tensors of a request; :func:`.bundle_tensors.request_checker` made it.
     run : Slice
         The slice; with several variants, that of the first.
     batch : int
@@ -78,7 +80,7 @@ class EdgeSide:
         request_tensors(manifest)
         self.bundle = bundle
         self._manifest = manifest
-        self._first = next(iter(manifest.every_variant), None)
+        self.check = request_checker(manifest)
         self._slices: dict[Role, Slice] = {}
         self._decode_tensor: Callable[..., Any] = _decode
         self._join: Callable[..., Any] = np.concatenate
@@ -136,7 +138,7 @@ class EdgeSide:
     ) -> Outputs:
         """Answer a checked request. Stages timed: ``decode``, ``run``."""
         with watch.stage("decode"):
-            variant = self._variant(headers)
+            variant = self.check(headers).variant
             tensors = self._decode(variant, headers, payloads)
         with watch.stage("run"):
             return self._slices[_role(variant)](*tensors)
@@ -155,15 +157,9 @@ class EdgeSide:
         """
         by_slice: dict[Role, list[Job]] = {}
         for job in jobs:
-            role = _role(self._variant(job.tensors))
+            role = _role(self.check(job.tensors).variant)
             by_slice.setdefault(role, []).append(job)
         return [run for each in by_slice.values() for run in self._finish_alike(each)]
-
-    def _variant(self, headers: tuple[TensorHeader, ...]) -> Variant | None:
-        """The variant of a checked request; None for an image."""
-        if self._manifest.variants:
-            return find_variant(self._manifest, headers)
-        return self._first
 
     def _finish_alike(self, jobs: Sequence[Job]) -> list[list[Done]]:
         """Answer jobs that one slice answers, in one run unless it fails."""
@@ -195,7 +191,7 @@ class EdgeSide:
         if len(jobs) == 1:
             return [self.answer(jobs[0].tensors, jobs[0].payloads, watch)]
         with watch.stage("decode"):
-            variants = [self._variant(job.tensors) for job in jobs]
+            variants = [self.check(job.tensors).variant for job in jobs]
             pairs = zip(variants, jobs, strict=True)
             decoded = [self._decode(each, job.tensors, job.payloads) for each, job in pairs]
             tensors = [self._join(several) for several in zip(*decoded, strict=True)]
@@ -232,9 +228,9 @@ class EdgeSide:
         OffloadError
             If the slice did not answer as the manifest says.
         """
-        tensors = result_tensors(self._manifest, request_batch(self._manifest, job.tensors))
-        answered = [(array.dtype.name, array.shape) for array in outputs]
-        if answered != [("float32", tensor.shape) for tensor in tensors]:
+        tensors = self.check(job.tensors).result
+        answered = [(array.dtype, array.shape) for array in outputs]
+        if answered != [(_FLOAT32, tensor.shape) for tensor in tensors]:
             raise OffloadError(
                 "the slice answered "
                 + ", ".join(f"{dtype} of shape {shape}" for dtype, shape in answered)
@@ -244,7 +240,7 @@ class EdgeSide:
         header = wire.Header(
             wire.MessageKind.RESULT, job.device_id, job.request_id, 0, self._bundle_prefix, tensors
         )
-        return wire.pack(header, [np.ascontiguousarray(array).data for array in outputs])
+        return wire.pack(header, [np.ascontiguousarray(array).data.cast("B") for array in outputs])
 
     def _load_image_decoder(self) -> None:
         """Decode an image now, so that the first request does not wait for the decoder's import."""

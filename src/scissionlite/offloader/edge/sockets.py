@@ -15,11 +15,11 @@ import zmq
 from scissionlite.errors import OffloadError, ScissionLiteError, UnauthorizedKeyError
 from scissionlite.manifest import Manifest
 from scissionlite.offloader import wire
-from scissionlite.offloader.edge.access import Access, peer_attribute
+from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.bounds import Bounds
 from scissionlite.offloader.edge.connections import Connection, Connections, Trouble
-from scissionlite.offloader.edge.frames import FrameReader
-from scissionlite.offloader.socket_inputs import SocketInputs, send_frames
+from scissionlite.offloader.message_sockets import message_socket, property_of
+from scissionlite.offloader.socket_inputs import SocketInputs
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints, host_of, is_ipv6, is_name
@@ -34,7 +34,7 @@ _FAREWELL = 1.0  # seconds in which a peer can read why its connection is ended
 
 
 class Received(NamedTuple):
-    """A message: who sent it (:meth:`.access.Access.peer`), and its frames, which are not copied.
+    """A message: who sent it (:attr:`.access.Access.sender`), and its frames, not copied.
 
     Without frames, there was no message. Frames over those of any valid message are left out.
     """
@@ -42,6 +42,9 @@ class Received(NamedTuple):
     peer: str
     frames: list[memoryview]
     connection: Connection | None = None
+
+
+_NOTHING = Received("", [])
 
 
 class EdgeSockets:
@@ -81,7 +84,10 @@ class EdgeSockets:
         self._router.sndhwm = self._router.rcvhwm = control.MAX_CREDIT
         self._router.maxmsgsize = control.MAX_CONTROL_BYTES + _SLACK_BYTES
         sockets = [self._pull, self._router]
-        self._readers = [FrameReader(*each) for each in zip(sockets, _MOST_FRAMES, strict=True)]
+        self._messages = [
+            message_socket(each, most, access.sender)
+            for each, most in zip(sockets, _MOST_FRAMES, strict=True)
+        ]
         self._drained = [False, False]
         self._connections = Connections(sockets, bounds, on_end)
         self._rejected = 0  # messages since the last wait
@@ -107,7 +113,8 @@ class EdgeSockets:
                 each.tcp_keepalive_cnt = 3
                 access.secure(each)
                 self._bound.append(bind(each, endpoint))
-                self._inputs.add(each)
+            for messages in self._messages:
+                self._inputs.add(messages)
         except zmq.ZMQError as error:
             self.close()
             raise OffloadError(f"cannot listen on {endpoint}: {_explain(error)}") from error
@@ -137,7 +144,7 @@ class EdgeSockets:
             time.sleep(_REST)
         with lock:
             self._rejected = 0
-            if any(each.is_busy() for each in self._readers):
+            if any(each.busy for each in self._messages):
                 return
             seconds = min(milliseconds / 1000, self._connections.seconds_to_look)
         self._inputs.wait(waker, math.ceil(1000 * seconds))
@@ -145,7 +152,7 @@ class EdgeSockets:
     @property
     def has_control(self) -> bool:
         """Whether a control message may wait: to be asked where a result was sent."""
-        return self._inputs.may_read(self._router)
+        return self._inputs.may_read(self._messages[_ROUTER])
 
     def answer_handshakes(self) -> bool:
         """Answer handshakes; return whether the authorised keys have changed."""
@@ -177,19 +184,20 @@ class EdgeSockets:
 
         A device that is gone, or does not read, gets nothing: it asks again if it needs to.
         """
-        frames = [device_id, control.encode(message), *tensors]
+        frames: list[wire.Buffer] = [device_id, control.encode(message), *tensors]
         connection = self._routes.get(device_id)
-        nbytes = sum(memoryview(frame).nbytes for frame in frames)
-        if connection is not None and not self._connections.may_send(connection, nbytes):
+        if connection is not None and not self._connections.may_send(
+            connection, sum(map(len, frames))
+        ):
             return
         try:
-            send_frames(self._router, frames)
-            self._inputs.used(self._router)
-        except zmq.Again:
-            if connection is not None:
-                self._connections.end(connection, "reads nothing of what it asks for")
+            sent = self._messages[_ROUTER].send(frames)
         except zmq.ZMQError:
             self._routes.pop(device_id, None)  # it is gone
+            return
+        self._inputs.used(self._messages[_ROUTER])
+        if not sent and connection is not None:
+            self._connections.end(connection, "reads nothing of what it asks for")
 
     def reject(self, connection: Connection | None, error: ScissionLiteError) -> None:
         """Take note that a message was rejected, and end the connection if its key is."""
@@ -206,37 +214,32 @@ class EdgeSockets:
     def close(self) -> None:
         """Close the sockets, when the last messages are sent."""
         self._connections.close()
+        for each in self._messages:
+            each.close()
         self._pull.close()
         self._router.close()
         self._access.close()
         self._context.term()
 
     def _receive(self, port: int) -> Received:
-        reader, each = self._readers[port], (self._pull, self._router)[port]
-        if reader.is_busy():
-            reader.discard()  # others may wait behind what it throws away
-            self._drained[port] = False
-            return Received("", [])
-        frames = reader.read() if self._inputs.may_read(each) else []
-        if not frames:
+        messages = self._messages[port]
+        discards = messages.busy  # others may wait behind what it throws away
+        if not discards and not self._inputs.may_read(messages):
             self._drained[port] = True
-            self._inputs.empty(each)
-            return Received("", [])
-        connection = self._connection(frames[-1])
+            return _NOTHING
+        frames, descriptor, peer = messages.receive()
+        if not frames:
+            self._drained[port] = not discards
+            if not discards:
+                self._inputs.empty(messages)
+            return _NOTHING
+        connection = self._connections.find(descriptor) if descriptor >= 0 else None
         if connection is not None:
             self._connections.receive(connection, frames[port:])  # an identity is not on the wire
-        if reader.is_busy():
-            address = peer_attribute(frames[-1], "Peer-Address")  # it may have ended itself
+        if messages.busy:
+            address = property_of(frames[-1], "Peer-Address")  # it may have ended itself
             self._connections.end_of(connection, address, "sends messages of too many frames")
-        peer = self._access.peer(frames[-1])
-        return Received(peer, [frame.buffer for frame in frames], connection)
-
-    def _connection(self, frame: zmq.Frame) -> Connection | None:
-        """Find the connection that brought a frame; None, if it has ended."""
-        try:
-            return self._connections.find(int(frame.get(zmq.SRCFD)))
-        except zmq.ZMQError:
-            return None
+        return Received(peer, frames, connection)
 
 
 def bind(each: zmq.Socket[bytes], endpoint: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from functools import lru_cache
 
 from scissionlite.errors import (
     BadMagicError,
@@ -20,7 +19,6 @@ from scissionlite.errors import (
     TensorCountError,
     TruncatedMessageError,
     UnsupportedVersionError,
-    WireError,
 )
 from scissionlite.offloader.wire.headers import (
     MAX_HEADER_BYTES,
@@ -38,6 +36,7 @@ MAGIC = b"SLTL"
 VERSION = 3
 
 _PREFIX = struct.Struct("<4sHH16sQI16sH")
+_REQUEST, _REQUEST_OFFSET = struct.Struct("<QI"), 24  # in the prefix: request id and deadline
 _TENSOR = struct.Struct("<BBBB")
 _SIZES = struct.Struct("<IQ")
 _ENTROPY_CODED = 1  # bit 0 of the flags
@@ -47,24 +46,27 @@ _ENCODINGS = {int(encoding): encoding for encoding in Encoding}
 DIGEST = struct.Struct("<Q")
 """The digest at the end of a header frame."""
 
-_REPEATED_BYTES = 4096  # longest entries that are kept, so that strangers cannot fill the memory
+_NO_REQUEST, _NO_DIGEST = bytes(_REQUEST.size), bytes(DIGEST.size)
 
 
-def write_header(header: Header) -> bytes:
-    """Write the fields of a header; they must keep the rules."""
-    parts = [
-        _PREFIX.pack(
-            MAGIC,
-            VERSION,
-            header.kind,
-            header.device_id,
-            header.request_id,
-            header.deadline_ms,
-            header.bundle_id,
-            len(header.tensors),
-        )
-    ]
-    for tensor in header.tensors:
+def write_prefix(header: Header) -> bytes:
+    """Write the fields before the tensors' entries; they must keep the rules."""
+    return _PREFIX.pack(
+        MAGIC,
+        VERSION,
+        header.kind,
+        header.device_id,
+        header.request_id,
+        header.deadline_ms,
+        header.bundle_id,
+        len(header.tensors),
+    )
+
+
+def write_entries(tensors: Sequence[TensorHeader]) -> bytes:
+    """Write the tensors' entries; they must keep the rules."""
+    parts = []
+    for tensor in tensors:
         flags = _ENTROPY_CODED if tensor.entropy_coded else 0
         parts.append(_TENSOR.pack(tensor.encoding, tensor.pool, len(tensor.shape), flags))
         parts.append(struct.pack(f"<{len(tensor.shape)}I", *tensor.shape))
@@ -103,11 +105,24 @@ def read_header(raw: memoryview) -> tuple[Header, int]:
         raise MessageKindError(f"unknown kind of message: {kind}")
     if not 1 <= count <= MAX_TENSORS:
         raise TensorCountError(f"{count} tensors, 1 to {MAX_TENSORS} allowed")
-    entries = raw[_PREFIX.size : -DIGEST.size]
-    found = _read_again(bytes(entries), count) if len(entries) <= _REPEATED_BYTES else None
-    tensors, offset = found or _read_tensors(raw, _PREFIX.size, count)
+    tensors, offset = _read_tensors(raw, _PREFIX.size, count)
     header = Header(_KINDS[kind], device_id, request_id, deadline_ms, bundle_id, tensors)
     return header, offset
+
+
+def without_request(raw: memoryview) -> bytes:
+    """Return a header frame with zeros in place of request id, deadline and digest.
+
+    What is left is the same in every request of a device.
+    """
+    rest = raw[_REQUEST_OFFSET + _REQUEST.size : -DIGEST.size]
+    return b"".join((raw[:_REQUEST_OFFSET], _NO_REQUEST, rest, _NO_DIGEST))
+
+
+def read_request(raw: memoryview) -> tuple[int, int]:
+    """Read request id and deadline of a header frame that is long enough for them."""
+    request_id, deadline_ms = _REQUEST.unpack_from(raw, _REQUEST_OFFSET)
+    return request_id, deadline_ms
 
 
 def sender(header_frame: Buffer) -> tuple[bytes, int] | None:
@@ -127,19 +142,6 @@ def check_header_size(nbytes: int) -> None:
     """Raise HeaderSizeError if a header frame is over the cap."""
     if nbytes > MAX_HEADER_BYTES:
         raise HeaderSizeError(f"header of {nbytes} bytes, at most {MAX_HEADER_BYTES} allowed")
-
-
-@lru_cache(maxsize=256)
-def _read_again(entries: bytes, count: int) -> tuple[tuple[TensorHeader, ...], int] | None:
-    """Read the tensors' entries of a header; a device's are the same in every request.
-
-    None if they do not end where the digest begins: :func:`_read_tensors` then says what is wrong.
-    """
-    try:
-        tensors, end = _read_tensors(memoryview(entries), 0, count)
-    except WireError:
-        return None
-    return (tensors, _PREFIX.size + end) if end == len(entries) else None
 
 
 def _read_tensors(raw: memoryview, offset: int, count: int) -> tuple[tuple[TensorHeader, ...], int]:

@@ -48,6 +48,8 @@ class Encoding(enum.IntEnum):
     PNG = 6
     UINT8 = 7
 
+    __hash__ = int.__hash__  # Enum's own is Python code, and tensors are looked up by their fields
+
     @classmethod
     def named(cls, name: str) -> Encoding:
         """Return the encoding of a ``TransferSpec.dtype`` or of an image format."""

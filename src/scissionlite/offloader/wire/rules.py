@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import get_args
 
 from scissionlite.errors import (
@@ -43,7 +42,6 @@ from scissionlite.offloader.wire.headers import (
 )
 from scissionlite.transfer_layer.spec import CODE_RANGES
 
-_REPEATED_GROUPS = 1024  # most scales of entries that are kept: strangers cannot fill the memory
 _IMAGES = frozenset(map(Encoding.named, get_args(ImageFormat)))
 _ZERO_POINTS = {Encoding.named(dtype): bounds for dtype, bounds in CODE_RANGES.items()}
 
@@ -60,20 +58,20 @@ def check_prefix(header: Header) -> None:
 
 def check_tensors(tensors: Sequence[TensorHeader], payloads: Sequence[Buffer]) -> None:
     """Check the tensors' entries and the lengths of their payloads."""
-    if not 1 <= len(tensors) <= MAX_TENSORS:
-        raise TensorCountError(f"{len(tensors)} tensors, 1 to {MAX_TENSORS} allowed")
     if len(payloads) != len(tensors):
         raise FrameCountError(f"{len(payloads)} payload frames for {len(tensors)} tensors")
-    repeated = sum(len(tensor.scales) for tensor in tensors) <= _REPEATED_GROUPS
-    check = _check_entries if repeated else _check_entries.__wrapped__
-    check(tuple(tensors))
+    check_entries(tensors)
     for tensor, payload in zip(tensors, payloads, strict=True):
-        _check_length(tensor, memoryview(payload).nbytes)
+        length = memoryview(payload).nbytes
+        if length != tensor.nbytes:
+            raise PayloadLengthError(f"payload of {length} bytes, announced as {tensor.nbytes}")
+        check_length(tensor)
 
 
-@lru_cache(maxsize=256)
-def _check_entries(tensors: tuple[TensorHeader, ...]) -> None:
-    """Check the tensors' entries; those of a device are the same in every request."""
+def check_entries(tensors: Sequence[TensorHeader]) -> None:
+    """Check the tensors' entries, but for the lengths of their payloads."""
+    if not 1 <= len(tensors) <= MAX_TENSORS:
+        raise TensorCountError(f"{len(tensors)} tensors, 1 to {MAX_TENSORS} allowed")
     packed = unpacked = 0
     for tensor in tensors:
         _check_tensor(tensor)
@@ -128,9 +126,9 @@ def _check_quantization(tensor: TensorHeader) -> None:
         )
 
 
-def _check_length(tensor: TensorHeader, length: int) -> None:
-    if length != tensor.nbytes:
-        raise PayloadLengthError(f"payload of {length} bytes, announced as {tensor.nbytes}")
+def check_length(tensor: TensorHeader) -> None:
+    """Check the length of a payload that has the length which its entry says."""
+    length = tensor.nbytes
     if tensor.encoding.compressed:
         if length < 1:
             raise PayloadLengthError(f"an empty {tensor.encoding.name}")
