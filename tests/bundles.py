@@ -40,10 +40,12 @@ def write_bundle(
     preprocessing: Preprocessing | None = None,
     classes: tuple[str, ...] = (),
     runtime: RuntimeName = "torchscript",
+    dynamic_batch: bool | None = None,
 ) -> Bundle:
     """Write a bundle of a toy, with slices for one runtime, into ``folder / "bundle"``.
 
-    It holds the whole network and, of the kind "split", the two slices.
+    It holds the whole network and, of the kind "split", the two slices. They take the batches that
+    the manifest promises, unless ``dynamic_batch`` says otherwise.
     """
     split = kind == "split"
     whole = nn.Sequential(toy.device, toy.edge).eval()
@@ -54,7 +56,8 @@ def write_bundle(
             "device": (toy.device, example),
             "edge": (toy.edge, (torch.zeros(toy.crossing),)),
         }
-    slices = export_slices(modules, (runtime,), folder, dynamic_batch=max_batch > 1)
+    dynamic = max_batch > 1 if dynamic_batch is None else dynamic_batch
+    slices = export_slices(modules, (runtime,), folder, dynamic_batch=dynamic)
     crossing = CrossingTensor("x", toy.crossing, transfer=transfer, quantization=quantization)
     manifest = Manifest(
         kind=kind,

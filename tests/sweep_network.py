@@ -22,10 +22,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import scissionlite as sl
-from scissionlite.errors import ScissionLiteError
+from scissionlite.errors import ScissionLiteError, first_line
 from scissionlite.graph.analysis import flat
 from scissionlite.graph.arguments import named_leaves
-from scissionlite.graph.user_code import first_line
 from scissionlite.models import load_model
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import input_batches, loader_of

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from peers import LOCAL, LONG, device_of
 from torch import nn
 
 from scissionlite.bundle import Bundle
-from scissionlite.errors import EdgeExecutionError
+from scissionlite.errors import BundleError, EdgeExecutionError
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.offloader import Device, EdgeLimits, EdgeServer, slices
 from scissionlite.offloader.edge import side as edge_side
@@ -244,3 +245,27 @@ def test_turns_go_on_where_a_batch_is_full(bundle: Bundle) -> None:
     assert [job.device_id for job in taken if job] == [b"b", b"d"]
     assert schedule.head.device_id == b"c"
     assert schedule.samples_of(other) == 3
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_slice_that_takes_no_batches_is_named(tmp_path: Path, batch: int) -> None:
+    bundle = write_bundle(
+        Toy("mean", nn.ReLU(), Mean(), SHAPE, SHAPE, SCORES),
+        tmp_path,
+        transfer=TransferSpec(pool=1),
+        quantization=Quantization(0.1, 0),
+        max_batch=8,
+        runtime="onnx",
+        dynamic_batch=False,
+    )
+    if batch == 1:
+        assert EdgeSide.open(bundle, batch=batch).batch == 1
+        return
+    with pytest.raises(BundleError, match=r"batches of 8, but .* more than 1 \(.*--batch 1"):
+        EdgeSide.open(bundle, batch=batch)
+
+
+def test_a_slice_that_does_not_take_its_inputs_is_named(tiny_bundle: Bundle) -> None:
+    inputs = [TensorInfo("x", (1, 7, 3, 3))]
+    with pytest.raises(BundleError, match=r"the edge slice does not take .* \[1, 7, 3, 3\]"):
+        slices.open_slice(tiny_bundle, "edge", inputs, 1, None)

@@ -12,8 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import scissionlite as sl
-from scissionlite.errors import CaptureError, PrepareError
-from scissionlite.graph.user_code import first_line
+from scissionlite.errors import CaptureError, PrepareError, first_line
 
 REPORTS = re.compile(r"file an issue|open an issue|report a bug|github\.com/pytorch", re.IGNORECASE)
 

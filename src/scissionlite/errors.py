@@ -58,6 +58,8 @@ for a missed deadline. ``tests/test_errors.py`` compares this tree with the clas
     * EdgeExecutionError
 """
 
+import re
+
 
 class ScissionLiteError(Exception):
     """Base of every exception that ScissionLite raises on purpose."""
@@ -269,3 +271,30 @@ class AuthorizationError(OffloadError, PermissionError):
 
 class EdgeExecutionError(OffloadError):
     """The edge daemon accepted the request and failed to answer it; the message is the edge's."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without what is for torch's makers; or its class."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return without_reports(line) or type(error).__name__
+
+
+_REPORT = re.compile(
+    r"\bplease (file|open|report|submit|consider (filing|opening))\b|"
+    r"\b(file|open) an issue\b|\breport (a|this) bug\b|\bsee:? https?://github\.com/pytorch/",
+    re.IGNORECASE,
+)
+"""What asks to report something to torch's makers; a user's model is no fault of torch's."""
+
+
+def without_reports(text: str) -> str:
+    """Leave out of a text what asks the reader to report something to torch's makers."""
+    kept = []
+    for sentence in re.split(r"(?<=[.!?])\s+", text):
+        report = _REPORT.search(sentence)
+        if report:
+            sentence = sentence[: report.start()].rstrip(" ,;:(")
+            if re.match(r"(otherwise|if)\b", sentence, re.IGNORECASE):
+                continue
+        kept.append(sentence)
+    return " ".join(filter(None, kept))

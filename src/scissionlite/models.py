@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from scissionlite.errors import ModelError
+from scissionlite.errors import ModelError, first_line
 from scissionlite.graph.tracing import program_module
-from scissionlite.graph.user_code import first_line
 from scissionlite.images import Preprocessing
 from scissionlite.weights import load_weights
 

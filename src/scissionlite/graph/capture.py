@@ -10,12 +10,12 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from scissionlite.errors import CaptureError
+from scissionlite.errors import CaptureError, first_line
 from scissionlite.graph.arguments import Example, bind_arguments
 from scissionlite.graph.graph import Graph
 from scissionlite.graph.reference import Reference
 from scissionlite.graph.tracing import FIXED_BATCH, TRACERS
-from scissionlite.graph.user_code import first_line, line_of_error
+from scissionlite.graph.user_code import line_of_error
 
 
 def capture(

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from scissionlite.errors import CaptureError
+from scissionlite.errors import CaptureError, first_line
 from scissionlite.graph.analysis import CHECKED_SCALES, flat, varied_inputs
 from scissionlite.graph.arguments import map_leaves, named_leaves, named_outputs
 from scissionlite.graph.graph import Graph
 from scissionlite.graph.tensors import OutputKind
-from scissionlite.graph.user_code import first_line, line_of_error
+from scissionlite.graph.user_code import line_of_error
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import linecache
 import os
-import re
 import traceback
 from pathlib import Path
 
@@ -14,33 +13,6 @@ from torch import fx
 
 # With a separator at the end, or torchvision's lines would be torch's.
 _OTHERS = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parents[1]}{os.sep}", "<")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message without what is for torch's makers; or its class."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    return without_reports(line) or type(error).__name__
-
-
-_REPORT = re.compile(
-    r"\bplease (file|open|report|submit|consider (filing|opening))\b|"
-    r"\b(file|open) an issue\b|\breport (a|this) bug\b|\bsee:? https?://github\.com/pytorch/",
-    re.IGNORECASE,
-)
-"""What asks to report something to torch's makers; a user's model is no fault of torch's."""
-
-
-def without_reports(text: str) -> str:
-    """Leave out of a text what asks the reader to report something to torch's makers."""
-    kept = []
-    for sentence in re.split(r"(?<=[.!?])\s+", text):
-        report = _REPORT.search(sentence)
-        if report:
-            sentence = sentence[: report.start()].rstrip(" ,;:(")
-            if re.match(r"(otherwise|if)\b", sentence, re.IGNORECASE):
-                continue
-        kept.append(sentence)
-    return " ".join(filter(None, kept))
 
 
 def line_of_error(error: BaseException) -> str:

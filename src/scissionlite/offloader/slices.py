@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scissionlite.bundle import Bundle
-from scissionlite.errors import RuntimeUnavailableError
+from scissionlite.errors import BundleError, RuntimeUnavailableError, first_line
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.manifest import Role
 from scissionlite.runtimes import Slice, load_slice, runtime_module, warm_up
@@ -72,7 +72,7 @@ def open_slice(
     Raises
     ------
     BundleError
-        If the slice is missing or altered.
+        If the slice is missing or altered, or does not take its inputs.
     RuntimeUnavailableError
         If no runtime can run it here.
     """
@@ -87,7 +87,14 @@ def open_slice(
         also = "".join(f"; {failure}" for failure in failures)
         extra = {"runtime": name, "role": role, "bundle": bundle.id}
         logger.info("%s runs the %s slice%s", name, role, also, extra=extra)
-        warm_up_slice(loaded, inputs)
+        try:
+            warm_up_slice(loaded, inputs)
+        except Exception as error:  # of the runtime, which has classes of its own
+            shapes = ", ".join(f"{each.dtype} {list(each.shape)}" for each in inputs)
+            raise BundleError(
+                f"{bundle.path}: the {role} slice does not take the inputs that the manifest names "
+                f"({shapes}): {first_line(error)}; prepare it again"
+            ) from error
         return loaded
     raise RuntimeUnavailableError(f"the {role} slice cannot run here: {'; or '.join(failures)}")
 

@@ -13,11 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from scissionlite.errors import PrepareError
+from scissionlite.errors import PrepareError, without_reports
 from scissionlite.graph.analysis import flat, varied_inputs
 from scissionlite.graph.graph import Graph
 from scissionlite.graph.tensors import TensorInfo
-from scissionlite.graph.user_code import without_reports
 from scissionlite.images import ImageFormat, image_decode, image_encode
 from scissionlite.manifest import Accuracy, Role, SliceFile, Variant
 from scissionlite.preprocessor.data import Data, Photographs, samples_of

@@ -31,8 +31,7 @@ import torch
 from torch._C._aoti import AOTIModelContainerRunnerCpu
 from torch.cpu import get_capabilities
 
-from scissionlite.errors import PrepareError, RuntimeUnavailableError
-from scissionlite.graph.user_code import first_line
+from scissionlite.errors import PrepareError, RuntimeUnavailableError, first_line
 from scissionlite.runtimes import unshared
 from scissionlite.runtimes.torch_threads import set_threads
 

@@ -150,7 +150,7 @@ def export(
     check_export()
     import torch
 
-    from scissionlite.graph.user_code import first_line
+    from scissionlite.errors import first_line
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -16,10 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from scissionlite.errors import CodecError, ProfileError
+from scissionlite.errors import CodecError, ProfileError, first_line
 from scissionlite.graph.analysis import flat, multiplications
 from scissionlite.graph.graph import Graph, SlicingPoint
-from scissionlite.graph.user_code import first_line
 from scissionlite.runtimes import Slice, load_slice, onnx_int8, runtime_module
 from scissionlite.scissiontl.codecs import LEARNED, median_time, time_packing
 from scissionlite.scissiontl.profile import SliceProfile, TransferProfile

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scissionlite.bundle import Bundle
-from scissionlite.errors import OffloadError, ScissionLiteError
+from scissionlite.errors import BundleError, OffloadError, ScissionLiteError, first_line
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import image_decode, image_encode
 from scissionlite.manifest import CrossingTensor, Role, Variant
@@ -107,7 +107,14 @@ class EdgeSide:
         self.run = next(iter(self._slices.values()))
         self.batch = 1
         if (most := min(batch, manifest.max_batch)) > 1:
-            self.batch = best_batch(self.run, inputs, most)
+            try:
+                self.batch = best_batch(self.run, inputs, most)
+            except Exception as error:  # of the runtime, which has classes of its own
+                raise BundleError(
+                    f"{bundle.path}: its manifest promises batches of {manifest.max_batch}, but "
+                    f"the edge slice fails with more than {inputs[0].shape[0]} "
+                    f"({first_line(error)}): prepare it again, or serve it with batch=1 (--batch 1)"
+                ) from error
             logger.info("%s: up to %d samples are run together", manifest.model, self.batch)
 
     @classmethod
