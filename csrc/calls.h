@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "ans_tables.h"
 #include "arrays.h"
 #include "dispatch.h"
 #include "transfer.h"
@@ -159,6 +160,50 @@ inline void decode(const Transfer& transfer, const py::array& payload, py::array
   check_map(out, transfer, "out");
   check_output(payload, out);
   run(kernel, payload.data(), out.mutable_data(), transfer.decoding_with(quantizer));
+}
+
+inline AnsTables make_ans_tables(
+    const std::string& dtype, std::uint16_t id,
+    const py::array_t<std::uint8_t, py::array::c_style>& table_of_channel,
+    const py::array_t<std::uint16_t, py::array::c_style>& frequencies) {
+  const bool nibbles = choose<bool>("dtype", dtype, {{"int8", false}, {"int4", true}});
+  if (table_of_channel.ndim() != 1 || frequencies.ndim() != 2 || !is_aligned(frequencies) ||
+      frequencies.shape(1) != (nibbles ? 17 : 257)) {
+    throw py::value_error("a table per channel is needed, and 257 or 17 frequencies per table");
+  }
+  return {nibbles,
+          id,
+          table_of_channel.data(),
+          static_cast<std::size_t>(table_of_channel.size()),
+          frequencies.data(),
+          static_cast<std::size_t>(frequencies.shape(0))};
+}
+
+inline std::size_t ans_encode_array(const AnsTables& tables, const py::array& payload,
+                                    py::array out, std::size_t count, std::size_t plane,
+                                    bool channels_last) {
+  const AnsParams params = tables.params(count, plane, channels_last);
+  const auto size = static_cast<std::size_t>(out.size());
+  check_payload(payload, tables.packed_bytes(count), 1, "payload");
+  check_payload(out, size, 1, "out");
+  check_output(payload, out);
+  const auto* from = static_cast<const std::uint8_t*>(payload.data());
+  auto* to = static_cast<std::uint8_t*>(out.mutable_data());
+  const py::gil_scoped_release unlocked;
+  return ans_encode(from, to, size, params);
+}
+
+inline const char* ans_decode_array(const AnsTables& tables, const py::array& coded, py::array out,
+                                    std::size_t count, std::size_t plane, bool channels_last) {
+  const AnsParams params = tables.params(count, plane, channels_last);
+  const auto size = static_cast<std::size_t>(coded.size());
+  check_payload(coded, size, 1, "coded");
+  check_payload(out, tables.packed_bytes(count), 1, "out");
+  check_output(coded, out);
+  const auto* from = static_cast<const std::uint8_t*>(coded.data());
+  auto* to = static_cast<std::uint8_t*>(out.mutable_data());
+  const py::gil_scoped_release unlocked;
+  return name_of(ans_decode(from, size, to, params));
 }
 
 }  // namespace scissionlite

@@ -12,12 +12,14 @@
 #include <utility>
 #include <vector>
 
+#include "ans_tables.h"
 #include "calls.h"
 #include "dispatch.h"
 #include "message_socket.h"
 #include "transfer.h"
 
 namespace py = pybind11;
+using scissionlite::AnsTables;
 using scissionlite::Quantizer;
 using scissionlite::Transfer;
 
@@ -88,6 +90,16 @@ PYBIND11_MODULE(_core, module) {
       .def("close", &MessageSocket::close, "Use the socket no longer.")
       .def("receive", &MessageSocket::receive, "Read a message without waiting.")
       .def("send", &MessageSocket::send, py::arg("frames"), "Send a message.");
+
+  py::class_<AnsTables>(module, "AnsTables", "Static tables of the entropy coder, checked.")
+      .def(py::init(&scissionlite::make_ans_tables), py::arg("dtype"), py::arg("id"),
+           py::arg("table_of_channel").noconvert(), py::arg("frequencies").noconvert())
+      .def("encode", &scissionlite::ans_encode_array, py::arg("payload").noconvert(),
+           py::arg("out").noconvert(), py::arg("count"), py::arg("plane"),
+           py::arg("channels_last") = false, "Code a payload into the end of a buffer.")
+      .def("decode", &scissionlite::ans_decode_array, py::arg("coded").noconvert(),
+           py::arg("out").noconvert(), py::arg("count"), py::arg("plane"),
+           py::arg("channels_last") = false, "Decode a payload.");
 
   module.def(
       "kernels",

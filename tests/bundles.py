@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import torch
 from torch import nn
 
@@ -14,7 +15,13 @@ from scissionlite.images import ImageFormat, Preprocessing
 from scissionlite.manifest import CrossingTensor, Kind, Manifest, Role, SlicingPointInfo
 from scissionlite.runtimes import RuntimeName
 from scissionlite.runtimes.export import export_slices
-from scissionlite.transfer_layer import Quantization, TransferSpec
+from scissionlite.transfer_layer import (
+    EntropyTables,
+    Quantization,
+    TransferSpec,
+    encode,
+    fit_tables,
+)
 
 
 class Toy(NamedTuple):
@@ -26,6 +33,19 @@ class Toy(NamedTuple):
     input: tuple[int, ...]
     crossing: tuple[int, ...]
     output: tuple[int, ...]
+
+
+def tables_for(
+    toy: Toy, spec: TransferSpec, quantization: Quantization | None
+) -> EntropyTables | None:
+    """Entropy tables for what a toy makes of noise, where the spec needs tables."""
+    if spec.entropy != "ans":
+        return None
+    plain = msgspec.structs.replace(spec, entropy=None)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        maps = [toy.device(2 * torch.randn(toy.input, generator=generator)) for _ in range(4)]
+    return fit_tables(encode(x.numpy(), plain, quantization) for x in maps)
 
 
 def write_bundle(
@@ -58,7 +78,13 @@ def write_bundle(
         }
     dynamic = max_batch > 1 if dynamic_batch is None else dynamic_batch
     slices = export_slices(modules, (runtime,), folder, dynamic_batch=dynamic)
-    crossing = CrossingTensor("x", toy.crossing, transfer=transfer, quantization=quantization)
+    crossing = CrossingTensor(
+        "x",
+        toy.crossing,
+        transfer=transfer,
+        quantization=quantization,
+        tables=tables_for(toy, transfer, quantization) if split else None,
+    )
     manifest = Manifest(
         kind=kind,
         model=toy.model,

@@ -13,13 +13,23 @@ import sys
 from typing import Any
 
 import atheris
+import msgspec
+import numpy as np
 import xxhash
 import zstandard
 
 from scissionlite.errors import CodecError, WireError
 from scissionlite.offloader import wire
 from scissionlite.offloader.wire import control
-from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
+from scissionlite.transfer_layer import (
+    EntropyTables,
+    Packed,
+    Quantization,
+    TransferSpec,
+    decode,
+    encode,
+    fit_tables,
+)
 
 # Bytes of payload: larger ones find no more, and are slower.
 MOST_BYTES = 1 << 14
@@ -31,7 +41,7 @@ CHOICES: list[tuple[Any, ...]] = [
     ("int8", "int4", "float16", "float32"),
     ("tensor", "channel"),
     ("nchw", "nhwc"),
-    (None, "zstd"),
+    (None, "zstd", "ans"),
     ("affine", "symmetric"),
     ("nearest", "bilinear"),
 ]
@@ -67,10 +77,14 @@ def fuzz_control_message(data: atheris.FuzzedDataProvider) -> None:
 
 
 def fuzz_packed(data: atheris.FuzzedDataProvider) -> None:
-    spec = TransferSpec(*(data.PickValueInList(list(values)) for values in CHOICES))
+    try:
+        spec = TransferSpec(*(data.PickValueInList(list(values)) for values in CHOICES))
+    except CodecError:  # floats have no "ans"
+        return
     shape = tuple(data.ConsumeIntInRange(1, 24) for _ in range(data.ConsumeIntInRange(1, 5)))
     try:
         quantization = make_quantization(data, spec, shape)
+        tables = make_tables(data, spec, shape)
         if seldom(data):
             shape = (data.ConsumeInt(8), *shape[1:])
         nbytes = spec.packed_nbytes(shape)
@@ -79,15 +93,15 @@ def fuzz_packed(data: atheris.FuzzedDataProvider) -> None:
     if nbytes > MOST_BYTES:
         return
     entropy_coded = spec.entropy is not None and data.ConsumeBool()
-    payload = make_payload(data, nbytes, entropy_coded)
-    packed = Packed(payload, spec, shape, quantization, entropy_coded or seldom(data))
+    payload = make_payload(data, nbytes, entropy_coded, tables)
+    packed = Packed(payload, spec, shape, quantization, entropy_coded or seldom(data), tables)
     try:
         array = decode(packed)
     except CodecError:
         return
     assert array.shape == shape
     assert array.tobytes() == decode(packed).tobytes()
-    again = encode(array, spec, quantization)
+    again = encode(array, spec, quantization, tables=tables)
     assert decode(again).shape == shape
 
 
@@ -110,15 +124,45 @@ def make_quantization(
     return Quantization((scale,) + (0.5,) * (channels - 1), (zero_point,) * channels)
 
 
+def make_tables(
+    data: atheris.FuzzedDataProvider, spec: TransferSpec, shape: tuple[int, ...]
+) -> EntropyTables | None:
+    """Make entropy tables for the coder that needs them: of random bytes, or of a random map."""
+    if spec.entropy != "ans":
+        return None
+    if seldom(data):
+        return EntropyTables(bytes([8, 1, 0, 0]) + data.ConsumeBytes(80), 0.0)
+    plain = msgspec.structs.replace(spec, entropy=None, pool=1, pool_kind="max")
+    channels = shape[-3] if len(shape) >= 3 else 1
+    codes = np.frombuffer(data.ConsumeBytes(64) or b"x", np.int8)
+    values = np.resize(codes, (1, channels, 5, 5)).astype(np.float32)
+    one = Quantization(1.0, 0)
+    if plain.granularity == "channel":
+        one = Quantization((1.0,) * channels, (0,) * channels)
+    return fit_tables([encode(values, plain, one)])
+
+
 def make_payload(
-    data: atheris.FuzzedDataProvider, nbytes: int, entropy_coded: bool
+    data: atheris.FuzzedDataProvider,
+    nbytes: int,
+    entropy_coded: bool,
+    tables: EntropyTables | None,
 ) -> bytes | bytearray:
     """Make a payload, mostly of the right length and well compressed, and sometimes damage it."""
     payload = bytearray(data.ConsumeBytes(data.ConsumeIntInRange(0, 600)))
     if not seldom(data):
         payload += bytes(max(0, nbytes - len(payload)))
         del payload[nbytes:]
-        if entropy_coded:
+        if tables is not None and entropy_coded:
+            count = nbytes * (2 if tables.dtype == "int4" else 1)
+            if not seldom(data) and count % tables.channels == 0:
+                room = np.empty(3 * count + 100, np.uint8)
+                codes = np.frombuffer(bytes(payload), np.uint8)
+                start = tables.coder.encode(codes, room, count, count // tables.channels)
+                payload = bytearray(room[start:].tobytes())
+            else:
+                payload[:2] = tables.id.to_bytes(2, "little")
+        elif entropy_coded:
             payload = bytearray(zstandard.compress(bytes(payload)))
     if seldom(data):
         damage(data, payload)

@@ -6,6 +6,9 @@
 //             per_channel, shift; u64 groups, f32 factors, i32 zero points;
 //             u64 length, input bytes; u64 length of the output (0: a null pointer);
 //             u64 number of ranges
+//             "ans_encode", "ans_decode": u32 nibbles, channels_last, id, shift; u64 count, plane,
+//             channels; u8 tables of the channels; u64 number of frequencies, u16 frequencies;
+//             u64 length, input bytes; u64 length of the output
 //   answer    u8 status (0 done, 1 unknown or cannot run here, 2 wrote outside its output, 3 wrote
 //             to its input); u64 length; bytes: the output, the lows, the highs. To "list": a line
 //             "<operation> <isa> <1 if this CPU can run it, else 0>" for every kernel.
@@ -22,6 +25,7 @@
 #include <string>
 #include <vector>
 
+#include "ans_tables.h"
 #include "dispatch.h"
 #include "guarded_array.h"
 
@@ -144,6 +148,41 @@ void run_kernel(const std::string& name) {
   answer(kDone, result);
 }
 
+// Answers the result of ans_encode, or a byte, the status of ans_decode, and the codes.
+void run_ans(bool encodes) {
+  const bool nibbles = read_value<std::uint32_t>() != 0;
+  const bool channels_last = read_value<std::uint32_t>() != 0;
+  const auto id = static_cast<std::uint16_t>(read_value<std::uint32_t>());
+  const std::size_t shift = read_value<std::uint32_t>();
+  const std::size_t count = read_value<std::uint64_t>();
+  const std::size_t plane = read_value<std::uint64_t>();
+  const Bytes table_of_channel = read_bytes(read_value<std::uint64_t>());
+  std::vector<std::uint16_t> frequencies(read_value<std::uint64_t>());
+  read_exactly(frequencies.data(), frequencies.size() * sizeof(std::uint16_t));
+  const Bytes input = read_bytes(read_value<std::uint64_t>());
+  const std::size_t output_size = read_value<std::uint64_t>();
+
+  const scissionlite::AnsTables tables(nibbles, id, table_of_channel.data(),
+                                       table_of_channel.size(), frequencies.data(),
+                                       frequencies.size() / (nibbles ? 17 : 257));
+  const scissionlite::AnsParams params = tables.params(count, plane, channels_last);
+  const GuardedArray from(input, shift);
+  const GuardedArray to(output_size, shift);
+  const auto* given = static_cast<const std::uint8_t*>(from.data());
+  auto* made = static_cast<std::uint8_t*>(to.data());
+  Bytes result;
+  std::size_t start = 0;
+  if (encodes) {
+    start = ans_encode(given, made, output_size, params);
+  } else {
+    result.push_back(static_cast<unsigned char>(ans_decode(given, input.size(), made, params)));
+  }
+  if (!from.canaries_alive() || !to.canaries_alive()) return answer(kWroteOutside);
+  if (!holds(from, input)) return answer(kWroteToInput);
+  result.insert(result.end(), made + start, made + output_size);
+  answer(kDone, result);
+}
+
 }  // namespace
 
 int main() {
@@ -153,6 +192,8 @@ int main() {
     read_exactly(name.data(), length);
     if (name == "list") {
       answer_list();
+    } else if (name == "ans_encode" || name == "ans_decode") {
+      run_ans(name == "ans_encode");
     } else {
       run_kernel(name);
     }

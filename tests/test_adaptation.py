@@ -6,6 +6,7 @@ import contextlib
 import statistics
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from scissionlite.transfer_layer.names import spec_named
 
 SHAPE = (1, 3, 64, 64)
 RTT = 0.01  # seconds
-NAMES = ["pool1-int8", "pool1-int8-zstd", "float16", "pool4-int4", "int8@2", "pool4-int4@2"]
+NAMES = ["pool1-int8", "pool1-int8-zstd", "float16", "pool4-int4", "int8@2", "pool4-int4-ans@2"]
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,23 @@ def test_a_manifest_whose_requests_look_alike_is_refused(bundle: sl.Bundle) -> N
             msgspec.structs.replace(bundle.manifest, variants=variants)
 
 
+def test_variants_that_only_differ_in_the_entropy_coder_look_alike(bundle: sl.Bundle) -> None:
+    coded = bundle.manifest.variants[-1]
+    assert coded.crossing[0].tables is not None
+    zstd = msgspec.structs.replace(coded.crossing[0].transfer, entropy="zstd")
+    none = msgspec.structs.replace(coded.crossing[0].transfer, entropy=None)
+    other = sl.EntropyTables(coded.crossing[0].tables.data[:-2] + b"\x01\x00", 1.0)
+    for change, alike in (
+        ({"transfer": zstd, "tables": None}, True),
+        ({"tables": other}, True),
+        ({"transfer": none, "tables": None}, False),
+    ):
+        crossing = (msgspec.structs.replace(coded.crossing[0], **change),)
+        variant = msgspec.structs.replace(coded, name="another", crossing=crossing)
+        with pytest.raises(ValueError, match="look alike") if alike else nullcontext():
+            msgspec.structs.replace(bundle.manifest, variants=(*bundle.manifest.variants, variant))
+
+
 def test_a_bundle_of_version_4_loads_and_one_of_version_3_does_not(
     tiny_bundle: sl.Bundle, tmp_path: Path
 ) -> None:
@@ -195,7 +213,7 @@ def test_a_bundle_of_version_4_loads_and_one_of_version_3_does_not(
     (only,) = sl.Bundle.load(tmp_path).manifest.every_variant
     assert only.name == "int8"
     (tmp_path / MANIFEST_NAME).write_bytes(msgspec.json.encode(raw | {"version": 3}))
-    with pytest.raises(BundleError, match="format 3, this build reads up to 5: prepare it again"):
+    with pytest.raises(BundleError, match="format 3, this build reads up to 6: prepare it again"):
         sl.Bundle.load(tmp_path)
 
 
@@ -206,6 +224,7 @@ def test_a_bundle_of_version_4_loads_and_one_of_version_3_does_not(
         ([spec_named("learned-int8-reduction2")], {}, "not learned"),
         ([Plan(kind="split", slicing_point="0", spec=TransferSpec())], {}, "before the plan's"),
         ([TransferSpec(), TransferSpec()], {}, "given twice"),
+        ([spec_named(f"int8-{coder}") for coder in ("zstd", "ans")], {}, "but for the entropy"),
         ([Plan(kind="local")], {}, "a variant is a split"),
     ],
 )

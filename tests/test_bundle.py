@@ -113,6 +113,7 @@ def test_invalid_manifests_are_told(tmp_path: Path, change: dict[str, Any], said
         ({"dtype": "int4"}, {"scale": 1.0, "zero_point": 8}, "int4"),
         ({"upsample": "cubic"}, {"scale": 1.0, "zero_point": 0}, "upsample='cubic'"),
         ({"entropy_level": 20}, {"scale": 1.0, "zero_point": 0}, "entropy_level=20"),
+        ({"entropy": "ans"}, {"scale": 1.0, "zero_point": 0}, "needs tables"),
     ],
 )
 def test_scales_that_do_not_go_with_the_transfer_layer_are_told(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -272,7 +273,7 @@ def test_bare_photographs_train_a_learned_transfer_layer(folder: Path) -> None:
         *("prepare", MODEL, "--size", "64", "--weights", folder / "weights.pt"),
         *("--num-classes", "6", "--unlabelled", folder / "train", "--at", "features.2"),
         *("--pool-kind", "learned", "--reduction", "4", "--epochs", "2", "--patience", "1"),
-        *("--calibration", "percentile", "--levels", "64", "--entropy", "zstd"),
+        *("--calibration", "percentile", "--levels", "64", "--entropy", "ans"),
         *("--out", folder / "learned"),
     )["manifest"]
     assert made["training"]["labels"] is False
@@ -280,7 +281,10 @@ def test_bare_photographs_train_a_learned_transfer_layer(folder: Path) -> None:
     assert made["crossing"][0]["shape"] == [1, 16, 8, 8]
     assert made["crossing"][0]["feature_shape"] == [1, 64, 15, 15]
     table = scissionlite("inspect", folder / "learned")
-    assert "learned TL 2x2 1/4 channels int8 64 levels + zstd" in table
+    assert "learned TL 2x2 1/4 channels int8 64 levels + ans" in table
+    assert re.search(
+        r"entropy tables: \d+ for 16 channels, .* bits a code, 0.\d+ kB expected", table
+    )
 
 
 def test_the_fastest_plan_that_holds_is_found(folder: Path, tmp_path: Path) -> None:

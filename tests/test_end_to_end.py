@@ -71,7 +71,7 @@ def test_accuracy_survives_sixteen_times_fewer_bytes(bundle: sl.Bundle) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        sl.TransferSpec(4, "average", "int4", "channel", "nhwc", "zstd", "symmetric", "bilinear"),
+        sl.TransferSpec(4, "average", "int4", "channel", "nhwc", "ans", "symmetric", "bilinear"),
         sl.TransferSpec(dtype="float16"),
     ],
     ids=["int4", "float16"],
@@ -129,7 +129,7 @@ def _answer_in_two_processes_and_in_one(
     (tensor,) = bundle.manifest.crossing
     for i, (frame, answer) in enumerate(zip(frames, answers, strict=True)):
         (features,) = device_slice(PREPROCESSING.tensor(frame))
-        packed = sl.encode(features, tensor.transfer, tensor.quantization)
+        packed = sl.encode(features, tensor.transfer, tensor.quantization, tables=tensor.tables)
         (expected,) = edge_slice(sl.decode(packed, layout="nchw"))
         assert answer.where == "edge"
         np.testing.assert_array_equal(answer.output, expected)

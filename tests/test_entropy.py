@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from specs import CHOICES
 
 from scissionlite.errors import CodecError
-from scissionlite.transfer_layer import entropy
+from scissionlite.transfer_layer import TransferSpec, entropy
 from scissionlite.transfer_layer.spec import MAX_ENTROPY_LEVEL
 
 PAYLOAD = np.tile(np.arange(50, dtype=np.uint8), 40)
@@ -25,6 +25,8 @@ def decompress(frame: bytes, nbytes: int = PAYLOAD.nbytes) -> bytes:
 
 def test_every_scheme_of_a_spec_is_there() -> None:
     assert {None, *entropy.SCHEMES} == set(CHOICES["entropy"])
+    for name in (*CHOICES["entropy"], "ans"):  # tests/test_ans.py
+        assert TransferSpec(entropy=name).entropy == name
 
 
 @given(

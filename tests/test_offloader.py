@@ -46,9 +46,10 @@ pytestmark = pytest.mark.usefixtures("no_threads_left")
         ("split", TransferSpec(scheme="symmetric", granularity="channel", upsample="bilinear")),
         ("split", TransferSpec(dtype="float16", entropy="zstd")),
         ("split", TransferSpec(pool=1, layout="nhwc", entropy="zstd", entropy_level=9)),
+        ("split", TransferSpec(pool=1, layout="nhwc", entropy="ans", levels=24)),
         ("image", None),
     ],
-    ids=["int8", "paper", "float32", "int4", "bilinear", "float16", "unpooled", "image"],
+    ids=["int8", "paper", "float32", "int4", "bilinear", "float16", "unpooled", "ans", "image"],
 )
 def test_answers_are_those_of_one_process_bit_for_bit(
     make_bundle: BundleFactory, frames: Frames, kind: str, transfer: TransferSpec | None
@@ -60,6 +61,8 @@ def test_answers_are_those_of_one_process_bit_for_bit(
             np.testing.assert_array_equal(answer.output, in_one_process(bundle, frame))
             assert answer.where == "edge"
             assert answer.bytes_sent == len(payload_for(bundle, frame)[1])
+            if transfer is not None and transfer.entropy == "ans":
+                assert answer.bytes_sent < bundle.manifest.sent_bytes
             assert answer.output.flags.owndata or answer.output.base is not None
             assert answer.output.flags.writeable
         assert edge.stats().served == len(frames)

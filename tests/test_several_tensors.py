@@ -28,7 +28,7 @@ from scissionlite.preprocessor.inserter import insert
 from scissionlite.preprocessor.recipe import Recipe
 
 SHAPE = (3, 13, 18)
-SPEC = sl.TransferSpec(granularity="channel", entropy="zstd")
+SPEC = sl.TransferSpec(granularity="channel", entropy="ans")
 
 
 class Noise(Dataset[Sample]):

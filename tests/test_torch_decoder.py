@@ -88,7 +88,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_bundle(
         Toy("for a GPU", nn.ReLU(), network, shape, shape, (1, 5)),
         tmp_path_factory.mktemp("gpu"),
-        transfer=sl.TransferSpec(dtype="int4", entropy="zstd"),
+        transfer=sl.TransferSpec(dtype="int4", entropy="ans"),
         quantization=sl.Quantization(0.1, 0),
         max_batch=4,
     )

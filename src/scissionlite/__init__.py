@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from scissionlite.scissiontl.plans import Plan
     from scissionlite.scissiontl.profile import Profile
     from scissionlite.scissiontl.profiler import profile
-    from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
+    from scissionlite.transfer_layer import (
+        EntropyTables,
+        Packed,
+        Quantization,
+        TransferSpec,
+        decode,
+        encode,
+        fit_tables,
+    )
 
 __version__: str  # the installed package's, looked up at first use
 
@@ -40,6 +48,7 @@ _HOMES = {
     "EdgeKeys": "offloader",
     "EdgeLimits": "offloader",
     "EdgeServer": "offloader",
+    "EntropyTables": "transfer_layer",
     "Graph": "graph.graph",
     "Link": "scissiontl.link",
     "Packed": "transfer_layer",
@@ -57,6 +66,7 @@ _HOMES = {
     "choose": "preprocessor.choosing",
     "decode": "transfer_layer",
     "encode": "transfer_layer",
+    "fit_tables": "transfer_layer",
     "plan": "scissiontl.planner",
     "prepare": "preprocessor.pipeline",
     "profile": "scissiontl.profiler",
@@ -72,6 +82,7 @@ __all__ = [
     "EdgeKeys",
     "EdgeLimits",
     "EdgeServer",
+    "EntropyTables",
     "Graph",
     "Link",
     "Packed",
@@ -89,6 +100,7 @@ __all__ = [
     "choose",
     "decode",
     "encode",
+    "fit_tables",
     "plan",
     "prepare",
     "profile",

@@ -301,6 +301,92 @@ class MessageSocket:
         ------
         zmq.ZMQError
             If it cannot be sent.
+
+class AnsTables:
+    """Static tables of the entropy coder, checked (docs/numerics.md, "Entropy coding").
+
+    Parameters
+    ----------
+    dtype : str
+        "int8" or "int4".
+    id : int
+        The number that a payload begins with, 0 to 65535.
+    table_of_channel : ndarray of uint8, shape (channels,)
+        For each channel the number of its table. One channel stands for all of any tensor.
+    frequencies : ndarray of uint16, shape (tables, 257), or (tables, 17) for int4
+        Of each code, by the bits of its two's complement, and of the escape. A table sums to 4096.
+
+    Raises
+    ------
+    ValueError
+        They are no such tables.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        id: int,
+        table_of_channel: npt.NDArray[np.uint8],
+        frequencies: npt.NDArray[np.uint16],
+    ) -> None: ...
+    def encode(
+        self,
+        payload: npt.NDArray[np.uint8],
+        out: npt.NDArray[np.uint8],
+        count: int,
+        plane: int,
+        channels_last: bool = False,
+    ) -> int:
+        """Code a payload into the end of a buffer.
+
+        Parameters
+        ----------
+        payload : ndarray of uint8, shape (count,), or (ceil(count / 2),) for int4
+            Codes as :meth:`Transfer.encode` packs them.
+        out : ndarray of uint8, shape (n,)
+            The buffer. It needs 64 bytes more than the result may have.
+        count : int
+            Number of codes.
+        plane : int
+            Codes of one channel of one image.
+        channels_last : bool
+            Whether the payload's layout is nhwc.
+
+        Returns
+        -------
+        int
+            Where the result starts in `out`; it goes to the end. `n` if it does not fit.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An array does not fit, or `count` is no whole number of images.
+        """
+
+    def decode(
+        self,
+        coded: npt.NDArray[np.uint8],
+        out: npt.NDArray[np.uint8],
+        count: int,
+        plane: int,
+        channels_last: bool = False,
+    ) -> str:
+        """Decode a payload of exactly `count` codes; the bytes need not be trusted.
+
+        Parameters
+        ----------
+        coded : ndarray of uint8, shape (n,)
+            Any bytes.
+        out : ndarray of uint8
+            Where the payload is written; of the size that :meth:`encode` takes.
+        count, plane, channels_last
+            As in :meth:`encode`.
+
+        Returns
+        -------
+        str
+            "done"; or why it is refused: "other-tables", "truncated", "trailing" or "altered".
+            Then the content of `out` means nothing.
         """
 
 def kernels() -> list[tuple[str, str]]:

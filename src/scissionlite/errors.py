@@ -6,6 +6,8 @@ for a missed deadline. ``tests/test_errors.py`` compares this tree with the clas
 
 * ScissionLiteError
   * CodecError (ValueError)
+    * EntropyCodeError
+    * EntropyTablesError
   * ImageError (ValueError)
   * VideoError (ValueError)
   * IsaError (RuntimeError)
@@ -67,6 +69,14 @@ class ScissionLiteError(Exception):
 
 class CodecError(ScissionLiteError, ValueError):
     """The codec does not accept a tensor, a spec or a packed payload."""
+
+
+class EntropyCodeError(CodecError):
+    """A payload that is marked as entropy-coded is truncated, altered, or of another length."""
+
+
+class EntropyTablesError(CodecError):
+    """Entropy tables are missing or damaged, or not those that a payload was coded with."""
 
 
 class ImageError(ScissionLiteError, ValueError):

@@ -10,14 +10,16 @@ import msgspec
 
 from scissionlite.graph.tensors import OutputKind, TensorInfo, tensor_nbytes
 from scissionlite.images import ImageFormat, Preprocessing
-from scissionlite.transfer_layer import Quantization, TransferSpec
+from scissionlite.transfer_layer import EntropyTables, Quantization, TransferSpec
+from scissionlite.transfer_layer.entropy import check_tables
 from scissionlite.transfer_layer.shaped_codec import check_quantization
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 5
-"""The version that is written; bundles of version 4, which have one variant, are read too."""
+FORMAT_VERSION = 6
+"""The version that is written; bundles of version 5, which have no entropy tables, and of version
+4, which have one variant, are read too."""
 
-READABLE_VERSIONS = (4, FORMAT_VERSION)
+READABLE_VERSIONS = (4, 5, FORMAT_VERSION)
 
 Kind = Literal["split", "image", "local"]
 """Kind of a plan or bundle: packed feature maps cross the link, an image does, or nothing."""
@@ -44,11 +46,13 @@ class CrossingTensor(TensorInfo, frozen=True, kw_only=True):
 
     ``shape`` is the shape of the device slice's output. With a learned Transfer Layer it is the
     output of the bottleneck, whose input has the shape ``feature_shape``; otherwise that is None.
+    ``tables`` are those of the entropy coder "ans".
     """
 
     transfer: TransferSpec
     quantization: Quantization | None = None
     feature_shape: tuple[int, ...] | None = None
+    tables: EntropyTables | None = None
 
     @property
     def feature_nbytes(self) -> int:
@@ -165,6 +169,14 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
         ]
         return (self.edge, *codecs)
 
+    def coded_unlike(self, other: Variant) -> bool:
+        """Whether an entropy-coded request could be of both, and is not decoded alike.
+
+        The header of a request says only that a tensor is entropy-coded. Both have as many tensors.
+        """
+        coders = [[(t.transfer.entropy, t.tables) for t in each.crossing] for each in (self, other)]
+        return any(mine != its and mine[0] and its[0] for mine, its in zip(*coders, strict=True))
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a bundle except the weights; ``manifest.json`` is its JSON form.
@@ -252,10 +264,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"variant {variant.name!r}: no variant ends with its first slices")
             for tensor in variant.crossing:
                 check_quantization(tensor.transfer, tensor.shape, tensor.quantization)
+                packed_shape = tensor.transfer.packed_shape(tensor.shape)
+                check_tables(tensor.transfer, packed_shape, tensor.tables)
         for i, variant in enumerate(every):
             for other in every[:i]:
                 alike = variant.sent_as == other.sent_as
-                if alike and variant.arrives_as != other.arrives_as:
+                unlike = variant.arrives_as != other.arrives_as
+                if alike and (unlike or variant.coded_unlike(other)):
                     raise ValueError(
                         f"the requests of variants {other.name!r} and {variant.name!r} look alike, "
                         "and their answers are not computed alike"

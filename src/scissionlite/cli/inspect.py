@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from scissionlite.bundle import Bundle
 from scissionlite.cli.key_options import TrustOption
 from scissionlite.cli.output import JsonOption, kilobytes, print_json, print_table
-from scissionlite.manifest import Manifest
+from scissionlite.manifest import CrossingTensor, Manifest
 from scissionlite.transfer_layer import Quantization
 
 
@@ -42,6 +43,8 @@ def inspect(
                 rows.append(["crosses", f"{tensor.dtype} {whole}: {label}"])
             if tensor.quantization is not None:
                 rows.append(["", _scale_text(tensor.quantization)])
+            if tensor.tables is not None:
+                rows.append(["", _tables_text(tensor)])
         rows.append(
             [
                 "sent",
@@ -104,6 +107,17 @@ def _slice_rows(manifest: Manifest) -> list[list[str]]:
         a = manifest.local_accuracy
         rows.append(["local fallback", f"{a.metric} {a.after:.2%} in int8"])
     return rows
+
+
+def _tables_text(tensor: CrossingTensor) -> str:
+    tables = tensor.tables
+    assert tables is not None  # the caller has checked it
+    codes = math.prod(tensor.transfer.packed_shape(tensor.shape))
+    return (
+        f"entropy tables: {tables.tables} for {tables.channels} channels, "
+        f"{kilobytes(len(tables.data))} kB; {tables.bits:.2f} bits a code, "
+        f"{kilobytes(math.ceil(codes * tables.bits / 8))} kB expected"
+    )
 
 
 def _scale_text(quantization: Quantization) -> str:

@@ -99,7 +99,7 @@ class SplitInference:
             features = part(*features)
         for x, tensor in zip(features, self._crossing, strict=True):
             _check_tensor("crosses", x, tensor, len(inputs[0]))
-            packed.append(encode(x, tensor.transfer, tensor.quantization))
+            packed.append(encode(x, tensor.transfer, tensor.quantization, tables=tensor.tables))
             assert packed[-1].nbytes <= tensor.transfer.packed_nbytes(x.shape)
         self.sent_bytes += sum(each.nbytes for each in packed)
         return self._edge(*(decode(each, layout="nchw") for each in packed))

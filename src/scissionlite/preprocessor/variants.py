@@ -6,7 +6,7 @@ the device runs after it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from scissionlite.graph.tensors import TensorInfo
 from scissionlite.manifest import MAX_VARIANTS, CrossingTensor, Role, SlicingPointInfo, Variant
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import input_batches, loader_of
+from scissionlite.preprocessor.entropy_fitting import entropy_tables
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert
 from scissionlite.preprocessor.opened_data import OpenedData
 from scissionlite.preprocessor.quantized import Int8Slices
@@ -27,7 +28,7 @@ from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import Task
 from scissionlite.preprocessor.teacher import Teacher
 from scissionlite.scissiontl.plans import Plan
-from scissionlite.transfer_layer import TransferSpec
+from scissionlite.transfer_layer import EntropyTables, TransferSpec
 from scissionlite.transfer_layer.layers import TransferLayer
 
 Modules = dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]]
@@ -103,7 +104,8 @@ def split_all(
             variant = structs.replace(variant, training=training)
         else:
             network.settle()
-        crossing = tuple(map(_crossing_tensor, cut.crossing, network.layers))
+        tables = entropy_tables(network, _inputs(data, recipe))
+        crossing = tuple(map(_crossing_tensor, cut.crossing, network.layers, tables))
         splits.append(Split(network, structs.replace(variant, crossing=crossing)))
     return splits
 
@@ -178,6 +180,12 @@ def _plans(
             )
         if (cut.index, each.spec) in seen:
             raise PrepareError(f"{each.label} at {cut.name} is given twice")
+        for other in (spec for index, spec in seen if index == cut.index):
+            if other.entropy and each.spec.entropy and _same_codes(each.spec, other):
+                raise PrepareError(
+                    f"{other.label} and {each.label} at {cut.name} send the same but for the "
+                    "entropy coder, and a request does not tell them apart: take one of them"
+                )
         seen.add((cut.index, each.spec))
     return plans
 
@@ -199,6 +207,12 @@ def _same_end(recipe: Recipe, cut: SlicingPoint, spec: TransferSpec, other: Spli
     return not recipe.epochs or (alike and spec.codes >= trained.codes)
 
 
+def _same_codes(spec: TransferSpec, other: TransferSpec) -> bool:
+    """Whether two Transfer Layers send the same, but for the entropy coder."""
+    first, second = (structs.replace(x, entropy=None, entropy_level=1) for x in (spec, other))
+    return first == second
+
+
 def _inserted(
     graph: Graph,
     cut: SlicingPoint,
@@ -214,25 +228,18 @@ def _inserted(
             f"{spec.label} changes what crosses, so the network has to be retrained with it: "
             "give train= or unlabelled="
         )
-    calibration = None
-    if data.train is not None:
-        order = torch.Generator().manual_seed(recipe.seed)
-        torch.manual_seed(recipe.seed)  # the user's own data may draw from it
-        calibration = input_batches(loader_of(data.train, recipe.batch_size, generator=order))
     network = insert(
         graph,
         cut,
         spec,
-        calibration=calibration,
+        calibration=_inputs(data, recipe),
         recipe=recipe,
         int8_device_slice=None if int8 is None else int8.device_slice(cut.index),
     )
     if shared is not None:
         network.edge_slice = shared.network.edge_slice
         trained = shared.variant.transfer
-        if structs.replace(spec, entropy=None, entropy_level=1) == structs.replace(
-            trained, entropy=None, entropy_level=1
-        ):
+        if _same_codes(spec, trained):
             # The same codes: the scales that were learned are right for them.
             specs = [layer.spec for layer in network.layers]
             scales = [tensor.quantization for tensor in shared.variant.crossing]
@@ -244,7 +251,18 @@ def _device_role(position: int) -> Role:
     return f"device-{position + 1}" if position else "device"
 
 
-def _crossing_tensor(tensor: TensorInfo, layer: TransferLayer) -> CrossingTensor:
+def _inputs(data: OpenedData, recipe: Recipe) -> Iterator[tuple[torch.Tensor, ...]] | None:
+    """Batches of training inputs in an order that the seed fixes; None without such data."""
+    if data.train is None:
+        return None
+    order = torch.Generator().manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed)  # the user's own data may draw from it
+    return iter(input_batches(loader_of(data.train, recipe.batch_size, generator=order)))
+
+
+def _crossing_tensor(
+    tensor: TensorInfo, layer: TransferLayer, tables: EntropyTables | None
+) -> CrossingTensor:
     """The manifest's description of a tensor that crosses."""
     return CrossingTensor(
         tensor.name,
@@ -253,4 +271,5 @@ def _crossing_tensor(tensor: TensorInfo, layer: TransferLayer) -> CrossingTensor
         transfer=layer.spec.packing,
         quantization=layer.quantization,
         feature_shape=tensor.shape if layer.spec.learned else None,
+        tables=tables,
     )

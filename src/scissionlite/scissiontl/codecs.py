@@ -11,10 +11,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from scissionlite.images import ImageFormat, Preprocessing, image_decode, image_encode
 from scissionlite.scissiontl.profile import ImageProfile, TransferProfile
-from scissionlite.transfer_layer import Packed, Quantization, TransferSpec, decode, encode
+from scissionlite.transfer_layer import (
+    EntropyTables,
+    Packed,
+    Quantization,
+    TransferSpec,
+    decode,
+    encode,
+    fit_tables,
+)
+from scissionlite.transfer_layer.spec import CODE_RANGES
+
+ENTROPY = (None, "zstd", "ans")
+"""The entropy stages; floats have no "ans"."""
 
 LEVELS = 32
 """Levels of an int8 codec with an entropy stage: finer than int4, and fewer bytes than with all 256
@@ -24,10 +37,14 @@ CODECS = (
     *(
         TransferSpec(pool=pool, dtype=dtype, entropy=entropy)
         for pool, dtype, entropy in itertools.product(
-            (1, 2, 4), ("float32", "float16", "int8", "int4"), (None, "zstd")
+            (1, 2, 4), ("float32", "float16", "int8", "int4"), ENTROPY
         )
+        if entropy != "ans" or dtype in CODE_RANGES
     ),
-    *(TransferSpec(pool=pool, entropy="zstd", levels=LEVELS) for pool in (1, 2, 4)),
+    *(
+        TransferSpec(pool=pool, entropy=entropy, levels=LEVELS)
+        for pool, entropy in itertools.product((1, 2, 4), ENTROPY[1:])
+    ),
 )
 """The Transfer Layers to plan with: pooling x dtype x entropy stage, and int8 with fewer levels.
 Scission's float32 split and the paper's TL are among them. The other fields of a TransferSpec
@@ -86,14 +103,34 @@ def time_packing(spec: TransferSpec, maps: Maps, repetitions: int) -> Packing:
     if spec.quantized:  # in a deployed bundle the scale is calibrated beforehand: not timed
         low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
         quantization = Quantization.from_range(low, high, spec.dtype, spec.scheme, spec.levels)
-    encoding = median_time(partial(encode, maps[0], spec, quantization), repetitions)
-    packed = encode(maps[0], spec, quantization)
+    tables = _tables(spec, maps, quantization)
+    action = partial(encode, maps[0], spec, quantization, tables=tables[0])
+    encoding = median_time(action, repetitions)
+    packed = action()
     # As the edge decodes: a new array in NCHW.
     decoding = median_time(partial(_decode, packed), repetitions)
     sizes = [packed.nbytes]
     if spec.entropy is not None:
-        sizes += [encode(each, spec, quantization).nbytes for each in maps[1:]]
+        pairs = zip(maps[1:], tables[1:], strict=True)
+        sizes += [encode(m, spec, quantization, tables=own).nbytes for m, own in pairs]
     return Packing(encoding, decoding, sum(sizes) / len(sizes))
+
+
+def _tables(
+    spec: TransferSpec, maps: Maps, quantization: Quantization | None
+) -> Sequence[EntropyTables | None]:
+    """Entropy tables for each map, made from others; where there is one map only, from itself.
+
+    Those of a bundle are made from more inputs, and send some percent fewer bytes.
+    """
+    if spec.entropy != "ans":
+        return [None] * len(maps)
+    plain = structs.replace(spec, entropy=None)
+    packed = [encode(each, plain, quantization) for each in maps]
+    if len(maps) == 1:
+        return [fit_tables(packed)]
+    halves = [fit_tables(packed[1::2]), fit_tables(packed[::2])]
+    return [halves[i % 2] for i in range(len(maps))]
 
 
 def time_images(

@@ -303,7 +303,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
             None: "inputs that the profile does not name",
         }[self.codec_inputs]
         return (
-            f"Bytes behind zstd were measured with {measured}: "
+            f"Bytes behind an entropy stage were measured with {measured}: "
             "`scissionlite profile --images` measures those of your images."
         )
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from scissionlite import _core
 from scissionlite.errors import CodecError
+from scissionlite.transfer_layer.entropy_tables import EntropyTables
 from scissionlite.transfer_layer.layouts import FloatMap
 from scissionlite.transfer_layer.quantization import Quantization
 from scissionlite.transfer_layer.shaped_codec import Bytes, codec_for
@@ -47,6 +48,8 @@ class Packed(msgspec.Struct, frozen=True, eq=False):
     entropy_coded : bool
         Whether the payload is entropy-coded. A payload that the coder cannot shrink is sent as it
         is.
+    tables : EntropyTables or None
+        The tables of the entropy coder "ans"; None for others.
     """
 
     payload: Buffer
@@ -54,6 +57,7 @@ class Packed(msgspec.Struct, frozen=True, eq=False):
     shape: tuple[int, ...]
     quantization: Quantization | None = None
     entropy_coded: bool = False
+    tables: EntropyTables | None = None
 
     @property
     def nbytes(self) -> int:
@@ -66,6 +70,8 @@ def encode(
     spec: TransferSpec,
     quantization: Quantization | None = None,
     out: Bytes | None = None,
+    *,
+    tables: EntropyTables | None = None,
 ) -> Packed:
     """Pool and pack a feature map: DeviceTL (arXiv 2105.02019; all but 2x2 float32 is ours).
 
@@ -85,6 +91,8 @@ def encode(
     out : ndarray of uint8, shape (spec.packed_nbytes(array.shape),), optional
         Where to write the payload, to save an allocation. The payload is then `out`, or its
         beginning if it is entropy-coded.
+    tables : EntropyTables, optional
+        Required for ``entropy="ans"``, None otherwise: :func:`.fit_tables` makes them.
 
     Returns
     -------
@@ -97,14 +105,16 @@ def encode(
     CodecError
         `array` is neither float32 nor float16, or is empty, too large or of too few dimensions; the
         quantization does not match `spec` and the channels; or `out` does not fit.
+    EntropyTablesError
+        The tables are missing or superfluous, or do not match `spec` and the channels.
     """
     if not isinstance(array, np.ndarray):
         raise CodecError(f"encode takes a float32 or float16 ndarray, not {type(array).__name__}")
     if out is not None and not isinstance(out, np.ndarray):
         raise CodecError(f"out must be a uint8 ndarray, not {type(out).__name__}")
     codec = codec_for(spec, *array.shape)
-    payload, quantization, entropy_coded = codec.encode(array, quantization, out)
-    return Packed(payload, spec, codec.shape, quantization, entropy_coded)
+    payload, quantization, entropy_coded = codec.encode(array, quantization, out, tables)
+    return Packed(payload, spec, codec.shape, quantization, entropy_coded, tables)
 
 
 @overload
@@ -153,6 +163,8 @@ def decode(
         The codec cannot take the shape; the payload does not have exactly the length that shape
         and spec require, or is not a valid entropy code; the quantization is missing or does not
         match the spec; or `out`, `dtype` or `layout` does not fit.
+    EntropyCodeError, EntropyTablesError
+        The payload is no entropy code of this spec and shape, or was made with other tables.
     """
     if not isinstance(packed.shape, tuple | list):
         raise CodecError(f"Packed: shape must be a tuple, not {packed.shape!r}")
@@ -163,7 +175,9 @@ def decode(
             f"Packed: spec must be a TransferSpec and shape a tuple of integers: {error}"
         ) from error
     payload = _bytes_of(packed.payload)
-    return codec.decode(payload, packed.quantization, packed.entropy_coded, out, dtype, layout)
+    return codec.decode(
+        payload, packed.quantization, packed.entropy_coded, packed.tables, out, dtype, layout
+    )
 
 
 def _bytes_of(payload: Buffer) -> Bytes:

@@ -1,7 +1,8 @@
 """Entropy coding: lossless compression of packed payloads. No torch here.
 
-``SCHEMES`` names every coder. Bytes to decompress may come from another machine and are not
-trusted: the size of the result is known beforehand, and no more than that is allocated.
+:func:`code` and :func:`decode` are the entropy stage of a Transfer Layer: zstd, or with tables the
+compiled core's coder "ans". Bytes to decode may come from another machine and are not trusted: the
+size of the result is known beforehand, and no more than that is allocated.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from scissionlite.errors import CodecError
+from scissionlite.errors import CodecError, EntropyCodeError, EntropyTablesError
+from scissionlite.transfer_layer.entropy_tables import EntropyTables
+from scissionlite.transfer_layer.spec import TransferSpec
 
 if TYPE_CHECKING:
     # Imported by the functions that need it: a device without an entropy stage does not.
@@ -66,18 +70,20 @@ def _zstd_decompress(coded: Bytes, nbytes: int) -> bytes:
     try:
         frame = zstandard.get_frame_parameters(coded.data)
         if frame.content_size != nbytes:
-            raise CodecError(f"the zstd frame does not announce exactly {nbytes} bytes of content")
+            raise EntropyCodeError(
+                f"the zstd frame does not announce exactly {nbytes} bytes of content"
+            )
         if frame.window_size > max(MAX_WINDOW, nbytes):  # for a single segment they are the same
-            raise CodecError(f"the zstd frame has a window of {frame.window_size} bytes")
+            raise EntropyCodeError(f"the zstd frame has a window of {frame.window_size} bytes")
         return _contexts.decompressor.decompress(
             coded.data, max_output_size=nbytes, read_across_frames=False, allow_extra_data=False
         )
     except zstandard.ZstdError as error:
-        raise CodecError(f"payload is not one zstd frame: {error}") from error
+        raise EntropyCodeError(f"payload is not one zstd frame: {error}") from error
 
 
 SCHEMES: dict[str, Scheme] = {"zstd": Scheme(_zstd_compress, _zstd_decompress)}
-"""Every coder, by its name in ``TransferSpec.entropy``."""
+"""Every coder without tables, by its name in ``TransferSpec.entropy``."""
 
 
 def compress(payload: Bytes, scheme: str, level: int) -> bytes | None:
@@ -120,7 +126,126 @@ def decompress(coded: Bytes, scheme: str, nbytes: int) -> Bytes:
 
     Raises
     ------
-    CodecError
+    EntropyCodeError
         The bytes are not a valid code, or not the code of a payload of this length.
     """
     return np.frombuffer(SCHEMES[scheme].decompress(coded, nbytes), np.uint8)
+
+
+_SLACK = 64
+"""Bytes that the core's coder needs beyond the result."""
+
+_REFUSALS = {
+    "truncated": "ends before its last code",
+    "trailing": "goes on after its last code",
+    "altered": "is altered: it does not end where it began",
+}
+
+
+def code(
+    payload: Bytes, spec: TransferSpec, shape: tuple[int, ...], tables: EntropyTables | None
+) -> Bytes | None:
+    """Code a payload as its spec says.
+
+    Parameters
+    ----------
+    payload : ndarray of uint8, shape (n,)
+        Packed elements.
+    spec : TransferSpec
+        One with an entropy coder.
+    shape : tuple of int
+        The shape that crosses the link, (..., channels, height, width).
+    tables : EntropyTables or None
+        For "ans".
+
+    Returns
+    -------
+    ndarray of uint8 or None
+        Fewer bytes than `payload` has, or None if it does not shrink.
+
+    Raises
+    ------
+    EntropyTablesError
+        The tables are missing or superfluous, or do not match spec and shape.
+    """
+    check_tables(spec, shape, tables)
+    if tables is None:
+        assert spec.entropy is not None  # the caller has checked it
+        coded = compress(payload, spec.entropy, spec.entropy_level)
+        return None if coded is None else np.frombuffer(coded, np.uint8)
+    room = np.empty(payload.nbytes + _SLACK, np.uint8)
+    coder, count, plane = tables.coder, prod(shape), prod(shape[-2:])
+    start = coder.encode(payload, room, count, plane, spec.layout == "nhwc")
+    # Nothing is written where it does not fit into the room.
+    return room[start:] if 0 < room.nbytes - start < payload.nbytes else None
+
+
+def decode(
+    coded: Bytes,
+    spec: TransferSpec,
+    shape: tuple[int, ...],
+    nbytes: int,
+    tables: EntropyTables | None,
+) -> Bytes:
+    """Decode a result of :func:`code`, from this machine or another one.
+
+    Parameters
+    ----------
+    coded : ndarray of uint8, shape (n,)
+        Untrusted bytes.
+    spec, shape, tables
+        As for :func:`code`.
+    nbytes : int
+        Exact length of the result.
+
+    Returns
+    -------
+    ndarray of uint8, shape (nbytes,)
+
+    Raises
+    ------
+    CodecError
+        The spec has no entropy coder.
+    EntropyCodeError
+        The bytes are not a valid code, or not the code of a payload of this length.
+    EntropyTablesError
+        As for :func:`code`; or the bytes were coded with other tables.
+    """
+    if spec.entropy is None:
+        raise CodecError(f"the payload is entropy-coded, but {spec.label} is not")
+    check_tables(spec, shape, tables)
+    if tables is None:
+        return decompress(coded, spec.entropy, nbytes)
+    payload = np.empty(nbytes, np.uint8)
+    status = tables.coder.decode(
+        coded, payload, prod(shape), prod(shape[-2:]), spec.layout == "nhwc"
+    )
+    if status == "other-tables":
+        raise EntropyTablesError(
+            f"the payload was coded with other tables than number {tables.id}: device and edge "
+            "need the same bundle"
+        )
+    if status != "done":
+        raise EntropyCodeError(f"the entropy code {_REFUSALS[status]}")
+    return payload
+
+
+def check_tables(spec: TransferSpec, shape: tuple[int, ...], tables: EntropyTables | None) -> None:
+    """Check that maps of a shape can be coded with these tables.
+
+    Raises
+    ------
+    EntropyTablesError
+        They are missing or superfluous, or do not match spec and shape.
+    """
+    if (spec.entropy == "ans") != isinstance(tables, EntropyTables):
+        needs = "needs tables: fit_tables makes them" if spec.entropy == "ans" else "takes none"
+        raise EntropyTablesError(f"tables={tables!r}; {spec.label} {needs}")
+    if tables is None:
+        return
+    channels = shape[-3] if len(shape) >= 3 else 1
+    if tables.dtype != spec.dtype or tables.channels not in (1, channels):
+        raise EntropyTablesError(
+            f"the tables are for {tables.dtype} and {tables.channels} channels; {spec.label} of "
+            f"shape {shape} needs {spec.dtype} and {channels}"
+        )

@@ -45,6 +45,27 @@ def as_map(elements: npt.NDArray[Any], shape: tuple[int, ...], layout: str) -> n
     return channels_first(elements.reshape(*images, height, width, channels))
 
 
+def codes_of(
+    payload: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]
+) -> npt.NDArray[np.int8]:
+    """Unpack the codes of an int8 or int4 payload, in its order: int8, 1-D.
+
+    Parameters
+    ----------
+    payload : ndarray of uint8, shape (n,)
+        Not entropy-coded.
+    dtype : str
+        "int8" or "int4".
+    shape : tuple of int
+        The shape that crosses the link.
+    """
+    if dtype == "int8":
+        return payload.view(np.int8)
+    # Shift to the top and back, which keeps the sign. The lower half of a byte is first.
+    halves = np.stack([payload << 4, payload], axis=-1).view(np.int8) >> 4
+    return halves.reshape(-1)[: math.prod(shape)]
+
+
 def dense_copy(array: _Array, layout: str) -> _Array:
     """Copy an array of logical shape so that it is dense in a layout."""
     if layout == "nchw":

@@ -22,6 +22,7 @@ _WORDS: dict[str, tuple[str, object]] = {
     "channel": ("granularity", "channel"),
     "nhwc": ("layout", "nhwc"),
     "zstd": ("entropy", "zstd"),
+    "ans": ("entropy", "ans"),
     "symmetric": ("scheme", "symmetric"),
     "bilinear": ("upsample", "bilinear"),
 }

@@ -19,10 +19,12 @@ import numpy.typing as npt
 from scissionlite import _core
 from scissionlite.errors import CodecError
 from scissionlite.transfer_layer import entropy
+from scissionlite.transfer_layer.entropy_tables import EntropyTables
 from scissionlite.transfer_layer.layouts import (
     FloatMap,
     as_map,
     channels_last,
+    codes_of,
     dense_copy,
     elements_in_memory,
     empty_map,
@@ -85,7 +87,11 @@ class ShapedCodec:
         self._copied_dtype = np.dtype(spec.dtype) if copies else None
 
     def encode(
-        self, array: FloatMap, quantization: Quantization | None, out: Bytes | None
+        self,
+        array: FloatMap,
+        quantization: Quantization | None,
+        out: Bytes | None,
+        tables: EntropyTables | None,
     ) -> tuple[Bytes, Quantization | None, bool]:
         """Encode a feature map of this shape; see :func:`.codec.encode`.
 
@@ -112,19 +118,20 @@ class ShapedCodec:
                 call_core(self._transfer.encode, array, payload, quantizer)
         if self.spec.entropy is None:
             return payload, quantization, False
-        coded = entropy.compress(payload, self.spec.entropy, self.spec.entropy_level)
+        coded = entropy.code(payload, self.spec, self.packed_shape, tables)
         if coded is None:
             return payload, quantization, False
         if out is None:
-            return np.frombuffer(coded, np.uint8), quantization, True
-        out[: len(coded)] = np.frombuffer(coded, np.uint8)
-        return out[: len(coded)], quantization, True
+            return coded, quantization, True
+        out[: coded.size] = coded
+        return out[: coded.size], quantization, True
 
     def decode(
         self,
         payload: Bytes,
         quantization: Quantization | None,
         entropy_coded: bool,
+        tables: EntropyTables | None,
         out: FloatMap | None,
         dtype: str,
         layout: str | None,
@@ -132,9 +139,7 @@ class ShapedCodec:
         """Decode a payload into a feature map of this shape; see :func:`.codec.decode`."""
         quantizer = self.quantizer(quantization)
         if entropy_coded:
-            if self.spec.entropy is None:
-                raise CodecError(f"the payload is entropy-coded, but {self.spec.label} is not")
-            payload = entropy.decompress(payload, self.spec.entropy, self.nbytes)
+            payload = entropy.decode(payload, self.spec, self.packed_shape, self.nbytes, tables)
         if payload.nbytes != self.nbytes:
             raise CodecError(
                 f"payload of {payload.nbytes} bytes; {self.spec.label} of shape {self.shape} has "
@@ -203,9 +208,7 @@ class ShapedCodec:
         """Put a payload in the order of the other layout; int4 codes become int8."""
         codes: npt.NDArray[Any]
         if self.spec.dtype == "int4":
-            # Shift to the top and back, which keeps the sign. The lower half of a byte is first.
-            halves = np.stack([payload << 4, payload], axis=-1).view(np.int8) >> 4
-            codes = halves.reshape(-1)[: math.prod(self.packed_shape)]
+            codes = codes_of(payload, "int4", self.packed_shape)
         else:
             codes = payload.view(self.spec.dtype)
         ordered = as_map(codes, self.packed_shape, self.spec.layout)

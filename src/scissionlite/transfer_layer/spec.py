@@ -33,7 +33,7 @@ _VALUES: dict[str, tuple[object, ...]] = {
     "dtype": tuple(PAYLOAD_BITS),
     "granularity": ("tensor", "channel"),
     "layout": ("nchw", "nhwc"),
-    "entropy": (None, "zstd"),
+    "entropy": (None, "zstd", "ans"),
     "scheme": ("affine", "symmetric"),
     "upsample": ("nearest", "bilinear"),
     "reduction": (1, 2, 4, 8, 16),
@@ -65,14 +65,16 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         channels fastest (PyTorch's ``channels_last``). Shapes are (..., channels, height, width)
         in both.
     entropy : str or None
-        Entropy coding of the payload: ``None`` or ``"zstd"`` (RFC 8878).
+        Entropy coding of the payload: ``None``, ``"zstd"`` (RFC 8878), or ``"ans"`` for int8 and
+        int4: with static tables for each channel, which were made from calibration inputs
+        (:class:`.EntropyTables`) and stand in the bundle.
     scheme : str
         How scale and zero point follow from a range: ``"affine"``, or ``"symmetric"``, where the
         zero point is 0.
     upsample : str
         How the edge brings a pooled feature map back to its shape: ``"nearest"`` or ``"bilinear"``.
     entropy_level : int
-        Level of the entropy coder, from 1 (fastest) to 19 (smallest payload).
+        Level of zstd, from 1 (fastest) to 19 (smallest payload); "ans" has no others than 1.
     reduction : int
         Divisor of the number of channels: 1, 2, 4, 8 or 16; above 1 for ``"learned"`` only.
     levels : int or None
@@ -120,6 +122,12 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
                 f"TransferSpec: entropy_level={level!r}; this version takes 1 to "
                 f"{MAX_ENTROPY_LEVEL}"
             )
+        if self.entropy == "ans" and not self.quantized:
+            raise CodecError(
+                f"TransferSpec: entropy='ans' codes int8 and int4, not {self.dtype}: take 'zstd'"
+            )
+        if self.entropy == "ans" and level != 1:
+            raise CodecError(f"TransferSpec: entropy_level={level}; 'ans' has no level but 1")
         codes = 2 ** PAYLOAD_BITS[self.dtype] if self.quantized else 0
         if self.levels is not None and (
             type(self.levels) is not int or not 2 <= self.levels < codes

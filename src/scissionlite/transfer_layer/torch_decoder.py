@@ -15,6 +15,7 @@ import torch
 from scissionlite.errors import CodecError
 from scissionlite.transfer_layer import entropy
 from scissionlite.transfer_layer.codec import Buffer
+from scissionlite.transfer_layer.entropy_tables import EntropyTables
 from scissionlite.transfer_layer.layers import EdgeTL, Scales
 from scissionlite.transfer_layer.quantization import Quantization
 from scissionlite.transfer_layer.spec import TransferSpec
@@ -31,6 +32,8 @@ class TorchDecoder:
         Scales and zero points for int8 and int4; None otherwise.
     processor
         A device of torch, such as "cuda" or "cpu".
+    tables
+        Those of the entropy coder "ans"; None for others.
 
     Raises
     ------
@@ -39,12 +42,17 @@ class TorchDecoder:
     """
 
     def __init__(
-        self, spec: TransferSpec, quantization: Quantization | None, processor: str
+        self,
+        spec: TransferSpec,
+        quantization: Quantization | None,
+        processor: str,
+        tables: EntropyTables | None = None,
     ) -> None:
         if spec.quantized != (quantization is not None):
             raise CodecError(f"quantization={quantization!r} does not go with {spec.label}")
         scales = None if quantization is None else Scales(quantization)
         self._spec = spec
+        self._tables = tables
         self._processor = torch.device(processor)
         self._edge = EdgeTL(spec, scales).to(self._processor).eval()
 
@@ -77,9 +85,7 @@ class TorchDecoder:
         packed = np.frombuffer(payload, np.uint8)
         nbytes = spec.packed_nbytes(shape)
         if entropy_coded:
-            if spec.entropy is None:
-                raise CodecError(f"the payload is entropy-coded, but {spec.label} is not")
-            packed = np.frombuffer(entropy.decompress(packed, spec.entropy, nbytes), np.uint8)
+            packed = entropy.decode(packed, spec, spec.packed_shape(shape), nbytes, self._tables)
         if packed.nbytes != nbytes:
             raise CodecError(
                 f"payload of {packed.nbytes} bytes; {spec.label} of shape {shape} has exactly "

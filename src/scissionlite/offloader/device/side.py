@@ -91,7 +91,7 @@ class DeviceSide:
                 crossing = self._slices[role](*crossing)
         with watch.stage("encode"):
             packed = [
-                encode(features, tensor.transfer, tensor.quantization)
+                encode(features, tensor.transfer, tensor.quantization, tables=tensor.tables)
                 for features, tensor in zip(crossing, chosen.crossing, strict=True)
             ]
             payloads = [np.frombuffer(each.payload, np.uint8).data for each in packed]

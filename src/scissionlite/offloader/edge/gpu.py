@@ -30,7 +30,9 @@ class GpuDecoder:
         """Decode the payload of a checked request's tensor."""
         decoder = self._decoders.get(tensor)
         if decoder is None:
-            decoder = TorchDecoder(tensor.transfer, tensor.quantization, self._processor)
+            decoder = TorchDecoder(
+                tensor.transfer, tensor.quantization, self._processor, tensor.tables
+            )
             self._decoders[tensor] = decoder
         return decoder(payload, header.shape, header.entropy_coded)
 

@@ -268,6 +268,6 @@ def _decode(
     tensor: CrossingTensor, header: TensorHeader, payload: memoryview
 ) -> npt.NDArray[np.float32]:
     quantization, coded = tensor.quantization, header.entropy_coded
-    packed = Packed(payload, tensor.transfer, header.shape, quantization, coded)
+    packed = Packed(payload, tensor.transfer, header.shape, quantization, coded, tensor.tables)
     # Slices take their inputs as PyTorch's contiguous tensors are, in NCHW.
     return decode(packed, layout="nchw")
