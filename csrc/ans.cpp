@@ -68,11 +68,11 @@ inline void put_word(std::uint8_t* to, std::uint32_t word) noexcept {
 inline void push(std::uint32_t& state, std::uint8_t*& to, const AnsSymbol& symbol) noexcept {
   const std::uint32_t frequency = symbol.frequency;
   std::uint32_t x = state;
-  // Written in any case, kept if the state is too large: no branch to be predicted.
+  // Written in any case, kept if the state is too large: a branch would often be mispredicted.
   put_word(to - 2, x);
-  const bool full = x >= frequency << (32 - kAnsBits);
-  to -= full ? 2 : 0;
-  x = full ? x >> 16 : x;
+  const std::uint32_t full = x >= frequency << (32 - kAnsBits) ? 1 : 0;
+  to -= 2 * full;
+  x >>= 16 * full;
   // x / frequency, exactly: x < frequency * 2^20, so the product is below 2^64, and the error of
   // the reciprocal, at most frequency, adds less than 1 / frequency.
   const auto quotient = static_cast<std::uint32_t>((x * symbol.reciprocal) >> 44);
@@ -173,9 +173,10 @@ struct Words {
       x = x << 16 | word_at(from);
       from += 2;
     } else {
-      const std::uint32_t filled = x << 16 | word_at(from);
-      x = low ? filled : x;
-      from += low ? 2 : 0;
+      // Read in any case: a branch would often be mispredicted.
+      const std::uint32_t one = low ? 1 : 0;
+      x = x << (16 * one) | (word_at(from) & (0U - one));
+      from += 2 * one;
     }
   }
 };

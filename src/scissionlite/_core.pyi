@@ -301,6 +301,7 @@ class MessageSocket:
         ------
         zmq.ZMQError
             If it cannot be sent.
+        """
 
 class AnsTables:
     """Static tables of the entropy coder, checked (docs/numerics.md, "Entropy coding").
