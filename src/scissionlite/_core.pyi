@@ -320,7 +320,8 @@ class AnsTables:
     Raises
     ------
     ValueError
-        They are no such tables.
+        They are no such tables. In calls, TypeError or ValueError: an array does not fit, or
+        `count` is no whole number of images.
     """
 
     def __init__(
@@ -357,11 +358,6 @@ class AnsTables:
         -------
         int
             Where the result starts in `out`; it goes to the end. `n` if it does not fit.
-
-        Raises
-        ------
-        TypeError, ValueError
-            An array does not fit, or `count` is no whole number of images.
         """
 
     def decode(
@@ -376,10 +372,8 @@ class AnsTables:
 
         Parameters
         ----------
-        coded : ndarray of uint8, shape (n,)
-            Any bytes.
-        out : ndarray of uint8
-            Where the payload is written; of the size that :meth:`encode` takes.
+        coded, out : ndarray of uint8
+            Any bytes; and where the payload is written, of the size that :meth:`encode` takes.
         count, plane, channels_last
             As in :meth:`encode`.
 
