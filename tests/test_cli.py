@@ -98,6 +98,7 @@ def _with_equal_times(profile: sl.Profile) -> sl.Profile:
         images=tuple(replace(each, encode=1e-4, decode=1e-4) for each in profile.images),
         preprocess=1e-4,
         network_latency=1e-3 * len(blocks),
+        network_latency_int8=None,
     )
 
 
