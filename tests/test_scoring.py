@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from scissionlite.preprocessor import splitter, trainer
+from scissionlite.errors import PrepareError
+from scissionlite.preprocessor import metrics, splitter, trainer
+from scissionlite.preprocessor.classes import MetricName
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Scored, Task
 
 
@@ -80,3 +86,54 @@ def test_a_large_drop_of_the_score_is_warned_about(
     with warned if said else contextlib.nullcontext():
         accuracy = splitter.measure(local, data, CLASSIFICATION, before=before)
     assert accuracy.after == pytest.approx(after)
+
+
+@given(
+    truth=hnp.arrays(np.int64, 12, elements=st.integers(0, 3)),
+    answer=hnp.arrays(np.int64, 12, elements=st.integers(0, 3)),
+)
+def test_metrics_of_classes_are_those_of_their_definitions(truth: Any, answer: Any) -> None:
+    logits = nn.functional.one_hot(torch.from_numpy(answer), 4).float()
+    target = torch.from_numpy(truth)
+    recalls, f1s = [], []
+    for c in range(4):
+        right = float(((truth == c) & (answer == c)).sum())
+        if (truth == c).any():
+            recalls.append(right / (truth == c).sum())
+        if (truth == c).any() or (answer == c).any():
+            precision = right / max((answer == c).sum(), 1)
+            recall = right / max((truth == c).sum(), 1)
+            f1s.append(2 * precision * recall / (precision + recall) if right else 0.0)
+    expected = {
+        "accuracy": np.mean(truth == answer),
+        "balanced-accuracy": np.mean(recalls),
+        "macro-f1": np.mean(f1s),
+    }
+    names: list[MetricName] = ["accuracy", "balanced-accuracy", "macro-f1"]
+    for name in names:
+        scored = Scored(CLASSIFICATION.by(name))
+        for part in (slice(0, 5), slice(5, 12)):
+            scored.add(logits[part], target[part])
+        assert scored.score() == pytest.approx(expected[name])
+    counts = scored.counts()
+    assert counts is not None
+    assert [r for r in metrics.recalls(counts) if r is not None] == pytest.approx(recalls)
+
+
+def test_a_bundle_has_the_recall_of_each_class() -> None:
+    """Always answering the class that 9 of 10 samples have: 90% right, and half of it balanced."""
+    target = torch.tensor([0] * 9 + [1])
+    answers = torch.tensor([[1.0, 0.0, 0.0]]).repeat(10, 1)
+    data = torch.utils.data.TensorDataset(answers, target)
+    local = splitter.LocalInference(lambda *inputs: inputs)
+    task = CLASSIFICATION.by("balanced-accuracy")
+    with pytest.warns(splitter.AccuracyWarning, match="most frequent class has 50.0%"):
+        accuracy = splitter.measure(local, data, task, before=0.52)
+    assert (accuracy.after, accuracy.metric) == (0.5, "balanced accuracy")
+    assert accuracy.recalls == (1.0, 0.0, None)
+
+
+def test_only_classes_have_metrics_of_classes() -> None:
+    task = Task.of(lambda answer, target: answer.sum(), lambda answer, target: 0.0, name="depth")
+    with pytest.raises(PrepareError, match="a depth task has no classes that macro-f1 could count"):
+        task.by("macro-f1")

@@ -34,8 +34,9 @@ from scissionlite.preprocessor.data import (
     augmented,
     input_batches,
 )
+from scissionlite.preprocessor.metrics import IGNORED
 from scissionlite.preprocessor.recipe import Recipe
-from scissionlite.preprocessor.tasks import IGNORED, SEGMENTATION, Task
+from scissionlite.preprocessor.tasks import SEGMENTATION, Task
 from scissionlite.preprocessor.teacher import Teacher
 from scissionlite.transfer_layer.layers import TransferLayer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,21 @@ import pytest
 import torch
 from conftest import TEXTURES
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 import scissionlite as sl
+from scissionlite.demo.textures import write_dataset
 from scissionlite.errors import PrepareError
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.checkpoint import data_digest
-from scissionlite.preprocessor.data import ImageFolder, Photographs
+from scissionlite.preprocessor.data import ImageFolder, Photographs, class_weights
 from scissionlite.preprocessor.inserter import insert
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.teacher import Teacher
@@ -231,3 +240,65 @@ def test_a_checkpoint_of_other_data_of_the_same_length_is_refused(tmp_path: Path
         prepare(TensorDataset(x, 1 - y), tmp_path / "b", spec=paper, epochs=50)
     Interrupted.reads = -10_000
     prepare(Interrupted(x, y), tmp_path / "b", spec=paper, epochs=50)
+
+
+class Rare(Dataset[Any]):
+    """100 samples, 10 of class 1; never changing, so that their features are cached."""
+
+    augment = False
+
+    def side(self, mirrored: bool | None) -> Rare:
+        return self
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        x = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(index))
+        return x, int(index % 10 == 0)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_classes_are_drawn_equally_often(balanced: bool, cached: bool, tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+
+    def loss(answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.append(target)
+        return nn.functional.cross_entropy(answer, target)
+
+    task = replace(sl.CLASSIFICATION, loss=loss)
+    data = Rare() if cached else TensorDataset(*default_collate([Rare()[i] for i in range(100)]))
+    graph = sl.capture(network().eval(), torch.zeros(1, 3, 8, 8), name="net")
+    recipe = Recipe(epochs=4, batch_size=10, balanced=balanced, patience=None)
+    plan = sl.Plan(kind="split", slicing_point="1", spec=OURS)
+    sl.prepare(graph, plan, train=data, task=task, out=tmp_path / "b", recipe=recipe)
+    labels = torch.cat(seen)
+    assert len(labels) >= 400
+    # Of 400 draws, 200 are expected, with a standard deviation of 10; or 40, exactly.
+    assert (labels[-400:] == 1).sum() == pytest.approx(200 if balanced else 40, abs=50 * balanced)
+
+
+def test_weights_of_samples_make_classes_equal(tmp_path: Path) -> None:
+    write_dataset(tmp_path, train=4, test=2)
+    rare = next((tmp_path / "train").iterdir())
+    for file in sorted(rare.iterdir())[1:]:
+        file.unlink()
+    data = ImageFolder(tmp_path / "train", TEXTURES)
+    for each in (data, Subset(data, range(2, len(data)))):
+        weights = class_weights(each)
+        labels = torch.tensor(
+            [data.files[i][1] for i in getattr(each, "indices", range(len(data)))]
+        )
+        sums = torch.zeros(6, dtype=torch.float64).index_add(0, labels, weights)
+        assert set(sums.tolist()) <= {0.0, 1.0}
+
+
+def test_what_cannot_be_drawn_equally_often_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PrepareError, match="needs labels: give train="):
+        prepare(samples(8), tmp_path / "b", labelled=False, balanced=True)
+    with pytest.raises(PrepareError, match="a DataLoader has its own order"):
+        prepare(DataLoader(samples(8), 4), tmp_path / "b", balanced=True)
+    pixels = TensorDataset(torch.randn(8, 3, 8, 8), torch.zeros(8, 8, 8, dtype=torch.int64))
+    with pytest.raises(PrepareError, match="only samples with the label of a class"):
+        class_weights(pixels)

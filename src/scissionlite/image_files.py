@@ -170,6 +170,41 @@ def read_image(source: Image.Image | str | Path, *, bits: int = 16) -> Image.Ima
     return upright_8bit(source, bits=bits)
 
 
+def read_indices(file: Path) -> Image.Image:
+    """Read a picture whose pixels are numbers (a mask): upright, with Pillow's mode L.
+
+    Palettes, which give the numbers colours, are not looked at.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read, or its pixels are no 8-bit numbers.
+    """
+    from PIL import Image
+
+    with _opened(file) as image:
+        if image.mode not in ("1", "L", "P"):
+            raise ImageError(
+                f"its mode is {image.mode}; a mask has 8 bits and the index of a class in each "
+                "pixel (mode L or P)"
+            )
+        return _turned(image, Image.fromarray(np.asarray(image).astype(np.uint8)))
+
+
+def upright_size(file: Path) -> tuple[int, int]:
+    """Read an image's width and height, turned upright, from its header alone.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read.
+    """
+    from PIL import Image
+
+    with _opened(file) as image:
+        return _turned(image, Image.new("1", image.size)).size
+
+
 def upright_8bit(image: Image.Image, *, bits: int = 16) -> Image.Image:
     """Turn an opened image upright and make it 8-bit, as :func:`read_image` does.
 

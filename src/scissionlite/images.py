@@ -99,24 +99,27 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
         ImageError
             If it cannot be read, or its values have no plain meaning.
         """
-        from PIL import Image
-
         image = read_image(image, bits=self.bits)
         image = image.convert("RGB" if len(self.mean) == 3 else "L")
+        fitted = self.fit(image, self.interpolation)
+        return np.asarray(fitted, dtype=np.uint8).reshape(self.frame_shape)
+
+    def fit(self, image: Image.Image, interpolation: Interpolation) -> Image.Image:
+        """Resize and crop an image to ``size``."""
+        from PIL import Image
+
         height, width = self.size
-        resampling = Image.Resampling[self.interpolation.upper()]
+        resampling = Image.Resampling[interpolation.upper()]
         if self.resize is None:
-            image = image.resize((width, height), resampling)
-        else:
-            factor = self.resize / min(image.size)
-            scaled = (
-                max(width, round(image.width * factor)),
-                max(height, round(image.height * factor)),
-            )
-            left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-            image = image.resize(scaled, resampling)
-            image = image.crop((left, top, left + width, top + height))
-        return np.asarray(image, dtype=np.uint8).reshape(self.frame_shape)
+            return image.resize((width, height), resampling)
+        factor = self.resize / min(image.size)
+        scaled = (
+            max(width, round(image.width * factor)),
+            max(height, round(image.height * factor)),
+        )
+        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+        image = image.resize(scaled, resampling)
+        return image.crop((left, top, left + width, top + height))
 
     def tensor(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Normalize a frame into the network's input.

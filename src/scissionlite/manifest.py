@@ -91,7 +91,8 @@ class Accuracy(msgspec.Struct, frozen=True):
 
     ``before`` is the metric of the uncut network. ``after`` is the metric of this bundle's exported
     slices, with the real codec between them. ``sent_bytes`` is the mean payload of a sample, in
-    bytes.
+    bytes. ``recalls`` are, for each class in the order of the outputs, the share of its samples (or
+    pixels) that is answered right, None if it has none; empty where the task has no classes.
     """
 
     before: float
@@ -99,6 +100,7 @@ class Accuracy(msgspec.Struct, frozen=True):
     samples: int
     metric: str = "accuracy"
     sent_bytes: float = 0.0
+    recalls: tuple[float | None, ...] = ()
 
 
 class Training(msgspec.Struct, frozen=True):

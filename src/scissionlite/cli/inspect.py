@@ -11,8 +11,11 @@ import typer
 from scissionlite.bundle import Bundle
 from scissionlite.cli.key_options import TrustOption
 from scissionlite.cli.output import JsonOption, kilobytes, print_json, print_table
-from scissionlite.manifest import CrossingTensor, Manifest
+from scissionlite.manifest import Accuracy, CrossingTensor, Manifest
 from scissionlite.transfer_layer import Quantization
+
+_SHOWN_CLASSES = 12
+"""Most classes whose share of right answers is shown."""
 
 
 def inspect(
@@ -63,6 +66,8 @@ def inspect(
         rows.append(
             [a.metric, f"{a.before:.2%} before, {a.after:.2%} after, on {a.samples} samples"]
         )
+        if a.recalls:
+            rows.append(["right of each class", _recalls_text(a, manifest.classes)])
     if manifest.training:
         t = manifest.training
         how = "with labels" if t.labels else "without labels"
@@ -75,6 +80,16 @@ def inspect(
     rows += [["created", manifest.created], *([k, v] for k, v in manifest.versions.items())]
     signed = "" if trust is None else f", signed by a key of {trust}"
     print_table(f"{bundle}: every slice matches its digest{signed}", ["", "value"], rows)
+
+
+def _recalls_text(accuracy: Accuracy, classes: tuple[str, ...]) -> str:
+    """The share of each class that is answered right; of many classes, the lowest."""
+    names = classes or tuple(f"class {i}" for i in range(len(accuracy.recalls)))
+    known = [(r, name) for r, name in zip(accuracy.recalls, names, strict=True) if r is not None]
+    if len(known) <= _SHOWN_CLASSES:
+        return ", ".join(f"{name} {recall:.1%}" for recall, name in known)
+    lowest = ", ".join(f"{name} {recall:.1%}" for recall, name in sorted(known)[:_SHOWN_CLASSES])
+    return f"lowest of {len(known)}: {lowest}"
 
 
 def _variant_rows(manifest: Manifest) -> list[list[str]]:

@@ -37,7 +37,7 @@ from scissionlite.cli.plan_choice import Codec, PlanRequest, parse_variants, var
 from scissionlite.cli.struct_options import Changes, FieldOptions, struct_options
 from scissionlite.images import Preprocessing
 from scissionlite.manifest import MAX_BATCH, Precision
-from scissionlite.preprocessor.classes import class_folders, read_class_names
+from scissionlite.preprocessor.classes import MetricName, class_folders, read_class_names
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.link import Link
@@ -47,6 +47,7 @@ from scissionlite.transfer_layer import TransferSpec
 if TYPE_CHECKING:
     from scissionlite.graph.graph import Graph
     from scissionlite.preprocessor.choosing import Attempt
+    from scissionlite.preprocessor.tasks import Task
 
 
 def _runtime(text: str) -> str:
@@ -73,6 +74,14 @@ UnlabelledOption = Annotated[
     ),
 ]
 ValidateOption = Annotated[Path | None, _photographs("Photographs to measure accuracy on.")]
+MetricOption = Annotated[
+    MetricName,
+    typer.Option(
+        help="How the network is scored. balanced-accuracy and macro-f1 weigh every class alike. "
+        "With miou it is a segmentation network, and the folders of --train and --validate hold "
+        "images/NAME.jpg and masks/NAME.png."
+    ),
+]
 ClassesFileOption = Annotated[
     Path | None,
     typer.Option(
@@ -179,6 +188,7 @@ def prepare(
     unlabelled: UnlabelledOption = None,
     validate: ValidateOption = None,
     classes: ClassesFileOption = None,
+    metric: MetricOption = "accuracy",
     at: AtOption = None,
     codec: CodecOption = "int8",
     transfer: TransferOptions = _NO_CHANGES,
@@ -205,7 +215,7 @@ def prepare(
     names = None if classes is None else read_class_names(classes)
     graph, settings = ModelRequest(
         model=model,
-        num_classes=num_classes or _class_count(model, names, train),
+        num_classes=num_classes or _class_count(model, names, None if metric == "miou" else train),
         weights=weights,
         size=size,
         resize=resize,
@@ -220,6 +230,7 @@ def prepare(
         unlabelled=unlabelled,
         validate=validate,
         classes=names,
+        metric=metric,
         preprocessing=settings.preprocessing,
         recipe=recipe,
         runtimes=tuple(runtime),
@@ -240,6 +251,7 @@ def prepare(
     inspect(bundle.path, json=json)
 
 
+# More than 12 attributes: each is one option.
 class _Job(msgspec.Struct, frozen=True, kw_only=True):
     """The options that do not depend on the plan."""
 
@@ -248,6 +260,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
     unlabelled: Path | None
     validate: Path | None
     classes: tuple[str, ...] | None
+    metric: MetricName
     preprocessing: Preprocessing
     recipe: Recipe
     runtimes: tuple[str, ...]
@@ -255,6 +268,13 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int
     device_precision: Precision | None
     progress: bool
+
+    def task(self) -> Task:
+        """The task that the metric belongs to."""
+        from scissionlite.preprocessor import tasks
+
+        task = tasks.SEGMENTATION if self.metric == "miou" else tasks.CLASSIFICATION
+        return task.by(self.metric)
 
     def prepare(
         self,
@@ -276,6 +296,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
                 classes=self.classes,
                 out=self.out,
                 preprocessing=self.preprocessing,
+                task=self.task(),
                 recipe=self.recipe,
                 runtimes=self.runtimes,
                 local_fallback=self.local_fallback,
@@ -300,6 +321,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
             validate=self.validate,
             out=self.out,
             preprocessing=self.preprocessing,
+            task=self.task(),
             tries=tries,
             on_try=_print_plan,
             train=self.train,

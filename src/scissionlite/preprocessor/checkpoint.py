@@ -20,6 +20,7 @@ from scissionlite.atomic_folder import atomic_file
 from scissionlite.errors import PrepareError
 from scissionlite.preprocessor.data import Data, Mirrorable, Photographs
 from scissionlite.preprocessor.early_stopping import EarlyStopping
+from scissionlite.preprocessor.masks import MaskFolder
 
 
 @dataclass
@@ -74,9 +75,9 @@ _SAMPLES = 64
 def data_digest(data: Data) -> str:
     """Digest of training data, for a checkpoint's purpose: cheap, and equal in the next process.
 
-    Of photographs it covers every file's path below the folder, size and label, and how they are
-    read. Of another Dataset it covers its length and up to 64 samples, evenly spread, where they
-    answer the same when they are read twice.
+    Of photographs it covers every file's path below the folder, size and label, those of their
+    masks, and how they are read. Of another Dataset it covers its length and up to 64 samples,
+    evenly spread, where they answer the same when they are read twice.
     """
     digest = xxhash.xxh3_128()
     _add_data(digest, data)
@@ -92,7 +93,8 @@ def _add_data(digest: xxhash.xxh3_128, data: object) -> None:
         _add_data(digest, data.dataset)
     elif isinstance(data, Photographs):
         digest.update(repr((data.preprocessing, getattr(data, "classes", ()))).encode())
-        for file, label in data.files:
+        masks = [(mask, 0) for mask in data.masks] if isinstance(data, MaskFolder) else []
+        for file, label in (*data.files, *masks):
             place = file.relative_to(data.folder).as_posix()
             digest.update(
                 f"{place} {file.stat().st_size} {label}\n".encode(errors="surrogateescape")

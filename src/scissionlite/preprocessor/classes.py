@@ -1,14 +1,17 @@
-"""Classes: their names, from folders or a file, in the order of the network's outputs."""
+"""Classes: their names, from folders or a file, in the order of the network's outputs; no torch."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from scissionlite.errors import PrepareError
 from scissionlite.image_files import is_hidden
+
+MetricName: TypeAlias = Literal["accuracy", "balanced-accuracy", "macro-f1", "miou"]
+"""What is measured of a network that answers classes (:data:`.metrics.METRICS`)."""
 
 _SHOWN = 12
 """Most names that a message shows."""

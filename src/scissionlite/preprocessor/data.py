@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
@@ -11,7 +12,13 @@ from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    WeightedRandomSampler,
+)
 
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
@@ -255,10 +262,54 @@ def split_off(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     return Subset(data, order[count:]), Subset(plain, order[:count])
 
 
+def class_weights(data: Data) -> torch.Tensor:
+    """Weigh the samples of a dataset so that all classes have the same sum.
+
+    Returns
+    -------
+    torch.Tensor
+        float64 ``(samples,)``.
+
+    Raises
+    ------
+    PrepareError
+        If it is a DataLoader, which has an order of its own, or its targets are no classes.
+    """
+    if isinstance(data, DataLoader):
+        raise PrepareError(
+            "a DataLoader has its own order: to draw classes equally often give its dataset, or "
+            "give the loader a sampler that does"
+        )
+    message = "only samples with the label of a class can be drawn equally often"
+    try:
+        labels = torch.tensor(list(map(operator.index, _labels(data))))
+    except TypeError as error:
+        raise PrepareError(message) from error
+    if int(labels.min()) < 0:
+        raise PrepareError(message)
+    return 1 / torch.bincount(labels)[labels].double()
+
+
+def _labels(data: Dataset[Any]) -> list[Any]:
+    """The targets of all samples, without decoding images where that can be."""
+    if isinstance(data, Subset):
+        labels = _labels(data.dataset)
+        return [labels[index] for index in data.indices]
+    if isinstance(data, ImageFolder):
+        return [label for _, label in data.files]
+    return [data[index][1] for index in range(len(cast(Sized, data)))]
+
+
 def loader_of(
-    data: Data, batch_size: int, *, generator: torch.Generator | None = None
+    data: Data,
+    batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    weights: torch.Tensor | None = None,
 ) -> DataLoader[Any]:
     """Make a loader of a dataset, shuffled if there is a generator; return a loader as it is.
+
+    With ``weights`` of the samples (and a generator) they are drawn with replacement.
 
     Raises
     ------
@@ -273,10 +324,14 @@ def loader_of(
             "__getitem__, or a DataLoader"
         )
     size = len(data)
+    sampler = None
+    if weights is not None:
+        sampler = WeightedRandomSampler(weights.tolist(), size, generator=generator)
     return DataLoader(
         data,
         batch_size,
-        shuffle=generator is not None and size > 0,
+        shuffle=sampler is None and generator is not None and size > 0,
+        sampler=sampler,
         # A last batch of one would have no batch statistics.
         drop_last=generator is not None and size > batch_size,
         generator=generator,

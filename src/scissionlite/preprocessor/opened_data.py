@@ -23,7 +23,8 @@ from scissionlite.image_files import INTEGER_MODES, check_image, used_bits
 from scissionlite.images import Preprocessing
 from scissionlite.preprocessor.classes import checked_names, same_form, shown
 from scissionlite.preprocessor.data import Data, ImageFolder, Photographs, loader_of
-from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
+from scissionlite.preprocessor.masks import MaskFolder
+from scissionlite.preprocessor.tasks import CLASSIFICATION, SEGMENTATION, Task
 from scissionlite.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -91,17 +92,17 @@ def open_data(
     names = () if classes is None else checked_names(classes, "classes=")
     training: Data | None = None
     if train is not None:
-        training = _open(train, preprocessing, names)
+        training = _open(train, preprocessing, task, names)
         if not names:
             _check_none_is_empty(training)
     elif unlabelled is not None:
-        training = _open(unlabelled, preprocessing, labelled=False)
+        training = _open(unlabelled, preprocessing, task, labelled=False)
     names = names or _names_of(training)
-    validation = None if validate is None else _open(validate, preprocessing, names)
+    validation = None if validate is None else _open(validate, preprocessing, task, names)
     names = names or _names_of(validation)
     for data in (training, validation):
         _check_names(data, names)
-    if names and task.name == CLASSIFICATION.name:
+    if names and task.of_classes:
         _check_count(graph, names)
     sources = ((validation, validate), (training, unlabelled if train is None else train))
     folders = [
@@ -209,6 +210,7 @@ def _evenly(values: Sequence[_Value], count: int) -> list[_Value]:
 def _open(
     data: str | Path | Data,
     preprocessing: Preprocessing | None,
+    task: Task,
     classes: Sequence[str] = (),
     *,
     labelled: bool = True,
@@ -220,6 +222,8 @@ def _open(
         raise PrepareError(
             f"to read the images in {data}, give preprocessing=Preprocessing(size=(height, width))"
         )
+    if labelled and task.name == SEGMENTATION.name:
+        return MaskFolder(data, preprocessing)
     if labelled:
         return ImageFolder(data, preprocessing, classes=classes)
     return Photographs(data, preprocessing)
@@ -253,7 +257,7 @@ def _check_none_is_empty(data: Data) -> None:
 
 
 def _check_count(graph: Graph, names: tuple[str, ...]) -> None:
-    """Check that a classifier has an output for each class."""
+    """Check that the network has an output for each class."""
     shape = graph.outputs[0].shape
     if len(shape) > 1 and shape[1] != len(names):
         raise PrepareError(

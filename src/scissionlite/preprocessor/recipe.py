@@ -59,6 +59,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         epoch are kept. None trains all epochs, needs no split and keeps the last epoch's weights.
     holdout
         Share of the training data that goes into the split, with `patience`.
+    balanced
+        Draw training samples so that every class is seen equally often, some samples several times
+        in an epoch and others not at all. For data where most samples are of few classes; needs
+        labels.
     encoder_share
         Most multiplications that a learned Transfer Layer may add to the device slice, as a share
         of the slice's own.
@@ -85,6 +89,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     train_edge_slice: bool = True
     patience: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     holdout: Annotated[float, Meta(ge=0.01, le=0.5)] = 0.1
+    balanced: bool = False
     encoder_share: Annotated[float, Meta(ge=1e-6, le=1e6)] = ENCODER_SHARE
     processor: Processor = "auto"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,8 @@ from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import ImageFormat, image_decode, image_encode
 from scissionlite.manifest import Accuracy, Role, SliceFile, Variant
 from scissionlite.preprocessor.data import Data, Photographs, samples_of
-from scissionlite.preprocessor.tasks import CLASSIFICATION, Scored, Task
+from scissionlite.preprocessor.metrics import constant_answer, recalls
+from scissionlite.preprocessor.tasks import Scored, Task
 from scissionlite.runtimes import Slice
 from scissionlite.runtimes.export import load_exported
 from scissionlite.transfer_layer import decode, encode
@@ -261,7 +261,7 @@ def measure(inference: Inference, data: Data, task: Task, *, before: float) -> A
     Warns
     -----
     AccuracyWarning
-        If a score between 0 and 1 falls by more than ``LARGE_DROP``; or if a classifier's falls to
+        If a score between 0 and 1 falls by more than ``LARGE_DROP``; or if one of classes falls to
         what always answering the most frequent class has, or less.
 
     Raises
@@ -270,33 +270,33 @@ def measure(inference: Inference, data: Data, task: Task, *, before: float) -> A
         If there are no samples.
     """
     scored, samples = Scored(task), 0
-    labels: Counter[int] = Counter()
     sent_before = inference.sent_bytes
     for inputs, target in samples_of(data):
         answers = [torch.from_numpy(x) for x in inference(*(part.numpy() for part in inputs))]
         scored.add(answers[0] if len(answers) == 1 else tuple(answers), target)
         samples += 1
-        if task is CLASSIFICATION:
-            labels[int(target)] += 1
     score = scored.score()
     sent = (inference.sent_bytes - sent_before) / samples
-    accuracy = Accuracy(before, score, samples, task.metric, round(sent, 1))
-    if text := _drop_text(accuracy, max(labels.values(), default=0) / samples):
+    counts = scored.counts()
+    shares = () if counts is None else recalls(counts)
+    accuracy = Accuracy(before, score, samples, task.metric, round(sent, 1), shares)
+    constant = 0.0 if counts is None else task.score(constant_answer(counts))
+    if text := _drop_text(accuracy, constant):
         warnings.warn(text, AccuracyWarning, stacklevel=2)
     return accuracy
 
 
-def _drop_text(accuracy: Accuracy, largest_class: float) -> str:
+def _drop_text(accuracy: Accuracy, constant_score: float) -> str:
     """Describe a drop of the score that is worth a warning; empty if there is none."""
     before, after = accuracy.before, accuracy.after
     # The scale of a metric of one's own is not known.
     shares = 0 <= after <= before <= 1
-    constant = after < before and after <= largest_class
+    constant = after < before and after <= constant_score
     if not shares or not (constant or before - after > LARGE_DROP):
         return ""
     text = f"the {accuracy.metric} fell from {before:.1%} to {after:.1%}"
     if constant:
-        text += f", and always answering the most frequent class has {largest_class:.1%}"
+        text += f", and always answering the most frequent class has {constant_score:.1%}"
     return (
         f"{text}: train for more epochs or on more data, or choose a milder Transfer Layer "
         "(a smaller pool, a learned one, another slicing point)"

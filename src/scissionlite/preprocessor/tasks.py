@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,14 @@ from torch.utils._pytree import tree_map
 
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
-
-IGNORED = 255
-"""Label of a pixel that counts neither in training nor in the score (Pascal VOC's)."""
+from scissionlite.preprocessor.classes import MetricName
+from scissionlite.preprocessor.metrics import (
+    IGNORED,
+    METRICS,
+    Counts,
+    check_labels,
+    count_classes,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,24 @@ class Task:
     def counted(self) -> bool:
         """Whether the metric needs only counts of a batch, and not all answers at once."""
         return self.tally != WholeSet.of
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether it counts samples or pixels by class, as :data:`.metrics.METRICS` need it."""
+        return self.tally == count_classes
+
+    def by(self, metric: MetricName) -> Task:
+        """Make the same task with another metric of classes.
+
+        Raises
+        ------
+        PrepareError
+            If it is not a task of classes.
+        """
+        if not self.of_classes:
+            raise PrepareError(f"a {self.name} task has no classes that {metric} could count")
+        label, value = METRICS[metric]
+        return replace(self, score=value, metric=label)
 
     @classmethod
     def of(
@@ -114,9 +137,23 @@ class Scored:
         PrepareError
             If there are none.
         """
+        return self._task.score(self._whole())
+
+    def counts(self) -> Counts | None:
+        """The counts of all batches by class; None if the task is not one of classes.
+
+        Raises
+        ------
+        PrepareError
+            As :meth:`score`.
+        """
+        whole = self._whole()
+        return whole if self._task.of_classes else None
+
+    def _whole(self) -> Any:
         if self._sum is None:
             raise PrepareError("the validation data set is empty")
-        return self._task.score(self._sum)
+        return self._sum
 
 
 class WholeSet:
@@ -168,24 +205,13 @@ def normalised_error(answer: Any, reference: Any, temperature: float = 1.0) -> t
     return torch.stack(errors).mean()
 
 
-def _mean(counts: torch.Tensor) -> float:
-    return float(counts[0] / counts[1])
-
-
 def _class_loss(answer: Any, target: torch.Tensor) -> torch.Tensor:
     logits = flat(answer)[0]
     try:
         return F.cross_entropy(logits, target, label_smoothing=0.05)
-    except IndexError as error:  # on a CPU; a GPU stops with an error of its own
-        raise PrepareError(
-            f"labels are {int(target.min())} to {int(target.max())}, and the network's outputs "
-            f"are 0 to {logits.shape[1] - 1}"
-        ) from error
-
-
-def _count_right(answer: Any, target: torch.Tensor) -> torch.Tensor:
-    right = (flat(answer)[0].argmax(1) == target).sum()
-    return torch.tensor([right.item(), len(target)], dtype=torch.float64)
+    except IndexError:  # on a CPU; a GPU stops with an error of its own
+        check_labels(target, logits.shape[1])
+        raise
 
 
 def _divergence(answer: Any, reference: Any, temperature: float) -> torch.Tensor:
@@ -201,31 +227,33 @@ def _divergence(answer: Any, reference: Any, temperature: float) -> torch.Tensor
 
 
 def _pixel_loss(answer: Any, target: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(flat(answer)[0], target, ignore_index=IGNORED)
-
-
-def _confusion(answer: Any, target: torch.Tensor) -> torch.Tensor:
-    """Count pixels by true class (rows) and answered class (columns)."""
     logits = flat(answer)[0]
-    classes = logits.shape[1]
-    counted = target != IGNORED
-    pairs = target[counted] * classes + logits.argmax(1)[counted]
-    return torch.bincount(pairs, minlength=classes**2).double().reshape(classes, classes).cpu()
+    try:
+        return F.cross_entropy(logits, target, ignore_index=IGNORED)
+    except IndexError:
+        check_labels(target[target != IGNORED], logits.shape[1])
+        raise
 
 
-def _mean_iou(confusion: torch.Tensor) -> float:
-    """Mean over the classes that occur of intersection over union (Everingham et al., 2015)."""
-    intersection = confusion.diag()
-    union = confusion.sum(0) + confusion.sum(1) - intersection
-    occurs = union > 0
-    return float((intersection[occurs] / union[occurs]).mean())
-
-
-CLASSIFICATION = Task("classification", _class_loss, _count_right, _mean, _divergence, "accuracy")
+CLASSIFICATION = Task(
+    "classification",
+    _class_loss,
+    count_classes,
+    METRICS["accuracy"].value,
+    _divergence,
+    METRICS["accuracy"].label,
+)
 """Classes. Answer float32 (N, classes), the first of several outputs; target int64 (N,). The score
-is the share of right answers."""
+is the share of right answers; ``CLASSIFICATION.by("balanced-accuracy")`` has another one."""
 
-SEGMENTATION = Task("segmentation", _pixel_loss, _confusion, _mean_iou, _divergence, "mIoU")
+SEGMENTATION = Task(
+    "segmentation",
+    _pixel_loss,
+    count_classes,
+    METRICS["miou"].value,
+    _divergence,
+    METRICS["miou"].label,
+)
 """Classes of pixels. Answer float32 (N, classes, H, W), the first of several outputs; target int64
 (N, H, W), 255 where a pixel does not count. The score is the mean intersection over union."""
 

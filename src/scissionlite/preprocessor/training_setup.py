@@ -21,7 +21,14 @@ from scissionlite.preprocessor.batches import (
     make_batch,
 )
 from scissionlite.preprocessor.checkpoint import TrainingState
-from scissionlite.preprocessor.data import Data, Sample, augmented, loader_of, split_off
+from scissionlite.preprocessor.data import (
+    Data,
+    Sample,
+    augmented,
+    class_weights,
+    loader_of,
+    split_off,
+)
 from scissionlite.preprocessor.early_stopping import EarlyStopping
 from scissionlite.preprocessor.feature_cache import cache_features
 from scissionlite.preprocessor.inserter import SlicedNetwork
@@ -80,7 +87,10 @@ def set_up(
         holdout_loader = loader_of(holdout, recipe.batch_size)
     data = augmented(data)
     order = torch.Generator()
-    loader = loader_of(data, recipe.batch_size, generator=order)
+    if recipe.balanced and not labelled:
+        raise PrepareError("balanced=True (--balanced) needs labels: give train=, not unlabelled=")
+    weights = class_weights(data) if recipe.balanced else None
+    loader = loader_of(data, recipe.batch_size, generator=order, weights=weights)
     _check(network, loader, recipe)
     processor = _processor(recipe)
     network.to(processor)
@@ -98,7 +108,7 @@ def set_up(
     if isinstance(network, SlicedNetwork) and recipe.epochs > 1:
         cache = cache_features(network.eval(), teacher, data, processor)
         if cache is not None:
-            cache_loader = loader_of(cache, recipe.batch_size, generator=order)
+            cache_loader = loader_of(cache, recipe.batch_size, generator=order, weights=weights)
             batches = CachedBatches(cache_loader, placement, labelled=labelled)
     holdout_batches = None
     if holdout_loader is not None:
