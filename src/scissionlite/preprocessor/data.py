@@ -349,7 +349,7 @@ def samples_of(data: Data) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
 def spread_inputs(data: Data, count: int) -> list[tuple[torch.Tensor, ...]]:
     """Take the inputs of up to ``count`` samples: from all over a dataset, or a loader's first."""
     if not isinstance(data, DataLoader):
-        size = len(cast(Sized, data))
+        size = len(loader_of(data, 1))  # which refuses data without a length
         data = Subset(data, range(0, size, max(1, size // count)))
     return [inputs for inputs, _ in itertools.islice(samples_of(data), count)]
 
