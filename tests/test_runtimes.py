@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import zipfile
@@ -17,7 +18,7 @@ from torch import nn
 
 import scissionlite as sl
 from scissionlite.errors import PrepareError, RuntimeUnavailableError
-from scissionlite.runtimes import RUNTIMES, load_slice, runtime_module
+from scissionlite.runtimes import RUNTIMES, load_slice, runtime_module, torchscript
 from scissionlite.runtimes.export import export_slices, load_exported
 
 INPUT = (1, 3, 64, 64)
@@ -472,3 +473,39 @@ def test_onnx_runtime_tells_nobody_what_it_runs(tmp_path: Path) -> None:
         check=True,
     )
     assert list(tmp_path.iterdir()) == []
+
+
+class _Activated(torch.nn.Module):
+    """A convolution, and something behind it."""
+
+    def __init__(self, after: torch.nn.Module) -> None:
+        super().__init__()
+        self.first, self.after = torch.nn.Conv2d(3, 8, 3, padding=1), after
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.after(self.first(x))
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("after", "optimized"),
+    [
+        (torch.nn.ReLU6(), platform.machine() == "x86_64"),
+        (torch.nn.Hardswish(), False),
+        (torch.nn.AdaptiveAvgPool2d(5), False),  # oneDNN's fails for 16 by 5
+    ],
+)
+def test_a_slice_is_loaded_in_onednns_layout_only_where_it_stays_there(
+    after: torch.nn.Module, optimized: bool, tmp_path: Path
+) -> None:
+    module = _Activated(after).eval()
+    torchscript.export(module, (torch.zeros(1, 3, 16, 16),), tmp_path / "slice.pt")
+    loaded = torchscript.load(tmp_path / "slice.pt")
+    kinds = {node.kind() for node in loaded._module.graph.nodes()}
+    assert ("aten::to_mkldnn" in kinds) == optimized
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 16, 16)
+        with torch.inference_mode():
+            expected = module(x).numpy()
+        for given in (x.numpy(), x.numpy()[:, ::-1, ::-1][:, ::-1, ::-1]):
+            np.testing.assert_allclose(loaded(given)[0], expected, rtol=1e-5, atol=1e-6)
