@@ -16,7 +16,7 @@ from torch import nn
 import scissionlite as sl
 from scissionlite import _core
 from scissionlite.errors import ProfileError
-from scissionlite.scissiontl.codecs import CODECS, LEARNED
+from scissionlite.scissiontl.codecs import CODECS, LEARNED, time_packing
 from scissionlite.scissiontl.profiler import MIN_IMAGES
 from scissionlite.scissiontl.timing import promising
 
@@ -109,6 +109,24 @@ def _zstd_bytes(profile: sl.Profile, block: int) -> float:
     spec = sl.TransferSpec.float32_split()
     sizes = {t.spec: t.nbytes for t in profile.transfers if t.block == block}
     return sizes[msgspec.structs.replace(spec, entropy="zstd")] / sizes[spec]
+
+
+def test_entropy_tables_are_measured_with_other_maps_than_they_were_made_from() -> None:
+    rng = np.random.default_rng(0)
+    unlike = [rng.normal(0, 1, (1, 4, 16, 16)).astype(np.float32) for _ in range(4)]
+    alike = [unlike[0]] * 4
+    spec = sl.TransferSpec(pool=1, entropy="ans")
+    learned, known, plain = (
+        time_packing(each, maps, 1).nbytes
+        for each, maps in (
+            (spec, unlike),
+            (spec, alike),
+            (msgspec.structs.replace(spec, entropy=None), alike),
+        )
+    )
+    assert known < learned <= plain
+    only = time_packing(spec, unlike[:1], 1)  # one map has tables of its own
+    assert only.nbytes < plain
 
 
 def test_without_images_codecs_are_measured_with_noise_like_photographs(
