@@ -1,6 +1,8 @@
 # make demo   the whole job on one machine         make test   every test
 # make lint   ruff, import-linter, clang-format    make types  mypy, strict
 # make bench  pytest-benchmark                     make arm64  the NEON kernels, under qemu
+# make wheel  a wheel of this machine, and one for aarch64: build/dist
+# make test-arm64  a device of arm64 under qemu: its wheel, its tests, and a run against an x86 edge
 # make sanitize  the tests that reach the core, on one built with AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz   kernels and messages, FUZZ_SECONDS (60) each
 # make lowest  the tests that reach every dependency, each at its lower bound in pyproject.toml
@@ -13,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types bench arm64 sanitize fuzz lowest format clean
+.PHONY: demo test lint types bench arm64 wheel test-arm64 sanitize fuzz lowest format clean
 
 demo: $(READY)
 	$(BIN)/scissionlite demo
@@ -46,6 +48,13 @@ bench: $(READY)
 
 arm64: $(READY)
 	.ci/arm64
+
+wheel: $(READY)
+	.ci/wheel $$(uname -m) build/dist
+	.ci/wheel aarch64 build/dist
+
+test-arm64: $(READY)
+	.ci/test-arm64
 
 sanitize: $(READY)
 	.ci/sanitize

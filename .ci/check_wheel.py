@@ -11,7 +11,8 @@ from pathlib import Path
 
 from disassembly import architecture, beyond_baseline
 
-MOST_BYTES = 1_000_000
+# docs/arm.md says what was tried to get below one million.
+MOST_BYTES = {"x86_64": 1_250_000, "aarch64": 1_100_000}
 
 
 def faults(wheel: Path, module: Path | None) -> list[str]:
@@ -19,8 +20,9 @@ def faults(wheel: Path, module: Path | None) -> list[str]:
     found = []
     size = wheel.stat().st_size
     print(f"{wheel.name}: {size:,} bytes")
-    if size > MOST_BYTES:
-        found.append(f"{size:,} bytes are more than {MOST_BYTES:,}")
+    (most,) = (bound for name, bound in MOST_BYTES.items() if wheel.stem.endswith(name))
+    if size > most:
+        found.append(f"{size:,} bytes are more than {most:,}")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     sources = [name for name in names if name.endswith((".cpp", ".h", ".c", ".o", ".a"))]
