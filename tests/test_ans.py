@@ -22,8 +22,9 @@ import scissionlite as sl
 from scissionlite.errors import CodecError, EntropyCodeError, EntropyTablesError
 from scissionlite.transfer_layer.entropy_tables import tables_id
 
-LENGTHS = st.integers(1, 70) | st.integers(2030, 2070)
-"""Codes of a plane: some around the number of states, some around where there are four of them."""
+LENGTHS = st.integers(1, 70) | st.integers(400, 520)
+"""Codes of a plane: few, or so many that four or five planes have about 2048 codes together, from
+which on there are four states."""
 
 
 @dataclass(frozen=True)
