@@ -60,9 +60,8 @@ def instructions(operation: str, isa: str, call: oracle.Call) -> tuple[int, byte
 
 def main() -> None:
     """Print the table; the exit code is 1 if a kernel takes more than half of the scalar's."""
-    print(
-        "| kernel | window | layout | scalar | NEON | fewer |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| kernel | window | layout | scalar | NEON | fewer |")
+    print("| --- | --- | --- | --- | --- | --- |")
     worst = 99.0
     for operation in kernel_targets.listed_operations():
         for window, layout in itertools.product(WINDOWS, ("nchw", "nhwc")):
