@@ -323,6 +323,26 @@ def test_the_best_plan_can_be_prepared_straight_away(folder: Path) -> None:
     assert made["manifest"]["kind"] == "image"
 
 
+def test_prepare_takes_the_constraints_of_plan(folder: Path, tmp_path: Path) -> None:
+    weights = ("prepare", MODEL, "--size", "64", "--num-classes", "6")
+    profiles = ("--device-profile", folder / "equal.json", "--edge-profile", folder / "equal.json")
+    out = ("--out", tmp_path / "bundle")
+    link = ("--link", "1000Gbit/0ms", "--slowdown", "50")  # an image to the edge is best
+    made = told(*weights, *profiles, *link, "--max-upload", "0", *out)
+    assert made["manifest"]["kind"] == "local"
+    chosen = told(
+        *(*weights, *profiles, *link, *out, "--train", folder / "train", "--epochs", "0"),
+        *("--validate", folder / "test", "--accuracy-drop", "100", "--tries", "1"),
+        *("--slicing-point", "features.5", "--max-device-memory", "10000000"),
+    )
+    assert chosen["manifest"]["slicing_point"]["after"] == "features.5"
+    for wrong in (("--max-leakage", "0.5"), ("--power", "4")):
+        said = scissionlite(*weights, *out, "--at", "features.2", *wrong, fails=2)
+        assert "choose among plans: give --accuracy-drop" in " ".join(said.split())
+    said = scissionlite(*weights, *profiles, *out, "--max-latency", "0", fails=1)
+    assert "--max-latency 0.0 excludes" in said
+
+
 def test_tables_print_square_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("a [b]", ["c"], [["pip install 'scissionlite[torch]'"]], caption="d [e]")
     printed = capsys.readouterr().out

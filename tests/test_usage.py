@@ -209,6 +209,7 @@ PYTHON_ONLY = {
     "layout": "of a call of the codec",
     "halves": "of a layer",
     "quantization": "of a call of the codec",
+    "tables": "of a call of the codec",
     "scheme": "of a quantization",
     "levels": "of a quantization",
     "scale": "of a quantization",

@@ -14,6 +14,7 @@ from scissionlite.cli.output import error_console
 from scissionlite.cli.struct_options import Changes
 from scissionlite.errors import CodecError
 from scissionlite.images import JPEG_QUALITY, Preprocessing
+from scissionlite.scissiontl.constraints import Constraints
 from scissionlite.scissiontl.planner import plan as rank
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.scissiontl.profile import Profile
@@ -36,7 +37,7 @@ _SPECS: dict[Codec, TransferSpec] = {
 }
 
 
-class PlanRequest(msgspec.Struct, frozen=True):
+class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The options that say which plan is prepared.
 
     Attributes
@@ -53,6 +54,12 @@ class PlanRequest(msgspec.Struct, frozen=True):
         The link, as on the command line.
     slowdown
         How many times slower than measured the device is imagined.
+    power
+        Watts of the device at work, or None.
+    constraints
+        Limits of the plans that are ranked.
+    photographs
+        A folder of them, with which this machine is profiled.
     """
 
     at: str | None
@@ -62,6 +69,9 @@ class PlanRequest(msgspec.Struct, frozen=True):
     edge_profile: Path | None
     link: str
     slowdown: float
+    power: float | None
+    constraints: Constraints
+    photographs: Path | None
 
     def plan(self) -> Plan:
         """The one plan that the options name.
@@ -79,6 +89,11 @@ class PlanRequest(msgspec.Struct, frozen=True):
         if self.device_profile is not None and self.edge_profile is not None and self.at is None:
             device, edge = Profile.load(self.device_profile), Profile.load(self.edge_profile)
             return self._ranked(device, edge, learned=False)[0]
+        if self.constraints != Constraints() or self.power is not None:
+            raise typer.BadParameter(
+                "constraints and --power choose among plans: give --accuracy-drop, or "
+                "--device-profile and --edge-profile, and not --at"
+            )
         if self.device_profile is not None or self.edge_profile is not None:
             raise typer.BadParameter(
                 "--device-profile and --edge-profile go together, without --at"
@@ -100,14 +115,23 @@ class PlanRequest(msgspec.Struct, frozen=True):
             return self._ranked(device, edge, learned=True)
         if self.device_profile is not None or self.edge_profile is not None:
             raise typer.BadParameter("--device-profile and --edge-profile go together")
+        from scissionlite.preprocessor.data import sample_frames
         from scissionlite.scissiontl.profiler import profile
 
         error_console.print("Profiling the network on this machine, which stands for both ...")
-        measured = profile(graph, runtime=runtime, preprocessing=preprocessing)
+        frames = [] if self.photographs is None else sample_frames(self.photographs, preprocessing)
+        measured = profile(graph, runtime=runtime, preprocessing=preprocessing, images=frames)
         return self._ranked(measured, measured, learned=True)
 
     def _ranked(self, device: Profile, edge: Profile, *, learned: bool) -> list[Plan]:
-        return rank(device.slowed(self.slowdown), edge, parse_link(self.link), learned=learned)
+        return rank(
+            device.slowed(self.slowdown),
+            edge,
+            parse_link(self.link),
+            constraints=self.constraints,
+            power=self.power,
+            learned=learned,
+        )
 
     def _written_out(self) -> Plan:
         if self.codec == "jpeg":

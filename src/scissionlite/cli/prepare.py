@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING
 
 import msgspec
 import typer
@@ -31,15 +31,39 @@ from scissionlite.cli.output import (
     print_table,
     warnings_in_one_line,
 )
-from scissionlite.cli.output_paths import output_bundle, output_file
-from scissionlite.cli.plan import SlowdownOption
-from scissionlite.cli.plan_choice import Codec, PlanRequest, parse_variants, variant_name
-from scissionlite.cli.struct_options import Changes, FieldOptions, struct_options
+from scissionlite.cli.plan import PowerOption, SlowdownOption
+from scissionlite.cli.plan_choice import PlanRequest, parse_variants
+from scissionlite.cli.prepare_options import (
+    DEFAULT_RECIPE,
+    NO_CHANGES,
+    NO_CONSTRAINTS,
+    AccuracyDropOption,
+    AtOption,
+    CheckpointOption,
+    ClassesFileOption,
+    CodecOption,
+    ConstraintsOptions,
+    DevicePrecisionOption,
+    DeviceProfileOption,
+    EdgeProfileOption,
+    LocalFallbackOption,
+    MaxBatchOption,
+    MetricOption,
+    OutOption,
+    RecipeOptions,
+    RuntimeOption,
+    TrainOption,
+    TransferOptions,
+    TriesOption,
+    UnlabelledOption,
+    ValidateOption,
+    VariantOption,
+)
+from scissionlite.cli.struct_options import struct_options
 from scissionlite.images import Preprocessing
-from scissionlite.manifest import MAX_BATCH, Precision
+from scissionlite.manifest import Precision
 from scissionlite.preprocessor.classes import MetricName, class_folders, read_class_names
 from scissionlite.preprocessor.recipe import Recipe
-from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
@@ -48,129 +72,6 @@ if TYPE_CHECKING:
     from scissionlite.graph.graph import Graph
     from scissionlite.preprocessor.choosing import Attempt
     from scissionlite.preprocessor.tasks import Task
-
-
-def _runtime(text: str) -> str:
-    if text not in get_args(RuntimeName):
-        raise typer.BadParameter(f"{text!r} is none of {', '.join(get_args(RuntimeName))}")
-    return text
-
-
-def _photographs(text: str) -> Any:
-    return typer.Option(help=text, exists=True, file_okay=False)
-
-
-_TRAINING = "Training"
-_DEFAULT_RECIPE = Recipe()
-_NO_CHANGES = Changes[TransferSpec]()
-
-OutOption = Annotated[Path, output_bundle("Folder of the bundle to write.")]
-TrainOption = Annotated[Path | None, _photographs("Training photographs: TRAIN/CLASS/*.jpg.")]
-UnlabelledOption = Annotated[
-    Path | None,
-    _photographs(
-        "Instead of --train: photographs without labels, in any folders. The uncut network is the "
-        "teacher."
-    ),
-]
-ValidateOption = Annotated[Path | None, _photographs("Photographs to measure accuracy on.")]
-MetricOption = Annotated[
-    MetricName,
-    typer.Option(
-        help="How the network is scored. balanced-accuracy and macro-f1 weigh every class alike. "
-        "With miou it is a segmentation network, and the folders of --train and --validate hold "
-        "images/NAME.jpg and masks/NAME.png."
-    ),
-]
-ClassesFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--classes",
-        help="File with the names of the classes, one in each line, in the order of the network's "
-        "outputs. By default they are the names of the class folders, sorted as text.",
-        exists=True,
-        dir_okay=False,
-    ),
-]
-AtOption = Annotated[
-    str | None, typer.Option(help="Slicing point, by the name that `plan` prints.")
-]
-CodecOption = Annotated[
-    Codec,
-    typer.Option(
-        help="What crosses. With --at a Transfer Layer: int8 (2x2 pooling and int8; without "
-        "pooling: --pool 1), paper (2x2 pooling, float32) or float32 (all of it, without loss). "
-        "Else an image (jpeg, png, uint8), or nothing (local)."
-    ),
-]
-TransferOptions = Annotated[
-    Changes[TransferSpec],
-    FieldOptions("Transfer Layer, with --at: changes to what --codec is"),
-]
-VariantOption = Annotated[
-    # typer takes no list of structs.
-    list[str],
-    typer.Option(
-        parser=variant_name,
-        metavar="<Transfer Layer[@slicing point]>",
-        help="A further variant for the device to change to, such as pool4-int8, int8-zstd, "
-        "float16 or pool4-int4@layer2; may be repeated. It cuts where --at does or later.",
-        show_default=False,
-    ),
-]
-AccuracyDropOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Instead of --at: points of accuracy that may be lost. Prepares the most promising "
-        "plans in order of predicted latency, and keeps the first that holds.",
-        min=0,
-        max=100,
-    ),
-]
-TriesOption = Annotated[int, typer.Option(help="Most plans to train for --accuracy-drop.", min=0)]
-DeviceProfileOption = Annotated[
-    Path | None,
-    typer.Option(help="Instead of --at, with --edge-profile: the best plan for this device."),
-]
-EdgeProfileOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="Profile of the edge machine, with --device-profile. With --accuracy-drop and neither "
-        "of them, this machine is profiled for both."
-    ),
-]
-RuntimeOption = Annotated[
-    # typer takes no list of literals.
-    list[str],
-    typer.Option(
-        parser=_runtime,
-        metavar=f"<{'|'.join(get_args(RuntimeName))}>",
-        help="What the slices are written for; may be repeated, best first: devices take the first "
-        "that they can run. aotinductor compiles for processors like this machine's.",
-    ),
-]
-DevicePrecisionOption = Annotated[
-    Precision | None,
-    typer.Option(
-        help="Numbers in which the device computes. In int8 its slices and the local fallback are "
-        "quantized with the training photographs, ONNX Runtime runs them, and the edge slice "
-        "learns to work with them.",
-        show_default="the plan's; float32 with --at",
-    ),
-]
-RecipeOptions = Annotated[Recipe, FieldOptions(_TRAINING)]
-CheckpointOption = Annotated[
-    Path | None,
-    output_file(
-        "File from which an interrupted training goes on when the command is given again.",
-        show_default="beside --out",
-        rich_help_panel=_TRAINING,
-    ),
-]
-MaxBatchOption = Annotated[
-    int, typer.Option(help="Most inputs that one request may hold.", min=1, max=MAX_BATCH)
-]
-LocalFallbackOption = Annotated[bool, typer.Option(help="Put the uncut network in the bundle too.")]
 
 
 @struct_options
@@ -191,7 +92,7 @@ def prepare(
     metric: MetricOption = "accuracy",
     at: AtOption = None,
     codec: CodecOption = "int8",
-    transfer: TransferOptions = _NO_CHANGES,
+    transfer: TransferOptions = NO_CHANGES,
     variant: VariantOption = [],  # noqa: B006 - typer reads it and never changes it
     device_precision: DevicePrecisionOption = None,
     accuracy_drop: AccuracyDropOption = None,
@@ -200,8 +101,10 @@ def prepare(
     edge_profile: EdgeProfileOption = None,
     link: LinkOption = PAPER_LINK,
     slowdown: SlowdownOption = 1.0,
+    power: PowerOption = None,
+    constraints: ConstraintsOptions = NO_CONSTRAINTS,
     runtime: RuntimeOption = ["torchscript"],  # noqa: B006 - typer reads it and never changes it
-    recipe: RecipeOptions = _DEFAULT_RECIPE,
+    recipe: RecipeOptions = DEFAULT_RECIPE,
     checkpoint: CheckpointOption = None,
     max_tensors: MaxTensorsOption = 1,
     max_batch: MaxBatchOption = 1,
@@ -209,7 +112,18 @@ def prepare(
     json: JsonOption = False,
 ) -> None:
     """Prepare a bundle for a plan: the slices, retrained with the Transfer Layer in between."""
-    request = PlanRequest(at, codec, transfer, device_profile, edge_profile, link, slowdown)
+    request = PlanRequest(
+        at=at,
+        codec=codec,
+        changes=transfer,
+        device_profile=device_profile,
+        edge_profile=edge_profile,
+        link=link,
+        slowdown=slowdown,
+        power=power,
+        constraints=constraints,
+        photographs=train or unlabelled,
+    )
     _check_accuracy_drop(accuracy_drop, request, validate, checkpoint, variant)
     plan = request.plan() if accuracy_drop is None else None
     names = None if classes is None else read_class_names(classes)

@@ -200,7 +200,7 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
         frames = []
         if images is not None:
             settings.print()
-            frames = sample_frames(images, preprocessing, count=48)
+            frames = sample_frames(images, preprocessing)
         with progress_bar(progress) as bar:
             return measure(
                 graph,

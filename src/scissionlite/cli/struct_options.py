@@ -37,10 +37,13 @@ class FieldOptions(NamedTuple):
         Title of the options in the command's help.
     several
         Title of the options that may be given several times.
+    without
+        Fields that are no options: they keep their default.
     """
 
     panel: str
     several: str = ""
+    without: tuple[str, ...] = ()
 
 
 class Changes(Generic[S]):
@@ -102,18 +105,23 @@ class _Group:
     @property
     def parameters(self) -> Iterable[inspect.Parameter]:
         """One parameter of a typer command per field."""
-        return [self._parameter(field) for field in struct_fields(self._struct)]
+        return [self._parameter(field) for field in self._fields()]
 
     def collect(self, values: dict[str, Any]) -> Any:
         """Take the fields' values out of a command's arguments, and make the struct of them."""
         fields = {}
-        for field in struct_fields(self._struct):
+        for field in self._fields():
             value = values.pop(_option_name(field))
             fields[field.name] = tuple(value) if _several(field) else value
         if self._changes:
             return Changes(**{name: value for name, value in fields.items() if value is not None})
         with usage_errors(), usage_errors(ScissionLiteError):
             return self._struct(**fields)
+
+    def _fields(self) -> list[Field]:
+        return [
+            each for each in struct_fields(self._struct) if each.name not in self._marker.without
+        ]
 
     def _parameter(self, field: Field) -> inspect.Parameter:
         several = _several(field)

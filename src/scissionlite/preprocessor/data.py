@@ -208,7 +208,7 @@ class ImageFolder(Photographs):
 
 
 def sample_frames(
-    folder: str | Path, preprocessing: Preprocessing, *, count: int
+    folder: str | Path, preprocessing: Preprocessing, *, count: int = 48
 ) -> list[npt.NDArray[np.uint8]]:
     """Read up to ``count`` frames, evenly spread over all images in a folder and below it.
 
