@@ -6,8 +6,8 @@
 
 Speed: the device slices of networks with random weights, exported as bundles have them, run in turn
 on one thread. Figures are medians of the thread's CPU time, which other processes disturb less than
-the clock. Accuracy: the networks of :mod:`bench.accuracy`, split with the 2x2 int8 Transfer Layer
-and retrained with the device slice in float32 and in int8; and the uncut network in int8. Scores
+the clock. Accuracy: the networks of :mod:`bench.accuracy`, split with an int8 Transfer Layer and
+retrained with the device slice in float32 and in int8; and the uncut network in int8. Scores
 are those in the bundles' manifests, on the steel photographs of the test set.
 """
 
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch.utils.data import Dataset
@@ -41,6 +41,13 @@ SLICES = {
 }
 CUTS = {"lite0": "blocks.2", "mobilenet_v2": "features.6", "resnet50": "layer2"}
 """Where each network is cut to measure accuracy."""
+
+MODELS = {
+    "lite0": "timm:efficientnet_lite0",
+    "mobilenet_v2": "torchvision:mobilenet_v2",
+    "resnet50": "torchvision:resnet50",
+}
+"""The models by the names of :mod:`bench.accuracy`."""
 
 
 def slices(model: str, cut: str, size: int) -> tuple[dict[str, Slice], torch.Tensor]:
@@ -89,7 +96,7 @@ def speed(size: int, rounds: int) -> None:
             print(f"| {name} to {cut} | {cells} | {min(times.values()) / ours:.2f} |", flush=True)
 
 
-def accuracy(name: str, epochs: int, out: Path) -> None:
+def accuracy(name: str, epochs: int, pool: Literal[1, 2, 4], out: Path) -> None:
     """Print a network's row of the table of accuracies."""
     torch.set_num_threads(1)
     entry, cut = NETWORKS[name], CUTS[name]
@@ -97,7 +104,7 @@ def accuracy(name: str, epochs: int, out: Path) -> None:
     test = cast("Dataset[Sample]", entry.test(DATA))
     uncut = evaluate(network, test)
     graph = sl.capture(network, torch.zeros(1, 3, *entry.preprocessing.size), name=entry.model)
-    spec = sl.TransferSpec(entropy="zstd")
+    spec = sl.TransferSpec(pool=pool, entropy="zstd")
 
     def prepared(precision: Precision, *, fallback: bool) -> sl.Bundle:
         with tempfile.TemporaryDirectory() as folder:
@@ -120,27 +127,34 @@ def accuracy(name: str, epochs: int, out: Path) -> None:
     assert int8.local_accuracy is not None
     scores = [uncut, int8.local_accuracy.after, float32.after, int8.accuracy.after]
     cells = " | ".join(f"{score:.2%}" for score in scores)
-    print(f"| {name} to {cut} | {epochs} | {cells} |", flush=True)
+    print(f"| {name} to {cut} | {spec.label} | {epochs} | {cells} |", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    made = argparse.ArgumentParser()
+    commands = made.add_subparsers(dest="command", required=True)
     each = commands.add_parser("speed")
     each.add_argument("--size", type=int, default=128)
     each.add_argument("--rounds", type=int, default=60)
     each = commands.add_parser("accuracy")
     each.add_argument("names", nargs="+", choices=list(CUTS))
     each.add_argument("--epochs", type=int, default=4)
+    each.add_argument("--pool", type=int, choices=[1, 2, 4], default=2)
     each.add_argument("--out", type=Path, default=Path("build/accuracy"))
-    options = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
     if options.command == "speed":
         speed(options.size, options.rounds)
         return
-    print("| network | epochs | uncut | uncut in int8 | split, float32 | split, int8 device |")
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    columns = ("network", "Transfer Layer", "epochs", "uncut", "uncut in int8")
+    print(f"| {' | '.join((*columns, 'split, float32', 'split, int8 device'))} |")
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for name in options.names:
-        accuracy(name, options.epochs, options.out)
+        accuracy(name, options.epochs, options.pool, options.out)
 
 
 if __name__ == "__main__":

@@ -84,12 +84,29 @@ void dequantize(const std::int8_t* from, float* to, std::size_t count, const flo
                 const std::int32_t* zero_points) noexcept {
   constexpr std::size_t kLanes = V::kLanes;
   const Groups<V> groups(factors, zero_points);
-  if (count >= kLanes) {
-    for_each_vector<kLanes>(count, [&](std::size_t i) {
+  std::size_t done = 0;
+  if constexpr (V::kWidensFour) {
+    for (; count - done >= 4 * kLanes; done += 4 * kLanes) {
+      typename V::I codes[4];
+      V::widen(from + done, codes);
+      for (std::size_t j = 0; j < 4; ++j) {
+        const std::size_t i = done + j * kLanes;
+        V::store(to + i, V::dequantize(codes[j], groups.factor(i), groups.zero_point(i)));
+      }
+    }
+  }
+  if (count - done >= kLanes) {
+    for_each_vector<kLanes>(count - done, [&](std::size_t rest) {
+      const std::size_t i = done + rest;
       V::store(to + i, V::dequantize(from + i, groups.factor(i), groups.zero_point(i)));
     });
   } else if constexpr (kLanes > 1) {
-    dequantize<typename V::Narrower, Groups>(from, to, count, factors, zero_points);
+    if (done > 0 && done < count) {  // the last vector again, as far as it is not done
+      const std::size_t i = count - kLanes;
+      V::store(to + i, V::dequantize(from + i, groups.factor(i), groups.zero_point(i)));
+    } else if (done < count) {
+      dequantize<typename V::Narrower, Groups>(from, to, count, factors, zero_points);
+    }
   }
 }
 

@@ -9,6 +9,7 @@ checked.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -43,6 +44,9 @@ NOT_RUN = {  # first words of a command
     ".ci/run": "runs this test",
     "pytest ": "tests, which `make test` runs, or benchmarks",
     "python -m bench.accuracy ": "trains networks for hours, on the project's shared/data",
+    "python -m bench.int8_slices ": "measures and trains for minutes, on the project's shared/data",
+    "python -m bench.load_options ": "measures for minutes",
+    "python -m bench.arm_instructions ": "needs an arm64 system and qemu",
     "R=": "a part of bench.accuracy's commands",
     "L=": "a part of bench.accuracy's commands",
     "python -m tests.sweep": "captures 1,500 networks in hours",
@@ -194,6 +198,7 @@ LAID: dict[str, Callable[[Path], None]] = {
     "docs/daemon.md": lay_security,
     "docs/device.md": lay_security,
     "docs/training.md": lay_training,
+    "docs/int8.md": lay_training,
     "docs/planning.md": lay_planning,
     "docs/tutorial.md": lay_tutorial,
 }
@@ -205,6 +210,7 @@ MADE = {
     "docs/daemon.md": ("bundle",),
     "docs/device.md": ("bundle",),
     "docs/training.md": ("bundle",),
+    "docs/int8.md": ("bundle",),
     "docs/planning.md": ("links.csv", "report.html"),
     "docs/tutorial.md": ("build/steel/here.json", "build/steel/bundle"),
 }
@@ -227,6 +233,8 @@ def check_parses(command: str) -> None:
         assert {word for word in rest if word.startswith("--")} <= options, command
     elif words[:3] == ["python", "-m", "bench.accuracy"]:
         accuracy_parser().parse_args(words[3:])
+    elif words[:2] == ["python", "-m"] and words[2].startswith("bench."):
+        importlib.import_module(words[2]).parser().parse_args(words[3:])
     elif words[:3] == ["python", "-m", "tests.sweep"]:
         sweep_parser().parse_args(words[3:])
     elif words[0] in ("python", "pytest"):

@@ -14,16 +14,42 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 from peers import LOCAL, LONG
 
+from scissionlite.bundle import Bundle
+from scissionlite.cli.run.pipeline import Pipeline
+from scissionlite.cli.run.sources import Picture
 from scissionlite.cli.systemd import notify, unit_file, watchdog
+from scissionlite.errors import ImageError
+from scissionlite.offloader import Device
 
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(
     ANALYZE is None, reason="there is no systemd-analyze: apt install systemd"
 )
+
+
+class OnePicture:
+    """A source of one picture."""
+
+    dropped = 0
+
+    def __init__(self, picture: Picture) -> None:
+        self._picture = picture
+
+    def pictures(self) -> Iterator[Picture]:
+        yield self._picture
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 DOCUMENT = Path(__file__).parents[1] / "docs" / "daemon.md"
 
 
@@ -35,6 +61,54 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         each.settimeout(LONG)
         monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/notify")
         yield each
+
+
+def test_run_tells_systemd_of_its_life(
+    onnx_bundle: Bundle, systemd: socket.socket, tmp_path: Path
+) -> None:
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "scissionlite", "run", onnx_bundle.path),
+            *("--watch", inbox, "--fallback", "local"),
+        ],
+        env={**os.environ, "WATCHDOG_USEC": "300000"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert systemd.recv(4096) == b"READY=1"
+        for _ in range(3):
+            assert systemd.recv(4096) == b"WATCHDOG=1"
+        process.send_signal(signal.SIGTERM)
+        while (message := systemd.recv(4096)) == b"WATCHDOG=1":
+            pass
+        assert message == b"STOPPING=1"
+        assert process.wait(LONG) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_picture_that_gets_no_row_is_seen() -> None:
+    entered, stuck = threading.Event(), threading.Event()
+
+    def write(row: object) -> None:
+        entered.set()
+        stuck.wait(LONG)
+
+    source = OnePicture(Picture("one.png", None, ImageError("no picture")))
+    pipeline = Pipeline(source, cast(Device, None), write, in_flight=1)
+    assert pipeline.seconds_at_one == 0
+    pipeline.start()
+    assert entered.wait(LONG)
+    first = pipeline.seconds_at_one
+    time.sleep(0.01)
+    assert pipeline.seconds_at_one > first
+    stuck.set()
+    assert pipeline.wait(LONG)
+    assert pipeline.seconds_at_one == 0
 
 
 def test_serve_tells_systemd_of_its_life(systemd: socket.socket) -> None:

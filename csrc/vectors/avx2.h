@@ -20,6 +20,7 @@ namespace {
 
 struct Avx2 {
   static constexpr std::size_t kLanes = 8;
+  static constexpr bool kWidensFour = false;
   using Narrower = Scalar;
   template <class Element, bool average>
   using Pooler = Avx2;

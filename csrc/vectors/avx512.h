@@ -16,6 +16,7 @@ namespace {
 
 struct Avx512 {
   static constexpr std::size_t kLanes = 16;
+  static constexpr bool kWidensFour = false;
   using Narrower = Avx2;
   template <class Element, bool average>
   using Pooler = Avx512;

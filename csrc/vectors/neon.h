@@ -17,6 +17,7 @@ namespace {
 
 struct Neon {
   static constexpr std::size_t kLanes = 4;
+  static constexpr bool kWidensFour = true;
   using Narrower = Scalar;
   template <class Element, bool average>
   using Pooler = Neon;
@@ -84,8 +85,18 @@ struct Neon {
     std::uint32_t four;
     __builtin_memcpy(&four, from, sizeof four);
     const int16x8_t words = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)));
-    const I steps = vsubq_s32(vmovl_s16(vget_low_s16(words)), zero_point);
-    return vmulq_f32(vcvtq_f32_s32(steps), scale);
+    return dequantize(vmovl_s16(vget_low_s16(words)), scale, zero_point);
+  }
+  static F dequantize(I code, F scale, I zero_point) noexcept {
+    return vmulq_f32(vcvtq_f32_s32(vsubq_s32(code, zero_point)), scale);
+  }
+  static void widen(const std::int8_t* from, I (&codes)[4]) noexcept {
+    const int8x16_t bytes = vld1q_s8(from);
+    const int16x8_t first = vmovl_s8(vget_low_s8(bytes)), second = vmovl_high_s8(bytes);
+    codes[0] = vmovl_s16(vget_low_s16(first));
+    codes[1] = vmovl_high_s16(first);
+    codes[2] = vmovl_s16(vget_low_s16(second));
+    codes[3] = vmovl_high_s16(second);
   }
 
   template <class Element>

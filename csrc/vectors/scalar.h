@@ -12,6 +12,7 @@
 // - steps: values in steps, rounded
 // - store_codes: add the zero points to steps (four vectors, or one), saturate, store as int8
 // - dequantize: kLanes codes to float32
+// - kWidensFour, and if so widen: the codes of four vectors to int32, which dequantize takes too
 // - Raw<T>, load_raw, store_raw, twice: elements as bits; twice doubles each element
 // - Pooler<Element, average>: the class that pools elements of this type
 //
@@ -32,6 +33,7 @@ namespace {
 
 struct Scalar {
   static constexpr std::size_t kLanes = 1;
+  static constexpr bool kWidensFour = false;
   using Narrower = Scalar;
   template <class Element, bool average>
   using Pooler = Scalar;

@@ -36,6 +36,7 @@ from scissionlite.cli.run.source_options import (
     VideoOption,
     WatchOption,
 )
+from scissionlite.cli.systemd import notify, watchdog
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import ScissionLiteError
 from scissionlite.offloader import Device, wire
@@ -44,6 +45,9 @@ from scissionlite.signals import end_in_order, leave_at_once
 
 SHOWN_ROWS = 20
 """Rows in the table of a source that may have any number of them."""
+
+STUCK_SECONDS = 30.0
+"""How long after its deadline a picture must have a row, for systemd's watchdog."""
 
 
 def run(
@@ -195,7 +199,10 @@ def run(
         stack.enter_context(device)
         if not quiet and pictures.announcement is not None:
             print_note(pictures.announcement)
-        code = answer_all(pipeline, writer, live, quiet=quiet)
+        notify("READY=1")
+        stack.callback(notify, "STOPPING=1")
+        with watchdog(lambda: pipeline.seconds_at_one < deadline + STUCK_SECONDS):
+            code = answer_all(pipeline, writer, live, quiet=quiet)
         for change in () if quiet else device.adaptation.switches:
             print_note(str(change))
     raise typer.Exit(code)

@@ -7,6 +7,7 @@ Signals arrive in the main thread, which does neither, so that they never tear a
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -67,6 +68,8 @@ class Pipeline:
         self._done = threading.Event()
         self._answered = False
         self._failure: BaseException | None = None
+        # Since when each thread is at one picture: the one that submits, the one that writes.
+        self._since: list[float | None] = [None, None]
 
     @property
     def failure(self) -> BaseException | None:
@@ -77,6 +80,12 @@ class Pipeline:
     def dropped(self) -> int:
         """Frames that the source dropped."""
         return self._source.dropped
+
+    @property
+    def seconds_at_one(self) -> float:
+        """How long it is busy with one picture already; 0 if it waits for the next one."""
+        now = time.monotonic()
+        return max(now - (now if since is None else since) for since in self._since)
 
     def start(self) -> None:
         """Begin, in threads of its own."""
@@ -105,7 +114,9 @@ class Pipeline:
                 picture = next(pictures, None)
                 if picture is None:
                     break
+                self._since[0] = time.monotonic()
                 self._submit(picture)
+                self._since[0] = None
         except BaseException as error:
             self._fail(error)
         finally:
@@ -121,6 +132,7 @@ class Pipeline:
             return
         warm_up, self._warm_up = self._warm_up, 0
         for _ in range(warm_up):
+            self._since[0] = time.monotonic()
             try:
                 self._device.infer(picture.pixels)
             except ScissionLiteError:
@@ -128,6 +140,7 @@ class Pipeline:
         for number in range(self._repeat):
             if number and not self._take_slot():
                 return
+            self._since[0] = time.monotonic()
             request: Future[Answer] | ScissionLiteError
             try:
                 request = self._device.submit(picture.pixels)
@@ -137,10 +150,12 @@ class Pipeline:
 
     def _write_all(self) -> None:
         while (under_way := self._under_way.get()) is not None:
+            self._since[1] = time.monotonic()
             try:
                 self._write(self._row(*under_way))
             except BaseException as error:
                 self._fail(error)
+            self._since[1] = None
             self._slots.release()
         self._done.set()
 
