@@ -76,7 +76,8 @@ def profile(model: str, photographs: Path, out: Path) -> sl.Profile:
 
 
 def key(plan: sl.Plan) -> tuple[Any, ...]:
-    return (plan.kind, plan.slicing_point, plan.spec, plan.image_format, plan.jpeg_quality)
+    where = (plan.kind, plan.slicing_point, plan.device_precision)
+    return (*where, plan.spec, plan.image_format, plan.jpeg_quality)
 
 
 def choose(ranked: dict[str, list[sl.Plan]]) -> dict[tuple[Any, ...], sl.Plan]:
