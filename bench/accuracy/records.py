@@ -74,9 +74,12 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """The Transfer Layer, and whether the device slice learned too."""
-        learned = ", device slice trained too" if self.recipe.train_device_slice else ""
-        return f"{self.transfer}{learned}"
+        """The Transfer Layer, bytes in the loss, and whether the device slice learned too."""
+        recipe = self.recipe
+        target = f", target {recipe.target_bytes} bytes" if recipe.target_bytes else ""
+        rate = f", rate {recipe.rate:g}" if recipe.rate else ""
+        learned = ", device slice trained too" if recipe.train_device_slice else ""
+        return f"{self.transfer}{rate}{target}{learned}"
 
 
 class Jpeg(msgspec.Struct, frozen=True, kw_only=True):

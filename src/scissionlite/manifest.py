@@ -107,7 +107,8 @@ class Training(msgspec.Struct, frozen=True):
     """How the slices were retrained.
 
     ``labels`` says whether labels were used. ``distillation`` is the share of the loss that
-    compared with the uncut network. ``processor`` is "cpu" or "cuda".
+    compared with the uncut network. ``processor`` is "cpu" or "cuda". ``rate`` is the weight that
+    bytes had in the loss at the end, and ``estimated_bytes`` what training inputs send, each.
     """
 
     epochs: int
@@ -118,6 +119,8 @@ class Training(msgspec.Struct, frozen=True):
     labels: bool = True
     distillation: float = 0.0
     processor: str = "cpu"
+    rate: float = 0.0
+    estimated_bytes: float | None = None
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):

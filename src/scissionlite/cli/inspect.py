@@ -73,6 +73,9 @@ def inspect(
         how = "with labels" if t.labels else "without labels"
         how += f", distillation {t.distillation:g}" if t.distillation else ""
         rows.append(["retrained", f"{t.epochs} epochs in {t.seconds:.0f} s, {how}, seed {t.seed}"])
+        if t.estimated_bytes is not None:
+            estimate = f"{t.estimated_bytes:.0f} bytes of a training input estimated"
+            rows.append(["bytes in the loss", f"weight {t.rate:.3g}, {estimate}"])
     rows += _variant_rows(manifest)
     rows += _slice_rows(manifest)
     if manifest.classes:

@@ -124,7 +124,7 @@ def prepare(
         constraints=constraints,
         photographs=train or unlabelled,
     )
-    _check_accuracy_drop(accuracy_drop, request, validate, checkpoint, variant)
+    _check_accuracy_drop(accuracy_drop, request, validate, checkpoint, variant, recipe)
     plan = request.plan() if accuracy_drop is None else None
     names = None if classes is None else read_class_names(classes)
     graph, settings = ModelRequest(
@@ -268,6 +268,7 @@ def _check_accuracy_drop(
     validate: Path | None,
     checkpoint: Path | None,
     variants: Sequence[str],
+    recipe: Recipe,
 ) -> None:
     if accuracy_drop is None:
         return
@@ -277,6 +278,10 @@ def _check_accuracy_drop(
         )
     if variants:
         raise typer.BadParameter("--variant goes with one plan; --accuracy-drop tries several")
+    if recipe.bytes_in_loss:
+        raise typer.BadParameter(
+            "--rate and --target-bytes go with one plan; --accuracy-drop tries several"
+        )
     if checkpoint is not None:
         raise typer.BadParameter("--checkpoint is one training's; --accuracy-drop has several")
 

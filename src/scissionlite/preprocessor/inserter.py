@@ -13,6 +13,7 @@ from scissionlite.errors import CodecError, PrepareError
 from scissionlite.graph.analysis import flat, multiplications, placeholders
 from scissionlite.graph.graph import Graph, SlicingPoint
 from scissionlite.preprocessor.calibration import calibrate
+from scissionlite.preprocessor.rate import Rate
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.transfer_layer import TransferSpec
 from scissionlite.transfer_layer.layers import TransferLayer
@@ -59,6 +60,7 @@ class SlicedNetwork(nn.Module):
         self.train_device_slice = train_device_slice
         self.train_edge_slice = train_edge_slice
         self.quantized = quantized
+        self.rate: Rate | None = None
         # The device slice last: where it is frozen, so are the weights that both slices share.
         self.edge_slice.requires_grad_(train_edge_slice)
         self.device_slice.requires_grad_(train_device_slice)
@@ -82,6 +84,20 @@ class SlicedNetwork(nn.Module):
         with torch.autocast(features[0].device.type, enabled=False):
             pairs = zip(self.transfer_layers, features, strict=True)
             return [layer(tensor.float()) for layer, tensor in pairs]
+
+    def send(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Run the device's halves of the Transfer Layers: what crosses, as :meth:`transfer`."""
+        with torch.autocast(features[0].device.type, enabled=False):
+            pairs = zip(self.layers, features, strict=True)
+            return [layer.send(tensor.float()) for layer, tensor in pairs]
+
+    def receive(
+        self, sent: Sequence[torch.Tensor], features: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Run the edge's halves on what :meth:`send` has made of the features."""
+        with torch.autocast(sent[0].device.type, enabled=False):
+            triples = zip(self.layers, sent, features, strict=True)
+            return [layer.receive(each, tensor) for layer, each, tensor in triples]
 
     @property
     def layers(self) -> list[TransferLayer]:
@@ -107,9 +123,10 @@ class SlicedNetwork(nn.Module):
         return tuple(layer.edge(layer.device(x), tuple(x.shape[-2:])) for layer, x in sent)
 
     def settle(self) -> None:
-        """Make constants of the learned scales, and switch to evaluation mode."""
+        """Make constants of the learned scales, drop the rate, switch to evaluation mode."""
         for layer in self.layers:
             layer.settle()
+        self.rate = None
         self.eval()
 
     def train(self, mode: bool = True) -> SlicedNetwork:

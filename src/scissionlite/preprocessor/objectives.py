@@ -74,11 +74,12 @@ class LabelLoss:
     def step(self, batch: Batch) -> Step:
         """Compute the loss of a batch."""
         with self._placement.autocast():
-            if isinstance(self._network, SlicedNetwork) and batch.features:
-                answer = self._network.answer(batch.features)
-            else:
+            if not isinstance(self._network, SlicedNetwork):
                 answer = self._network(*batch.inputs)
-            return Step(self._task.loss(answer, batch.target), answer)
+                return Step(self._task.loss(answer, batch.target), answer)
+            arrived, rate = _transferred(self._network, batch)
+            answer = self._network.edge_slice(*arrived)
+            return Step(self._task.loss(answer, batch.target) + rate, answer)
 
 
 class Distillation:
@@ -97,6 +98,8 @@ class Distillation:
     - Hints are features at up to three slicing points behind the cut (FitNets: Romero et al.,
       arXiv 1412.6550, equation 3, there without the division). Divided by its variance, an error
       of features weighs as much as one of outputs.
+
+    Where the network has a :class:`.Rate`, its term is added, here and in :class:`LabelLoss`.
 
     With s = 1 labels are not looked at, and ``target`` may be None.
 
@@ -135,8 +138,7 @@ class Distillation:
     def step(self, batch: Batch) -> Step:
         """Compute the loss of a batch."""
         with self._placement.autocast():
-            features = batch.features or self._network.features(*batch.inputs)
-            arrived = self._network.transfer(features)
+            arrived, rate = _transferred(self._network, batch)
             answers = self._edge_slice(*arrived)
             count = len(batch.teacher_outputs)
             answer, hints = _one_or_several(answers[:count]), answers[count:]
@@ -152,7 +154,17 @@ class Distillation:
             if self._share < 1:
                 by_label = self._task.loss(answer, batch.target)
                 loss = self._share * loss + (1 - self._share) * by_label
-            return Step(loss, answer)
+            return Step(loss + rate, answer)
+
+
+def _transferred(
+    network: SlicedNetwork, batch: Batch
+) -> tuple[list[torch.Tensor], torch.Tensor | float]:
+    """Run the Transfer Layers: the features behind them, and the loss's term for their bytes."""
+    features = batch.features or network.features(*batch.inputs)
+    sent = network.send(features)
+    rate = 0.0 if network.rate is None else network.rate(network.layers, sent)
+    return network.receive(sent, features), rate
 
 
 def _one_or_several(tensors: Sequence[torch.Tensor]) -> Any:

@@ -43,6 +43,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         1503.02531). With photographs without labels it is always 1.
     temperature
         Temperature at which the outputs of classes are compared.
+    rate
+        Weight of the bytes in the loss: of the mean bits of a code, as the entropy coder "ans"
+        would send it. 0 does not look at the bytes.
+    target_bytes
+        Find the weight of the bytes in training, so that an input sends about as many bytes as
+        this, all its tensors together. `rate` is then where the weight starts.
     calibration
         How the scales of quantization are found.
     learn_scales
@@ -83,6 +89,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     distillation: Annotated[float, Meta(ge=0, le=1)] = 0.9
     temperature: Annotated[float, Meta(ge=0.1, le=100)] = 2.0
+    rate: Annotated[float, Meta(ge=0, le=100)] = 0.0
+    target_bytes: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     calibration: Calibration = "mse"
     learn_scales: bool = True
     train_device_slice: bool = False
@@ -95,3 +103,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_fields(self, PrepareError)
+
+    @property
+    def bytes_in_loss(self) -> bool:
+        """Whether the loss has a term for the bytes that are sent."""
+        return self.rate > 0 or self.target_bytes is not None

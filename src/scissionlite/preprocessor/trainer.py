@@ -16,7 +16,6 @@ from scissionlite.preprocessor.batch_norm import recalibrate_batch_norms
 from scissionlite.preprocessor.batches import SampleBatches
 from scissionlite.preprocessor.checkpoint import Checkpoint, TrainingState, data_digest
 from scissionlite.preprocessor.data import Data, loader_of
-from scissionlite.preprocessor.early_stopping import EarlyStopping
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.objectives import Step, TooSmallBatchError, step_or_too_small
 from scissionlite.preprocessor.recipe import Recipe
@@ -100,7 +99,7 @@ def train(
             started = time.perf_counter()
             if saved is not None:
                 saved.save(state)
-    _finish(network, state.stopping)
+    weight, estimated = _finish(setup, state)
     if saved is not None:
         saved.remove()
     return Training(
@@ -112,6 +111,8 @@ def train(
         labels=labelled,
         distillation=0.0 if teacher is None else recipe.distillation if labelled else 1.0,
         processor=setup.placement.processor.type,
+        rate=weight,
+        estimated_bytes=estimated,
     )
 
 
@@ -210,12 +211,22 @@ def evaluate(
     return scored.score()
 
 
-def _finish(network: nn.Module, stopping: EarlyStopping) -> None:
-    """Leave the network as it will be exported: with the best weights, on the CPU."""
-    if stopping.best_weights is not None:
-        network.load_state_dict(stopping.best_weights)
+def _finish(setup: TrainingSetup, state: TrainingState) -> tuple[float, float | None]:
+    """Leave the network as it will be exported: with the best weights, on the CPU.
+
+    Returns the weight of the bytes and their estimate, where they were in the loss.
+    """
+    network = state.network
+    if state.stopping.best_weights is not None:
+        network.load_state_dict(state.stopping.best_weights)
+    weight, estimated = 0.0, None
+    if isinstance(network, SlicedNetwork) and network.rate is not None:
+        network.eval()
+        weight = network.rate.weight
+        estimated = round(network.rate.estimated_bytes(network, setup.batches), 1)
     network.to("cpu")
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in its stub
     if isinstance(network, SlicedNetwork):
         network.settle()
     network.eval()
+    return weight, estimated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sized
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ from scissionlite.preprocessor.early_stopping import EarlyStopping
 from scissionlite.preprocessor.feature_cache import cache_features
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.objectives import Distillation, LabelLoss, Objective
+from scissionlite.preprocessor.rate import FASTER, Rate, start_at
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import Task
 from scissionlite.preprocessor.teacher import Teacher
@@ -115,9 +116,13 @@ def set_up(
         holdout_batches = SampleBatches(
             holdout_loader, network, teacher, placement, labelled=labelled
         )
+    if recipe.bytes_in_loss:
+        _add_rate(network, batches, recipe)
     optimizer = _optimizer(network, recipe)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=recipe.learning_rate, total_steps=recipe.epochs * len(batches)
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=recipe.epochs * len(batches),
     )
     state = TrainingState(network, optimizer, schedule, EarlyStopping(recipe.patience))
     return (
@@ -177,11 +182,34 @@ def _objective(
     )
 
 
+def _add_rate(network: nn.Module, batches: Batches, recipe: Recipe) -> None:
+    """Put the rate's term into the loss of a network, with densities of the codes of a batch."""
+    if not isinstance(network, SlicedNetwork) or not any(
+        layer.device.scales is not None for layer in network.layers
+    ):
+        raise PrepareError("rate and target_bytes (--rate, --target-bytes) need int8 or int4 codes")
+    learned = any(layer.spec.learned for layer in network.layers)
+    if not (learned or recipe.learn_scales or recipe.train_device_slice):
+        raise PrepareError(
+            "rate and target_bytes (--rate, --target-bytes) change nothing where neither scales "
+            "nor a learned Transfer Layer nor the device slice learn: leave learn_scales on"
+        )
+    torch.manual_seed(recipe.seed)  # which samples are mirrored, and the user's own data
+    batch = next(iter(batches))
+    with torch.no_grad():
+        features = batch.features or network.features(*batch.inputs)
+        if recipe.target_bytes is not None:
+            start_at(network, features, recipe.target_bytes)
+        codes = network.send(features)
+    network.rate = Rate(network.layers, codes, recipe.rate, recipe.target_bytes)
+
+
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Make AdamW over the trainable parameters, with weight decay for some of them.
 
     Biases, batch norms and the scales of quantization do not decay: it would only pull them away
     from where they should be. Scales per channel have more than one dimension, as weights have.
+    Where bytes are in the loss, scales and densities learn faster.
     """
     scales = {
         id(p)
@@ -189,15 +217,23 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         if isinstance(module, Scales)
         for p in module.parameters()
     }
+    fast: dict[int, nn.Parameter] = {}
+    if isinstance(network, SlicedNetwork) and network.rate is not None:
+        parts = [network.rate, *(m for m in network.modules() if isinstance(m, Scales))]
+        fast = {id(p): p for module in parts for p in module.parameters()}
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for p in filter(lambda p: p.requires_grad, network.parameters()):
+    for p in filter(lambda p: p.requires_grad and id(p) not in fast, network.parameters()):
         (decaying if p.ndim > 1 and id(p) not in scales else others).append(p)
-    groups = [
-        {"params": decaying, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+    rate = recipe.learning_rate
+    groups: list[dict[str, Any]] = [
+        {"params": decaying, "weight_decay": recipe.weight_decay, "lr": rate},
+        {"params": others, "weight_decay": 0.0, "lr": rate},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    if fast:
+        fast_rate = rate * FASTER
+        groups.append({"params": list(fast.values()), "weight_decay": 0.0, "lr": fast_rate})
+    return torch.optim.AdamW(groups, lr=rate)
 
 
 def _runs(

@@ -132,6 +132,19 @@ def decompress(coded: Bytes, scheme: str, nbytes: int) -> Bytes:
     return np.frombuffer(SCHEMES[scheme].decompress(coded, nbytes), np.uint8)
 
 
+_INTERLEAVED = 2048
+"""Codes from which on "ans" has four states (docs/numerics.md, "Steps")."""
+
+
+def ans_overhead(codes: int) -> int:
+    """Return the mean bytes of a payload of "ans" beyond the information of its codes.
+
+    These are the tables' id, and of each state 16 bits that carry nothing and 8 that are left over
+    on average.
+    """
+    return 2 + 3 * (1 if codes < _INTERLEAVED else 4)
+
+
 _SLACK = 64
 """Bytes that the core's coder needs beyond the result."""
 

@@ -166,11 +166,17 @@ class TransferLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Send ``x`` through the layer; the result has its shape and dtype."""
-        return self.restore(self.encoder(x))
+        return self.receive(self.send(x), x)
 
-    def restore(self, x: torch.Tensor) -> torch.Tensor:
-        """Send the encoder's output (the feature map, if there is no encoder) through the rest."""
-        restored: torch.Tensor = self.decoder(self.edge(self.device(x), tuple(x.shape[-2:])))
+    def send(self, x: torch.Tensor) -> torch.Tensor:
+        """Make what crosses of a feature map: codes, for int8 and int4."""
+        codes: torch.Tensor = self.device(self.encoder(x))
+        return codes
+
+    def receive(self, sent: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Restore a feature map of the shape of ``x`` from what :meth:`send` has made of it."""
+        # A learned layer's own edge half does not pool; its decoder knows the size.
+        restored: torch.Tensor = self.decoder(self.edge(sent, tuple(x.shape[-2:])))
         return restored
 
 
