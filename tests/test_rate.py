@@ -187,3 +187,5 @@ def test_what_has_no_rate_is_refused(graph: sl.Graph) -> None:
     fixed = structs.replace(QUICK, target_bytes=50, learn_scales=False)
     with pytest.raises(PrepareError, match="change nothing"):
         trained(graph, sl.TransferSpec(), fixed)
+    with pytest.raises(PrepareError, match="patience"):
+        trained(graph, LEARNED, structs.replace(QUICK, target_bytes=50, patience=1))

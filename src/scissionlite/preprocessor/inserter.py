@@ -81,12 +81,10 @@ class SlicedNetwork(nn.Module):
 
     def transfer(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run the Transfer Layers on features, in float32 under any autocast."""
-        with torch.autocast(features[0].device.type, enabled=False):
-            pairs = zip(self.transfer_layers, features, strict=True)
-            return [layer(tensor.float()) for layer, tensor in pairs]
+        return self.receive(self.send(features), features)
 
     def send(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Run the device's halves of the Transfer Layers: what crosses, as :meth:`transfer`."""
+        """Run the device's halves: what crosses, in float32 under any autocast."""
         with torch.autocast(features[0].device.type, enabled=False):
             pairs = zip(self.layers, features, strict=True)
             return [layer.send(tensor.float()) for layer, tensor in pairs]

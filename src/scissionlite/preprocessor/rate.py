@@ -36,7 +36,7 @@ _INTEGRAL, _PROPORTIONAL = 0.5, 8.0
 """How far the weight's logarithm moves for bytes e times too many: from this step on, and in this
 step alone. Without the second the bytes swing around the target."""
 
-_MOST_LEVELS = 256.0
+_LARGEST_FACTOR = 256.0
 """How many times larger steps are tried to start at the target."""
 
 _MAX_BATCHES = 64
@@ -142,7 +142,7 @@ def start_at(network: SlicedNetwork, features: Sequence[torch.Tensor], target: i
         if layer.device.scales is not None and layer.device.scales.log_scale is not None
     ]
     first = [p.detach().clone() for p in parameters]
-    low, high = 0.0, math.log(_MOST_LEVELS)
+    low, high = 0.0, math.log(_LARGEST_FACTOR)
 
     def expected_bytes(log_factor: float) -> float:
         for p, start in zip(parameters, first, strict=True):

@@ -194,6 +194,11 @@ def _add_rate(network: nn.Module, batches: Batches, recipe: Recipe) -> None:
             "rate and target_bytes (--rate, --target-bytes) change nothing where neither scales "
             "nor a learned Transfer Layer nor the device slice learn: leave learn_scales on"
         )
+    if recipe.target_bytes is not None and recipe.patience is not None:
+        raise PrepareError(
+            "target_bytes (--target-bytes) does not go with patience: the weight of the bytes "
+            "moves, so that the epochs cannot be compared"
+        )
     torch.manual_seed(recipe.seed)  # which samples are mirrored, and the user's own data
     batch = next(iter(batches))
     with torch.no_grad():
