@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from scissionlite.preprocessor.inserter import SlicedNetwork
     from scissionlite.transfer_layer.layers import TransferLayer
 
-FASTER = 30
-"""Learning rate of scales and densities over that of the weights.
+FASTER_SCALES, FASTER_DENSITIES = 5, 30
+"""Learning rates of scales and of densities over that of the weights.
 
-Both are logarithms or of the size of 1. A few hundred steps have to make steps of quantization ten
-times as large."""
+Both are logarithms or of the size of 1. Densities have to follow the values closely, or the
+estimate is too high. Scales that learn as fast disturb the rest: docs/accuracy.md, "Bytes in the loss"."""
 
 _FIRST_WEIGHT = 0.03
 """Where the weight starts when there is a target."""

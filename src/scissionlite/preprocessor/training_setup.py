@@ -33,7 +33,7 @@ from scissionlite.preprocessor.early_stopping import EarlyStopping
 from scissionlite.preprocessor.feature_cache import cache_features
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.objectives import Distillation, LabelLoss, Objective
-from scissionlite.preprocessor.rate import FASTER, Rate, start_at
+from scissionlite.preprocessor.rate import FASTER_DENSITIES, FASTER_SCALES, Rate, start_at
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.tasks import Task
 from scissionlite.preprocessor.teacher import Teacher
@@ -222,22 +222,23 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         if isinstance(module, Scales)
         for p in module.parameters()
     }
-    fast: dict[int, nn.Parameter] = {}
+    fast: dict[float, list[nn.Parameter]] = {}
     if isinstance(network, SlicedNetwork) and network.rate is not None:
-        parts = [network.rate, *(m for m in network.modules() if isinstance(m, Scales))]
-        fast = {id(p): p for module in parts for p in module.parameters()}
+        fast[FASTER_DENSITIES] = list(network.rate.parameters())
+        found = {id(p): p for p in network.parameters() if id(p) in scales}
+        fast[FASTER_SCALES] = list(found.values())
+    own = {id(p) for parameters in fast.values() for p in parameters}
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for p in filter(lambda p: p.requires_grad and id(p) not in fast, network.parameters()):
+    for p in filter(lambda p: p.requires_grad and id(p) not in own, network.parameters()):
         (decaying if p.ndim > 1 and id(p) not in scales else others).append(p)
     rate = recipe.learning_rate
     groups: list[dict[str, Any]] = [
         {"params": decaying, "weight_decay": recipe.weight_decay, "lr": rate},
         {"params": others, "weight_decay": 0.0, "lr": rate},
     ]
-    if fast:
-        fast_rate = rate * FASTER
-        groups.append({"params": list(fast.values()), "weight_decay": 0.0, "lr": fast_rate})
+    for faster, parameters in fast.items():
+        groups.append({"params": parameters, "weight_decay": 0.0, "lr": faster * rate})
     return torch.optim.AdamW(groups, lr=rate)
 
 
