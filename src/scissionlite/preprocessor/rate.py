@@ -27,7 +27,8 @@ FASTER_SCALES, FASTER_DENSITIES = 5, 30
 """Learning rates of scales and of densities over that of the weights.
 
 Both are logarithms or of the size of 1. Densities have to follow the values closely, or the
-estimate is too high. Scales that learn as fast disturb the rest: docs/accuracy.md, "Bytes in the loss"."""
+estimate is too high. Scales that learn as fast disturb the rest (docs/accuracy.md, "Bytes in the
+loss")."""
 
 _FIRST_WEIGHT = 0.03
 """Where the weight starts when there is a target."""
