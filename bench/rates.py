@@ -137,8 +137,9 @@ class Trainings:
         return float(np.mean(sizes)), float(right)
 
 
-def main() -> None:
-    options = argparse.ArgumentParser()
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    options = argparse.ArgumentParser(prog="python -m bench.rates")
     options.add_argument("name", choices=["lite0", "resnet18"])
     options.add_argument("--cut", required=True)
     options.add_argument("--levels", type=int, nargs="*", default=[])
@@ -149,7 +150,11 @@ def main() -> None:
     options.add_argument("--data", type=Path, default=DATA)
     options.add_argument("--networks", type=Path, default=Path("build/accuracy"))
     options.add_argument("--out", type=Path, default=Path("build/rates.jsonl"))
-    given = options.parse_args()
+    return options
+
+
+def main() -> None:
+    given = parser().parse_args()
     torch.set_num_threads(1)
     trainings = Trainings(given.name, given.cut, given.data, given.networks)
     plain, learned = sl.TransferSpec(), sl.TransferSpec(pool_kind="learned", pool=2, reduction=4)
