@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(load_model(MODEL, num_classes=6).state_dict(), folder / "weights.pt")
     in_own_process(
         *("profile", MODEL, "--size", "64", "--num-classes", "6", "--threads", "1"),
-        *("--repetitions", "3", "--images", folder / "test", "--name", "here"),
+        *("--repetitions", "3", "--images", folder / "test", "--name", "here", "--no-int8"),
         *("--out", folder / "profile.json"),
     )
     _with_equal_times(sl.Profile.load(folder / "profile.json")).save(folder / "equal.json")
