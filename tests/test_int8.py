@@ -115,7 +115,9 @@ def test_a_device_and_its_fallback_answer_in_int8(bundle: sl.Bundle, textures: P
     (tensor,) = bundle.manifest.crossing
     with (
         sl.EdgeServer(bundle, bind="tcp://127.0.0.1:*") as server,
-        sl.Device(bundle, connect=server.endpoint, control=server.control_endpoint) as connected,
+        sl.Device(
+            bundle, connect=server.endpoint, control=server.control_endpoint, adapt=False
+        ) as connected,
     ):
         for frame, x in zip(frames, inputs, strict=True):
             packed = sl.encode(device(x)[0], tensor.transfer, tensor.quantization)
