@@ -34,6 +34,7 @@ from scissionlite.errors import WireError
 from scissionlite.keys.authorized import authorize
 from scissionlite.keys.files import make_key_pair, read_public
 from scissionlite.offloader import Device, DeviceKeys, EdgeKeys, EdgeLimits, EdgeServer, wire
+from scissionlite.offloader.edge import bounds, connections
 from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.bounds import bounds_of
 from scissionlite.offloader.edge.metrics import Metrics
@@ -142,6 +143,31 @@ def test_a_device_that_never_reads_its_answers_loses_its_connection(
                 good.infer(frames[0], 10.0)
                 most = max(most, resident())
         assert most - before < (MEMORY << 20) + SLACK
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_a_connection_whose_bytes_are_not_counted_is_served(
+    tiny_bundle: Bundle,
+    frames: Frames,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    transport: str,
+) -> None:
+    monkeypatch.setattr(bounds, "_SPARE_ANSWERS", 0)
+    bind = f"ipc://{tmp_path}/edge"
+    if transport == "tcp":  # which answers less than is asked for, as Linux before 4.1 and qemu
+        monkeypatch.setattr(connections, "_TCP_INFO_SIZE", 1000)
+        bind = LOCAL
+    with (
+        EdgeServer(tiny_bundle, bind, limits=EdgeLimits(credit=1)) as edge,
+        device_of(edge, tiny_bundle) as device,
+    ):
+        for _ in range(10):  # together more than a connection may owe
+            assert device.submit(frames[0]).result(LONG).where == "edge"
+        assert ended(edge) == 0
+        assert edge.stats().served == 10
+    assert ("does not count the bytes" in caplog.text) is (transport == "tcp")
 
 
 def test_an_address_that_attacked_gets_no_connection_for_a_moment(

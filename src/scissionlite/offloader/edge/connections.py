@@ -4,7 +4,8 @@ libzmq holds frames of a message until its last one has arrived, and answers unt
 and has no limit on the bytes of either. It names the descriptor of each connection, though. So the
 kernel can be asked how many bytes a connection has received and got rid of (TCP_INFO), and a
 connection that holds too much is shut down. ``ipc://`` connections have no such counts: whoever may
-write to their file is trusted not to do this (docs/security.md).
+write to their file is trusted not to do this (docs/security.md). Nor has TCP on Linux before 4.1
+and under qemu's user-mode emulation, which returns the first four bytes only; that is logged.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 _MOST_EVENTS = 256  # of a socket, read at a time
 _TCP_INFO_BYTES = struct.Struct("<QQ")  # tcpi_bytes_acked and tcpi_bytes_received (linux/tcp.h)
 _TCP_INFO_OFFSET = 120
+_TCP_INFO_SIZE = _TCP_INFO_OFFSET + _TCP_INFO_BYTES.size
 _TCP_INFO_RTT = struct.Struct("=I")  # tcpi_rtt, in microseconds
 _TCP_INFO_RTT_OFFSET = 68
 _FRAME_BYTES = 2  # the least that a frame adds to its bytes
@@ -57,7 +59,7 @@ class Connection(msgspec.Struct, eq=False):
     inode: int
     port: int  # which of the sockets
     address: str
-    handle: socket.socket | None  # to ask for TCP_INFO; it does not own the descriptor
+    handle: socket.socket | None  # to ask for TCP_INFO, if it counts; not the descriptor's owner
     delivered: int = 0  # at least so many were delivered as messages
     read: int = 0  # libzmq had read at the last look
     given: int = 0  # were given to libzmq to send, about
@@ -71,8 +73,7 @@ class Connection(msgspec.Struct, eq=False):
         if self.handle is None:
             return 0.0
         with contextlib.suppress(OSError):
-            size = _TCP_INFO_RTT_OFFSET + _TCP_INFO_RTT.size
-            info = self.handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+            info = _tcp_info(self.handle)
             (microseconds,) = _TCP_INFO_RTT.unpack_from(info, _TCP_INFO_RTT_OFFSET)
             return float(microseconds) / 1e6
         return 0.0
@@ -146,6 +147,8 @@ class Connections:
 
     def may_send(self, connection: Connection, nbytes: int) -> bool:
         """Take note of bytes to send; False, and its end, if it takes nothing of them."""
+        if connection.handle is None:
+            return True
         if connection.owed + nbytes > self.bounds.answers:
             self._measure(connection)
             if connection.owed + nbytes > self.bounds.answers:
@@ -261,6 +264,13 @@ class Connections:
             connection = _connection(fd, port)
         except OSError:  # it has gone already
             return
+        if connection.address and connection.handle is None:
+            self._log.warning(
+                "counts",
+                "",
+                "this system does not count the bytes of connections (TCP_INFO), so what a "
+                "connection holds has no bound: let only trusted devices reach the daemon",
+            )
         reason: Trouble = "banned"
         if self.is_banned(connection.address):
             self._log.warning(
@@ -302,8 +312,7 @@ class Connections:
         if connection.handle is None:
             return
         with contextlib.suppress(OSError):
-            size = _TCP_INFO_OFFSET + _TCP_INFO_BYTES.size
-            info = connection.handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+            info = _tcp_info(connection.handle)
             connection.taken, received = _TCP_INFO_BYTES.unpack_from(info, _TCP_INFO_OFFSET)
             if received - connection.delivered > self.bounds.message // 2:
                 unread = fcntl.ioctl(connection.fd, termios.FIONREAD, b"\0" * 4)
@@ -331,14 +340,22 @@ def _connection(fd: int, port: int) -> Connection:
     """Describe the connection of a descriptor that libzmq owns."""
     inode = os.fstat(fd).st_ino
     handle = socket.socket(fileno=fd)
+    address = ""
     try:
         if handle.family in (socket.AF_INET, socket.AF_INET6):
-            return Connection(fd, inode, port, str(handle.getpeername()[0]), handle)
+            address = str(handle.getpeername()[0])
+            if len(_tcp_info(handle)) == _TCP_INFO_SIZE:
+                return Connection(fd, inode, port, address, handle)
     except OSError:
         handle.detach()
         raise
     handle.detach()
-    return Connection(fd, inode, port, "", None)
+    return Connection(fd, inode, port, address, None)
+
+
+def _tcp_info(handle: socket.socket) -> bytes:
+    """Ask for TCP_INFO; has fewer bytes than asked for where the system has fewer fields."""
+    return handle.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
 
 
 def _let_go(connection: Connection) -> None:
