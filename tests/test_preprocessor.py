@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,6 +214,41 @@ def test_what_answers_something_else_is_not_deployed(small_graph: sl.Graph, tmp_
     splitter.verify(other.module, wrong, x, "onnx")
     with pytest.raises(PrepareError, match=r"the onnx slices do not answer .* prepare it without"):
         splitter.verify(small_graph.module, wrong, x, "onnx")
+
+
+@pytest.mark.parametrize(("off", "deployed"), [(0.1, True), (2.0, False)])
+def test_codes_that_differ_by_rounding_are_no_other_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: float, deployed: bool
+) -> None:
+    """The device's runtime adds a little: codes on a border differ by one, others by none."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 5))
+    torch.manual_seed(3)
+    graph = sl.capture(model.eval(), torch.rand(1, 3, 8, 8), name="few codes")
+    spec = sl.TransferSpec(pool=4, dtype="int4")
+    plan = sl.Plan(kind="split", slicing_point="1", spec=spec)
+    data = TensorDataset(torch.rand(16, 3, 8, 8), torch.zeros(16))
+    verified: list[Any] = []
+    verify = splitter.verify
+    monkeypatch.setattr(splitter, "verify", lambda *these: verified.append(these))
+    made = sl.prepare(graph, plan, unlabelled=data, out=tmp_path / "b", recipe=Recipe(epochs=0))
+    network, inference, *_ = verified[0]
+    (device,) = inference._device
+    quantization = made.manifest.crossing[0].quantization
+    assert quantization is not None
+    step = quantization.groups[0][0]
+    inference._device = [lambda x: tuple(y + np.float32(off * step) for y in device(x))]
+    changed = 0
+    for _ in range(200):
+        x = (torch.rand(1, 3, 8, 8),)
+        arrived = inference.arrived(x[0].numpy())[0]
+        own = network.transfer(network.features(*x))[0].numpy()
+        changed += not np.array_equal(arrived, own)
+        if deployed:
+            verify(network, inference, x, "torchscript")
+        elif not np.array_equal(arrived, own):
+            with pytest.raises(PrepareError, match="do not answer what the network answers"):
+                verify(network, inference, x, "torchscript")
+    assert changed > 20
 
 
 class _BatchSize(nn.Module):
