@@ -137,7 +137,11 @@ class Photographs(Dataset[Sample]):
         frame = self.frame(index)
         if mirrored:
             frame = frame[:, ::-1]
-        return torch.from_numpy(self.preprocessing.tensor(frame)[0]), self.files[index][1]
+        x = torch.from_numpy(self.preprocessing.tensor(frame)[0])
+        return x, self._target(index, mirrored=mirrored)
+
+    def _target(self, index: int, *, mirrored: bool) -> Any:
+        return self.files[index][1]
 
     @property
     def augment(self) -> bool:

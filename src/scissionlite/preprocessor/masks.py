@@ -11,7 +11,7 @@ import torch
 from scissionlite.errors import PrepareError
 from scissionlite.image_files import read_indices, upright_size
 from scissionlite.images import Preprocessing
-from scissionlite.preprocessor.data import Photographs, Sample
+from scissionlite.preprocessor.data import Photographs
 
 IMAGES, MASKS = "images", "masks"
 """The folders of photographs and of masks."""
@@ -92,10 +92,6 @@ class MaskFolder(Photographs):
             self._fitted[index] = fitted
         return fitted
 
-    def __getitem__(self, index: int) -> Sample:
-        mirrored = bool(torch.rand(()) < 0.5) if self.mirrored is None else self.mirrored
-        frame, mask = self.frame(index), self.mask(index)
-        if mirrored:
-            frame, mask = frame[:, ::-1], mask[:, ::-1]
-        target = torch.from_numpy(mask.astype(np.int64))
-        return torch.from_numpy(self.preprocessing.tensor(frame)[0]), target
+    def _target(self, index: int, *, mirrored: bool) -> torch.Tensor:
+        mask = self.mask(index)
+        return torch.from_numpy((mask[:, ::-1] if mirrored else mask).astype(np.int64))
