@@ -384,6 +384,40 @@ def test_a_compiled_slice_runs_elsewhere(exported: Callable[[str], Path], tmp_pa
     assert left.strip() == "[]"  # nothing that a killed daemon could leave
 
 
+_RUN_IN_A_THREAD = """
+import os, sys, threading
+import numpy as np
+from pathlib import Path
+from scissionlite.runtimes import load_slice
+
+loaded = load_slice(Path(sys.argv[1]), sys.argv[2], threads=1)
+before = len(os.listdir("/proc/self/task"))
+after = []
+def run():
+    loaded(np.ones((1, 3, 64, 64), np.float32))
+    after.append(len(os.listdir("/proc/self/task")))
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+print(after[0] - before)
+"""
+
+
+@pytest.mark.parametrize("runtime", ["torchscript", "onnx"])  # AOTInductor: the test above
+def test_one_thread_is_one_in_every_thread(runtime: str, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3))
+    path = tmp_path / "slice"
+    runtime_module(runtime).export(module, (torch.zeros(1, 3, 64, 64),), path)
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN_IN_A_THREAD, str(path), runtime],
+        env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) == 1  # the one that was started
+
+
 _ANSWER_WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None  # as where it is not installed

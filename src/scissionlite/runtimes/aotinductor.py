@@ -33,7 +33,7 @@ from torch.cpu import get_capabilities
 
 from scissionlite.errors import PrepareError, RuntimeUnavailableError, first_line
 from scissionlite.runtimes import unshared
-from scissionlite.runtimes.torch_threads import set_threads
+from scissionlite.runtimes.torch_threads import set_threads, take_threads
 
 SUFFIX = ".pt2"
 
@@ -87,9 +87,7 @@ class AOTInductorSlice:
             If they have other shapes or dtypes than it was compiled for.
         """
         self._check(inputs)
-        # OpenMP has a number of threads per calling thread. torch sets it when this function is
-        # called in that thread; compiled code does not call it.
-        torch.get_num_threads()
+        take_threads()
         arrays = [np.require(x, requirements=["C", "W"]) for x in inputs]
         with torch.inference_mode():
             answers = self._runner.run([torch.from_numpy(x) for x in arrays])

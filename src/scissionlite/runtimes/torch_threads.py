@@ -27,6 +27,15 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
+def take_threads() -> None:
+    """Let the calling thread compute in as many threads as were set.
+
+    OpenMP has a number of threads per calling thread. torch sets it when one of its own operations,
+    or this function, is called in that thread; compiled code and oneDNN's operations do not.
+    """
+    torch.get_num_threads()
+
+
 def _after_fork() -> None:
     global _forked
     if torch.get_num_threads() > 1:

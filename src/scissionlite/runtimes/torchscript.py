@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from scissionlite.errors import RuntimeUnavailableError
 from scissionlite.graph.analysis import flat
 from scissionlite.runtimes import unshared
-from scissionlite.runtimes.torch_threads import set_threads
+from scissionlite.runtimes.torch_threads import set_threads, take_threads
 
 SUFFIX = ".pt"
 
@@ -40,6 +40,7 @@ class TorchScriptSlice:
         self, *inputs: npt.NDArray[Any] | torch.Tensor
     ) -> tuple[npt.NDArray[np.float32], ...]:
         """Run the slice on arrays."""
+        take_threads()
         # torch takes no array that it could not write to, or that runs backwards.
         arrays = [
             x if isinstance(x, torch.Tensor) else np.require(x, requirements=["C", "W"])
