@@ -133,6 +133,7 @@ def serve(bundle: Path, batch: int, parent: Connection) -> None:
     limits = sl.EdgeLimits(batch=batch, credit=32, queue=256)
     with sl.EdgeServer(bundle, "tcp://127.0.0.1:*", threads=1, limits=limits) as server:
         (side,) = server._loop.bundles.sides
+        assert isinstance(side, EdgeSide)
         before = alone(side)
         parent.send((server.endpoint, server.control_endpoint, side.batch, before))
         parent.recv()

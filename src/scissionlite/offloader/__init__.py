@@ -8,7 +8,7 @@ A frame's way; the leader is the one thread that waits at the sockets (``device.
 | caller of Device.submit | check_inputs, Edges.reserve, DeviceSide.make_request: a Request    |
 | the same                | DeviceLoop.add: Request -> wire.pack -> frames on PUSH             |
 | leader at the edge      | EdgeLoop.step: PULL -> wire.unpack -> Schedule: a Job              |
-| the same                | EdgeSide.finish: Job -> Done; EdgeLoop.finish: frames on ROUTER    |
+| the same                | Computation.finish: Job -> Done; EdgeLoop.finish: frames on ROUTER |
 | leader on the device    | DeviceLoop.serve: DEALER -> wire.unpack -> Reply -> Answer         |
 | scissionlite-fallback   | LocalSide.answer -> Answer, when the edge gave none                |
 | scissionlite-callbacks  | AnswerFuture: the callbacks of users                               |

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from scissionlite.errors import OffloadError
 from scissionlite.keys.authorized import AuthorizedKeys
+from scissionlite.offloader.edge.engines.engine import Computation
 from scissionlite.offloader.edge.metrics import Metrics
 from scissionlite.offloader.edge.served import ServedBundles
-from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.wire.control import (
     BundlesReply,
     DropBundle,
@@ -61,8 +61,8 @@ class Administration:
         bundles: ServedBundles,
         metrics: Metrics,
         admin: AuthorizedKeys | None,
-        open_side: Callable[[Path], EdgeSide],
-        put: Callable[[EdgeSide, str | None], None],
+        open_side: Callable[[Path], Computation],
+        put: Callable[[Computation, str | None], None],
         wake: Callable[[], None],
     ) -> None:
         self._bundles = bundles

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from scissionlite.errors import BundleError
+from scissionlite.offloader.edge.engines.engine import Computation
 from scissionlite.offloader.edge.loop import EdgeLoop
-from scissionlite.offloader.edge.side import EdgeSide
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class BundleFolder:
     def __init__(
         self,
         folder: Path,
-        open_side: Callable[[Path], EdgeSide],
+        open_side: Callable[[Path], Computation],
         given: frozenset[str],
         *,
         signed: bool,
@@ -92,7 +92,7 @@ class BundleFolder:
         self._loop: EdgeLoop | None = None
         self._wake, self._hurry, self._ended = threading.Event(), False, False
         self._thread: threading.Thread | None = None
-        self.sides: list[EdgeSide] = []
+        self.sides: list[Computation] = []
         self._look(hurry=True)
 
     @property

@@ -29,12 +29,12 @@ from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.administration import Administration
 from scissionlite.offloader.edge.admission import Admission
 from scissionlite.offloader.edge.bounds import bounds_of
+from scissionlite.offloader.edge.engines.engine import Computation
 from scissionlite.offloader.edge.metrics import Metrics
 from scissionlite.offloader.edge.requests import Requests
 from scissionlite.offloader.edge.schedule import Done, Job, Schedule
 from scissionlite.offloader.edge.served import ServedBundles
 from scissionlite.offloader.edge.services import EdgeServices
-from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.edge.sockets import EdgeSockets
 from scissionlite.offloader.limits import EdgeLimits
 from scissionlite.offloader.link_keys import EdgeKeys
@@ -81,13 +81,13 @@ class EdgeLoop:
 
     def __init__(
         self,
-        sides: Sequence[EdgeSide],
+        sides: Sequence[Computation],
         welcome: Welcome,
         limits: EdgeLimits,
         keys: EdgeKeys | None,
         profile_models: Sequence[str],
         workers: int,
-        open_side: Callable[[Path], EdgeSide],
+        open_side: Callable[[Path], Computation],
     ) -> None:
         self._lock = threading.Lock()
         # Under the lock:
@@ -180,7 +180,7 @@ class EdgeLoop:
             return self._next_jobs()
 
     def finish(self, runs: Sequence[Sequence[Done]]) -> None:
-        """Send the results of :meth:`.side.EdgeSide.finish`; of the thread that worked."""
+        """Send the results of :meth:`.Computation.finish`; of the thread that worked."""
         with self._lock:
             if self._sockets.closed:
                 return
@@ -190,7 +190,7 @@ class EdgeLoop:
             if self._sockets.has_control or runs[0][0].job.served.dropped:
                 self._waker.wake()
 
-    def put(self, side: EdgeSide, replaces: str | None = None) -> None:
+    def put(self, side: Computation, replaces: str | None = None) -> None:
         """Serve a bundle, in the place of another one if that is served; of any thread.
 
         Raises

@@ -150,6 +150,9 @@ class Requests:
             result = Result(job.request_id, done.queue, done.decode, done.run)
             self._send(job.device_id, result, done.frames)
             job.served.record.time(done)
+        elif done.expired:
+            self._end(job, "expired")
+            self._fail(job.device_id, job.request_id, "expired", done.reason)
         else:
             self._end(job, "failed")
             self._fail(job.device_id, job.request_id, "execution", done.reason)

@@ -35,7 +35,10 @@ class Job(msgspec.Struct, eq=False):
 
 
 class Done(msgspec.Struct, frozen=True, eq=False):
-    """The end of a job: the result's frames, or the reason why there are none; times in seconds."""
+    """The end of a job: the result's frames, or the reason why there are none; times in seconds.
+
+    ``expired`` says that the deadline passed before an engine had an answer.
+    """
 
     job: Job
     frames: list[Buffer]
@@ -43,6 +46,7 @@ class Done(msgspec.Struct, frozen=True, eq=False):
     queue: float
     decode: float
     run: float
+    expired: bool = False
 
 
 class _Device(msgspec.Struct, eq=False):

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
 from scissionlite.offloader import wire
+from scissionlite.offloader.edge.engines.engine import Computation
 from scissionlite.offloader.edge.metrics import BundleMetrics, Metrics
 from scissionlite.offloader.edge.schedule import Schedule
-from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.wire.control import MAX_BUNDLES, PROTOCOL_VERSION, Hello, Refused
 
 _LISTED = 3  # bundles named in a refusal
@@ -30,7 +30,7 @@ class Served:
         Whether it is served no longer, except for the requests that were accepted before.
     """
 
-    def __init__(self, side: EdgeSide, record: BundleMetrics) -> None:
+    def __init__(self, side: Computation, record: BundleMetrics) -> None:
         self.side = side
         self.record = record
         self.prefix = wire.bundle_prefix(side.bundle.id)
@@ -56,7 +56,7 @@ class ServedBundles:
         Has a record of each.
     """
 
-    def __init__(self, sides: Sequence[EdgeSide], metrics: Metrics) -> None:
+    def __init__(self, sides: Sequence[Computation], metrics: Metrics) -> None:
         self._metrics = metrics
         self._served: dict[bytes, Served] = {}
         self._leaving: list[Served] = []  # those whose devices are not all refused
@@ -69,11 +69,11 @@ class ServedBundles:
         return [side.bundle for side in self.sides]
 
     @property
-    def sides(self) -> list[EdgeSide]:
+    def sides(self) -> list[Computation]:
         """The computations of the bundles, in the same order."""
         return [each.side for each in list(self._served.values())]
 
-    def put(self, side: EdgeSide, replaces: str | None = None) -> None:
+    def put(self, side: Computation, replaces: str | None = None) -> None:
         """Serve a bundle, if it is not served already; in the same step, drop another one.
 
         Parameters
@@ -98,6 +98,8 @@ class ServedBundles:
                     f"an edge daemon serves at most {MAX_BUNDLES} bundles: drop one first"
                 )
             self._served[prefix] = Served(side, self._metrics.add_bundle(side.bundle))
+        else:
+            side.close()
         if old is not None:
             self.drop(old.bundle.id)
 
@@ -138,6 +140,7 @@ class ServedBundles:
                 yield device_id, Refused("bundle-mismatch", reason)
             if not unanswered:
                 self._leaving.remove(dropped)
+                dropped.side.close()
 
     def _describe(self) -> str:
         """Name some of the bundles that are served."""

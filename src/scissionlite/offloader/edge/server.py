@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Literal
 from scissionlite.bundle import Bundle
 from scissionlite.errors import OffloadError
 from scissionlite.offloader.edge.bundle_folder import BundleFolder
+from scissionlite.offloader.edge.engines.engine import Engine, SliceOptions
+from scissionlite.offloader.edge.engines.local import LocalEngine
 from scissionlite.offloader.edge.loop import EdgeLoop
 from scissionlite.offloader.edge.page_address import PageAddress
-from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.offloader.edge.status import liveness_trouble
 from scissionlite.offloader.edge.threads import EdgeThreads
 from scissionlite.offloader.limits import EdgeLimits
@@ -50,7 +51,11 @@ class EdgeServer:
     threads
         Threads of a slice's run; None is the runtime's default.
     workers
-        Requests that are worked on at once, each with so many threads.
+        Requests that are worked on at once, each with so many threads; None is the engine's
+        default, 1 for the local one.
+    engine
+        What runs the slices; by default this process (:class:`.engines.local.LocalEngine`). It is
+        closed with the server.
     runtime
         The runtime that runs the slice here, one of those that the bundle was prepared for; by
         default the first of them that can.
@@ -101,7 +106,8 @@ class EdgeServer:
         *,
         control: str | None = None,
         threads: int | None = None,
-        workers: int = 1,
+        workers: int | None = None,
+        engine: Engine | None = None,
         runtime: str | None = None,
         processor: Literal["cpu", "cuda"] = "cpu",
         limits: EdgeLimits | None = None,
@@ -114,22 +120,22 @@ class EdgeServer:
         page: str | None = None,
     ) -> None:
         limits = limits or EdgeLimits()
-        self._stop_seconds = limits.stop_seconds
+        self._engine: Engine = LocalEngine() if engine is None else engine
+        workers = self._engine.workers if workers is None else workers
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self._workers = workers
-        self._binds = Endpoints.to_bind(bind, control)
+        binds = Endpoints.to_bind(bind, control)
         if keys is None:
-            _check_exposure(self._binds, profile_models, insecure=insecure)
+            _check_exposure(binds, profile_models, insecure=insecure)
         self._page_address = None if page is None else PageAddress.parse(page)
-        self._open = functools.partial(
-            EdgeSide.open,
+        options = SliceOptions(
             threads=threads,
             runtime=runtime,
             batch=limits.batch,
             processor=processor,
             trust=trust,
         )
+        self._open = functools.partial(self._engine.open, options=options)
         if bundles is None or isinstance(bundles, Bundle | str | Path):
             bundles = [] if bundles is None else [bundles]
         sides = [self._open(bundle) for bundle in bundles]
@@ -145,6 +151,9 @@ class EdgeServer:
             limits.heartbeat,
         )
         self._loop = EdgeLoop(sides, welcome, limits, keys, profile_models, workers, self._open)
+        self._start_threads = functools.partial(
+            EdgeThreads, self._loop, workers, binds, limits.stop_seconds
+        )
         self._threads: EdgeThreads | None = None
         self._page: PageServer | None = None
         self._encrypted = keys is not None
@@ -210,7 +219,7 @@ class EdgeServer:
             raise OffloadError("an EdgeServer is started once; make another one")
         self._start_page()
         try:
-            self._threads = EdgeThreads(self._loop, self._workers, self._binds, self._stop_seconds)
+            self._threads = self._start_threads()
         except BaseException:
             self._close_page()
             raise
@@ -309,6 +318,7 @@ class EdgeServer:
             self._threads.close()
             if self._folder is not None:
                 self._folder.close()
+            self._engine.close()
             self._close_page()
 
     def stats(self) -> StatsReply:

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from scissionlite.bundle import Bundle
-from scissionlite.errors import BundleError, OffloadError, ScissionLiteError, first_line
+from scissionlite.errors import BundleError, first_line
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import image_decode, image_encode
 from scissionlite.manifest import CrossingTensor, Role, Variant
-from scissionlite.offloader import wire
 from scissionlite.offloader.bundle_tensors import (
     Outputs,
     request_checker,
     request_tensors,
 )
 from scissionlite.offloader.edge.batching import best_batch
+from scissionlite.offloader.edge.results import failed, pack_result
 from scissionlite.offloader.edge.schedule import Done, Job
 from scissionlite.offloader.slices import open_slice
 from scissionlite.offloader.stopwatch import Stopwatch
@@ -31,8 +31,6 @@ from scissionlite.runtimes import Slice
 from scissionlite.transfer_layer import Packed, decode
 
 logger = logging.getLogger(__name__)
-
-_FLOAT32 = np.dtype(np.float32)
 
 
 class EdgeSide:
@@ -90,7 +88,6 @@ class EdgeSide:
             gpu = GpuDecoder(processor)
             self._decode_tensor = gpu.decode
             self._join = gpu.join if manifest.kind == "split" else np.concatenate
-        self._bundle_prefix = wire.bundle_prefix(bundle.id)
         inputs: Sequence[TensorInfo] = manifest.inputs
         if manifest.kind == "split":
             inputs = manifest.crossing
@@ -174,17 +171,11 @@ class EdgeSide:
         watch = Stopwatch()
         try:
             outputs = self._answer_together(jobs, watch)
-            frames = [self._pack(*each) for each in zip(jobs, outputs, strict=True)]
+            frames = [pack_result(*each) for each in zip(jobs, outputs, strict=True)]
         except Exception as error:
             if len(jobs) > 1:
                 return [run for job in jobs for run in self._finish_alike([job])]
-            if isinstance(error, ScissionLiteError):
-                reason = str(error)
-            else:
-                kind = type(error).__name__
-                logger.warning("a request failed: %r", error, extra={"error": kind})
-                reason = f"{kind}: {error}"
-            return [[Done(jobs[0], [], reason, started - jobs[0].arrived, 0.0, 0.0)]]
+            return [[failed(jobs[0], error, started)]]
         seconds = watch.seconds
         return [
             [
@@ -227,27 +218,8 @@ class EdgeSide:
             for tensor, header, payload in zip(variant.crossing, headers, payloads, strict=True)
         ]
 
-    def _pack(self, job: Job, outputs: Outputs) -> list[wire.Buffer]:
-        """Make the frames of a result.
-
-        Raises
-        ------
-        OffloadError
-            If the slice did not answer as the manifest says.
-        """
-        tensors = self.check(job.tensors).result
-        answered = [(array.dtype, array.shape) for array in outputs]
-        if answered != [(_FLOAT32, tensor.shape) for tensor in tensors]:
-            raise OffloadError(
-                "the slice answered "
-                + ", ".join(f"{dtype} of shape {shape}" for dtype, shape in answered)
-                + ", the manifest says float32 of shape "
-                + ", ".join(str(tensor.shape) for tensor in tensors)
-            )
-        header = wire.Header(
-            wire.MessageKind.RESULT, job.device_id, job.request_id, 0, self._bundle_prefix, tensors
-        )
-        return wire.pack(header, [np.ascontiguousarray(array).data.cast("B") for array in outputs])
+    def close(self) -> None:
+        """Do nothing: the slices are freed with this object."""
 
     def _load_image_decoder(self) -> None:
         """Decode an image now, so that the first request does not wait for the decoder's import."""

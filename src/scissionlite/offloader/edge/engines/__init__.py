@@ -1,0 +1,8 @@
+"""Engines: where the edge daemon's slices run. The rest of the daemon is the same for all.
+
+``engine``     Engine, which opens bundles; Computation, which finishes Jobs of one: the interface
+``local``      LocalEngine: in the daemon's own threads; the default
+
+A worker of :mod:`..threads` calls Computation.finish, which waits for the answers; so an engine
+that has many machines has many workers, which wait.
+"""
