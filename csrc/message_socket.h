@@ -6,6 +6,7 @@
 
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
+#include <sys/stat.h>
 
 #include <atomic>
 #include <cerrno>
@@ -16,7 +17,9 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <utility>
+#include <vector>
 
 namespace scissionlite {
 
@@ -147,34 +150,55 @@ class MessageSocket {
   // To be called before the socket is closed: libzmq does not survive the use of one that is.
   void close() { socket_ = nullptr; }
 
-  bool busy() const { return unfinished_; }
+  bool busy() const { return unfinished_ || paused_; }
   int events() { return option(zmq_events); }
   int descriptor() { return option(zmq_fd); }
+
+  // Throws the messages of a connection away from now on, and counts them, until it ends or
+  // unmute() is called. Its descriptor may be another's by then, but not with the same inode.
+  void mute(int descriptor) {
+    struct stat status{};
+    if (fstat(descriptor, &status) == 0) muted_[descriptor] = Muted{status.st_ino};
+  }
+
+  void unmute() { muted_.clear(); }
+
+  // Descriptor, messages, frames and bytes of what was thrown away since the last call.
+  py::list thrown() {
+    py::list counts;
+    for (auto& [descriptor, muted] : muted_) {
+      if (muted.messages == 0) continue;
+      counts.append(py::make_tuple(descriptor, muted.messages, muted.frames, muted.bytes));
+      muted = Muted{muted.inode};
+    }
+    return counts;
+  }
 
   // Frames, the descriptor of the connection (-1: unknown), and the property; no frames if there
   // is no message yet.
   py::tuple receive() {
     check_open();
     Lent::free_given_back();
-    py::list frames;
+    paused_ = false;
     if (unfinished_) {
       unfinished_ = !discard();
       return nothing();
     }
-    while (true) {
-      auto frame = std::make_unique<Frame>(libzmq_);
-      while (libzmq_->receive(frame->message(), socket_, zmq_dont_wait) < 0) {
-        if (errno == EAGAIN) return nothing();
-        if (errno != EINTR) throw_error();
+    for (std::size_t thrown = 0; thrown < most_thrown_; ++thrown) {
+      Message frames = read();
+      if (frames.empty()) return nothing();
+      const Frame& last = *frames.back();
+      unfinished_ = last.more();
+      if (throws_away(frames)) {
+        if (unfinished_) return nothing();
+        continue;
       }
-      const bool more = frame->more();
-      const Frame& last = *frame;
-      frames.append(py::memoryview(py::cast(std::move(frame))));
-      if (!more || frames.size() == most_) {
-        unfinished_ = more;
-        return py::make_tuple(std::move(frames), last.source(), last.property(property_));
-      }
+      py::list views;
+      for (auto& frame : frames) views.append(py::memoryview(py::cast(std::move(frame))));
+      return py::make_tuple(std::move(views), last.source(), last.property(property_));
     }
+    paused_ = true;
+    return nothing();
   }
 
   // Whether the message was sent; false if there is no room within the socket's time. Small frames
@@ -213,7 +237,15 @@ class MessageSocket {
   }
 
  private:
+  using Message = std::vector<std::unique_ptr<Frame>>;
+
+  struct Muted {
+    ino_t inode;
+    std::size_t messages = 0, frames = 0, bytes = 0;  // thrown away
+  };
+
   static constexpr std::size_t most_copied_ = 1 << 16;  // bytes that are copied faster than lent
+  static constexpr std::size_t most_thrown_ = 256;      // messages at a time
   static constexpr std::size_t slice_ = 20'000;  // frames thrown away at a time: milliseconds
 
   static py::tuple nothing() { return py::make_tuple(py::list(), -1, py::str()); }
@@ -234,6 +266,37 @@ class MessageSocket {
     if (flags & zmq_dont_wait) return libzmq_->send(frame.message(), socket_, flags);
     const py::gil_scoped_release released;
     return libzmq_->send(frame.message(), socket_, flags);
+  }
+
+  // A message, or its first frames; none if there is no message yet.
+  Message read() {
+    Message frames;
+    do {
+      auto frame = std::make_unique<Frame>(libzmq_);
+      while (libzmq_->receive(frame->message(), socket_, zmq_dont_wait) < 0) {
+        if (errno == EAGAIN) return {};
+        if (errno != EINTR) throw_error();
+      }
+      frames.push_back(std::move(frame));
+    } while (frames.back()->more() && frames.size() < most_);
+    return frames;
+  }
+
+  // Whether a message came by a connection that is muted; counts it.
+  bool throws_away(const Message& frames) {
+    if (muted_.empty()) return false;
+    const int descriptor = frames.back()->source();
+    const auto found = muted_.find(descriptor);
+    if (found == muted_.end()) return false;
+    struct stat status{};
+    if (fstat(descriptor, &status) != 0 || status.st_ino != found->second.inode) return false;
+    ++found->second.messages;
+    for (const auto& frame : frames) {
+      if (frame->source() != descriptor) continue;  // an identity, which a ROUTER adds
+      ++found->second.frames;
+      found->second.bytes += frame->size();
+    }
+    return true;
   }
 
   // Throws frames away, at most so many; whether their message has ended.
@@ -262,7 +325,9 @@ class MessageSocket {
   void* socket_;
   std::size_t most_;
   std::string property_;
-  bool unfinished_ = false;
+  std::unordered_map<int, Muted> muted_;
+  bool unfinished_ = false;  // frames of a message are still to be thrown away
+  bool paused_ = false;      // messages of those that are muted may be
 };
 
 }  // namespace scissionlite

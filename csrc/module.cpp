@@ -88,6 +88,10 @@ PYBIND11_MODULE(_core, module) {
       .def_property_readonly("descriptor", &MessageSocket::descriptor)
       .def_property_readonly("events", &MessageSocket::events)
       .def("close", &MessageSocket::close, "Use the socket no longer.")
+      .def("mute", &MessageSocket::mute, py::arg("descriptor"),
+           "Throw the messages of a connection away.")
+      .def("unmute", &MessageSocket::unmute, "Read the messages of every connection again.")
+      .def("thrown", &MessageSocket::thrown, "What was thrown away of muted connections.")
       .def("receive", &MessageSocket::receive, "Read a message without waiting.")
       .def("send", &MessageSocket::send, py::arg("frames"), "Send a message.");
 

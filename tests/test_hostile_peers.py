@@ -34,7 +34,7 @@ from scissionlite.errors import WireError
 from scissionlite.keys.authorized import authorize
 from scissionlite.keys.files import make_key_pair, read_public
 from scissionlite.offloader import Device, DeviceKeys, EdgeKeys, EdgeLimits, EdgeServer, wire
-from scissionlite.offloader.edge import bounds, connections
+from scissionlite.offloader.edge import bounds, connections, floods
 from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.bounds import bounds_of
 from scissionlite.offloader.edge.metrics import Metrics
@@ -265,7 +265,9 @@ def test_what_waits_behind_a_message_of_many_frames_is_read(
     endpoints = Endpoints("tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
     bounds = bounds_of(EdgeLimits(), [tiny_bundle.manifest])
     access = Access(None, Metrics(Schedule(EdgeLimits())))
-    edge = EdgeSockets(endpoints, bounds=bounds, access=access, on_end=lambda reason: None)
+    edge = EdgeSockets(
+        endpoints, bounds=bounds, access=access, on_end=lambda _: None, on_reject=lambda *_: None
+    )
     waker, lock = Waker(), threading.Lock()
     # The end of its connection may wake the socket, or not.
     monkeypatch.setattr(edge._connections, "end_of", lambda *_: None)
@@ -297,6 +299,13 @@ def test_what_waits_behind_a_message_of_many_frames_is_read(
         waker.close()
 
 
+@pytest.fixture
+def every_message_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mute nobody, so that each message is checked by its own rule."""
+    monkeypatch.setattr(floods, "MOST_WRONG", 1 << 30)
+
+
+@pytest.mark.usefixtures("every_message_is_read")
 def test_every_corruption_and_truncation_of_a_request_is_counted(
     tiny_bundle: Bundle, frames: Frames, sockets: Sockets
 ) -> None:
@@ -319,6 +328,7 @@ def test_every_corruption_and_truncation_of_a_request_is_counted(
         assert sum(edge.stats().rejected.values()) == sent
 
 
+@pytest.mark.usefixtures("every_message_is_read")
 def test_every_corruption_and_truncation_of_a_control_message_is_answered_or_counted(
     tiny_bundle: Bundle, frames: Frames, sockets: Sockets
 ) -> None:
@@ -346,6 +356,7 @@ def test_every_corruption_and_truncation_of_a_control_message_is_answered_or_cou
         assert good.infer(frames[0]).shape == (1, 5)
 
 
+@pytest.mark.usefixtures("every_message_is_read")
 def test_fuzzed_messages_are_all_counted(
     tiny_bundle: Bundle, frames: Frames, sockets: Sockets
 ) -> None:
@@ -362,6 +373,37 @@ def test_fuzzed_messages_are_all_counted(
         while sum(edge.stats().rejected.values()) < FUZZED:
             np.testing.assert_array_equal(good.infer(frames[0]), expected)
         assert sum(edge.stats().rejected.values()) == FUZZED
+
+
+@pytest.mark.parametrize("port", ["tensors", "control"])
+def test_a_connection_that_floods_is_muted_for_a_moment(
+    tiny_bundle: Bundle,
+    frames: Frames,
+    sockets: Sockets,
+    monkeypatch: pytest.MonkeyPatch,
+    port: str,
+) -> None:
+    expected = in_one_process(tiny_bundle, frames[0])
+    monkeypatch.setattr(floods, "_SECOND", 5.0)  # longer than it takes to send them
+    with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
+        where = (edge.endpoint, edge.control_endpoint)
+        good.infer(frames[0])
+        bad, other = (HandmadeDevice(sockets, tiny_bundle, *where) for _ in range(2))
+        send = bad.send if port == "tensors" else bad.send_control_raw
+        number = 3 * floods.MOST_WRONG
+        for _ in range(number):
+            send(b"wrong")
+        while sum(edge.stats().rejected.values()) < number:
+            np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        rejected = dict(edge.stats().rejected)
+        assert rejected.pop("MutedConnectionError") == number - floods.MOST_WRONG
+        assert sum(rejected.values()) == floods.MOST_WRONG
+        assert isinstance(other.hello(), control.Welcome)  # from the same address
+        assert ended(edge) == 0
+        time.sleep(5.0)
+        assert isinstance(bad.hello(), control.Welcome)
+        bad.send(*valid_request(tiny_bundle, bad.id))
+        assert isinstance(bad.receive()[0], control.Result)
 
 
 def test_replayed_and_reordered_requests_are_answered_as_they_are(

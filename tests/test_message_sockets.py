@@ -28,6 +28,12 @@ def pair() -> Iterator[Pair]:
             yield push, pull
 
 
+def address_of(each: zmq.Socket[bytes]) -> str:
+    address = each.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(address, bytes)
+    return address.rstrip(b"\0").decode()
+
+
 def received(messages: MessageSocket) -> tuple[list[memoryview], int, str]:
     end = time.monotonic() + LONG
     while not (found := messages.receive())[0]:
@@ -77,6 +83,55 @@ def test_frames_over_the_limit_are_thrown_away(pair: Pair) -> None:
     assert pull.busy  # some thousands at a time
     assert received(pull)[0] == [b"next"]
     assert not pull.busy
+
+
+def test_a_muted_connection_is_not_read_and_its_messages_are_counted(pair: Pair) -> None:
+    push, pull = message_socket(pair[0]), message_socket(pair[1], 2)
+    with zmq.Context() as context, context.socket(zmq.PUSH) as other:
+        other.connect(address_of(pair[1]))
+        assert push.send([b"first"])
+        _, descriptor, _ = received(pull)
+        pull.mute(descriptor)
+        pull.mute(1 << 20)  # which is nobody's
+        for _ in range(600):
+            assert push.send([b"12", b"345"])
+        assert push.send([b"%d" % i for i in range(10)])  # of which two frames are read
+        other.send(b"from another")
+        assert received(pull)[0] == [b"from another"]
+        thrown: list[tuple[int, int, int, int]] = []
+
+        def count() -> bool:
+            assert pull.receive()[0] == []
+            thrown.extend(pull.thrown())
+            return sum(each[1] for each in thrown) == 601 and not pull.busy
+
+        wait_for(count)
+        assert {each[0] for each in thrown} == {descriptor}
+        assert [sum(each[i] for each in thrown) for i in (2, 3)] == [1202, 600 * 5 + 2]
+        pull.unmute()
+        assert push.send([b"again"])
+        assert received(pull)[0] == [b"again"]
+
+
+def test_a_descriptor_that_is_anothers_by_now_is_not_muted(pair: Pair) -> None:
+    push, pull = pair
+    messages = message_socket(pull)
+    address = address_of(pull)
+    push.send(b"first")
+    _, descriptor, _ = received(messages)
+    messages.mute(descriptor)
+    push.send(b"second")
+    wait_for(lambda: messages.receive()[0] == [] and messages.thrown() != [])
+    again, end = -1, time.monotonic() + LONG
+    while again != descriptor:  # a connection's two ends take the two that its last one has left
+        assert time.monotonic() < end
+        push.disconnect(address)
+        time.sleep(0.05)
+        push.connect(address)
+        push.send(b"third")
+        frames, again, _ = received(messages)
+        assert frames == [b"third"]
+    assert messages.thrown() == []
 
 
 def test_a_large_buffer_is_lent_until_it_is_sent(pair: Pair) -> None:

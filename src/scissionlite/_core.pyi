@@ -234,9 +234,7 @@ class Frame:
         """Return a property of the connection that it came by; empty if it has none."""
 
 class MessageSocket:
-    """Whole messages of a socket that pyzmq made, read and sent in one call each.
-
-    Of one thread at a time. The socket must be open: :meth:`close` this one before.
+    """Whole messages of an open socket of pyzmq, read and sent in one call each; of one thread.
 
     Parameters
     ----------
@@ -255,7 +253,7 @@ class MessageSocket:
     ) -> None: ...
     @property
     def busy(self) -> bool:
-        """Whether frames of the last message are still to be thrown away."""
+        """Whether frames or messages are still to be thrown away."""
 
     @property
     def descriptor(self) -> int:
@@ -268,11 +266,20 @@ class MessageSocket:
     def close(self) -> None:
         """Use the socket no longer; any use from then on is a zmq.ZMQError."""
 
+    def mute(self, descriptor: int) -> None:
+        """Throw the messages of a connection away, and count them, until :meth:`unmute`."""
+
+    def unmute(self) -> None:
+        """Read the messages of every connection again; call :meth:`thrown` before."""
+
+    def thrown(self) -> list[tuple[int, int, int, int]]:
+        """Return the descriptors, messages, frames and bytes thrown away since the last call."""
+
     def receive(self) -> tuple[list[memoryview], int, str]:
         """Read a message, without copying or waiting.
 
-        A message that has too many frames keeps the socket busy for some calls after the one that
-        returns its first frames: each takes a few milliseconds, and returns nothing.
+        A message of too many frames keeps the socket busy for some calls after its first frames:
+        each takes a few milliseconds, and returns nothing. So does a flood of a muted connection.
 
         Returns
         -------
@@ -292,10 +299,7 @@ class MessageSocket:
     def send(self, frames: list[bytes | bytearray | memoryview]) -> bool:
         """Send a message; frames of 64 KiB or more are not copied.
 
-        Returns
-        -------
-        bool
-            False if there was no room within the socket's time.
+        Returns False if there was no room within the socket's time.
 
         Raises
         ------

@@ -51,6 +51,7 @@ for a missed deadline. ``tests/test_errors.py`` compares this tree with the clas
     * PayloadLengthError
     * DigestMismatchError
     * UnauthorizedKeyError
+    * MutedConnectionError
   * OffloadError (RuntimeError)
     * EdgeUnavailableError (ConnectionError)
     * DeadlineExceededError (TimeoutError)
@@ -253,6 +254,10 @@ class DigestMismatchError(WireError):
 
 class UnauthorizedKeyError(WireError):
     """The sender's key is not authorised at the edge, or is no longer."""
+
+
+class MutedConnectionError(WireError):
+    """A message came by a connection that had just sent too many wrong ones, and was not read."""
 
 
 class OffloadError(ScissionLiteError, RuntimeError):

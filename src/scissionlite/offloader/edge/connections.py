@@ -140,9 +140,9 @@ class Connections:
             self._read_events()
         return self._open.get(fd)
 
-    def receive(self, connection: Connection, frames: list[memoryview]) -> None:
-        """Take note of a message that was delivered."""
-        connection.delivered += sum(map(len, frames)) + _FRAME_BYTES * len(frames)
+    def deliver(self, connection: Connection, frames: int, nbytes: int) -> None:
+        """Take note of the frames and bytes of messages that were delivered."""
+        connection.delivered += nbytes + _FRAME_BYTES * frames
         connection.moved = True
 
     def may_send(self, connection: Connection, nbytes: int) -> bool:

@@ -138,6 +138,7 @@ class EdgeLoop:
             bounds=bounds,
             access=self._admission.access,
             on_end=self.metrics.refuse,
+            on_reject=self.metrics.reject_many,
         )
         self.metrics.endpoints = self._sockets.endpoints
         return self.metrics.endpoints

@@ -234,10 +234,14 @@ class Metrics:
 
     def reject(self, error: ScissionLiteError, usage: DeviceUsage | None = None) -> None:
         """Count a rejected message, and log it unless one of its class was logged just now."""
-        kind, now = type(error).__name__, time.monotonic()
-        self.rejected[kind] = self.rejected.get(kind, 0) + 1
+        self.reject_many(error, 1)
         if usage is not None:
             usage.refused += 1
+
+    def reject_many(self, error: ScissionLiteError, messages: int) -> None:
+        """Count messages rejected for one reason, and log it as :meth:`reject` does."""
+        kind, now = type(error).__name__, time.monotonic()
+        self.rejected[kind] = self.rejected.get(kind, 0) + messages
         if now - self._logged.get(kind, -_LOG_INTERVAL) >= _LOG_INTERVAL:
             self._logged[kind] = now
             count = self.rejected[kind]

@@ -18,6 +18,7 @@ from scissionlite.offloader import wire
 from scissionlite.offloader.edge.access import Access
 from scissionlite.offloader.edge.bounds import Bounds
 from scissionlite.offloader.edge.connections import Connection, Connections, Trouble
+from scissionlite.offloader.edge.floods import Floods
 from scissionlite.offloader.message_sockets import message_socket, property_of
 from scissionlite.offloader.socket_inputs import SocketInputs
 from scissionlite.offloader.waker import Waker
@@ -60,6 +61,8 @@ class EdgeSockets:
         Who may connect.
     on_end
         Called with the reason when a connection is ended or refused.
+    on_reject
+        Called with an error and the number of messages that were not read because of it.
 
     Raises
     ------
@@ -74,6 +77,7 @@ class EdgeSockets:
         bounds: Bounds,
         access: Access,
         on_end: Callable[[Trouble], None],
+        on_reject: Callable[[ScissionLiteError, int], None],
     ) -> None:
         self._access = access
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -90,6 +94,7 @@ class EdgeSockets:
         ]
         self._drained = [False, False]
         self._connections = Connections(sockets, bounds, on_end)
+        self._floods = Floods(self._messages, self._connections, on_reject)
         self._rejected = 0  # messages since the last wait
         self._routes: dict[bytes, Connection] = {}  # of control messages, by their identities
         # Sending to a device that is gone is an error. Nobody takes the place of a device that is
@@ -144,9 +149,11 @@ class EdgeSockets:
             time.sleep(_REST)
         with lock:
             self._rejected = 0
+            self._floods.step()
             if any(each.busy for each in self._messages):
                 return
-            seconds = min(milliseconds / 1000, self._connections.seconds_to_look)
+            due = min(self._connections.seconds_to_look, self._floods.seconds_to_end)
+            seconds = min(milliseconds / 1000, due)
         self._inputs.wait(waker, math.ceil(1000 * seconds))
 
     @property
@@ -160,6 +167,7 @@ class EdgeSockets:
 
     def look_at_connections(self) -> int:
         """End the connections that hold too much; return how many there are."""
+        self._floods.report()  # it was delivered, too
         if self._connections.look(self._drained):
             self._drained = [False, False]
         return len(self._connections)
@@ -202,6 +210,8 @@ class EdgeSockets:
     def reject(self, connection: Connection | None, error: ScissionLiteError) -> None:
         """Take note that a message was rejected, and end the connection if its key is."""
         self._rejected += 1
+        if connection is not None:
+            self._floods.count(connection)
         if connection is not None and isinstance(error, UnauthorizedKeyError):
             # Once its peer can have read why.
             self._connections.end_soon(connection, _FAREWELL)
@@ -213,6 +223,7 @@ class EdgeSockets:
 
     def close(self) -> None:
         """Close the sockets, when the last messages are sent."""
+        self._floods.report()
         self._connections.close()
         for each in self._messages:
             each.close()
@@ -229,13 +240,14 @@ class EdgeSockets:
             return _NOTHING
         frames, descriptor, peer = messages.receive()
         if not frames:
-            self._drained[port] = not discards
-            if not discards:
+            self._drained[port] = not (discards or messages.busy)
+            if self._drained[port]:
                 self._inputs.empty(messages)
             return _NOTHING
         connection = self._connections.find(descriptor) if descriptor >= 0 else None
         if connection is not None:
-            self._connections.receive(connection, frames[port:])  # an identity is not on the wire
+            on_wire = frames[port:]  # an identity is not
+            self._connections.deliver(connection, len(on_wire), sum(map(len, on_wire)))
         if messages.busy:
             address = property_of(frames[-1], "Peer-Address")  # it may have ended itself
             self._connections.end_of(connection, address, "sends messages of too many frames")
