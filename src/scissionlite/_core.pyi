@@ -151,9 +151,7 @@ class Transfer:
         scheme: str = "affine",
         levels: int = 0,
     ) -> Quantizer:
-        """Encode with scales from the range of the map.
-
-        One pass pools the map and finds the range, another one packs the pooled map.
+        """Encode with scales from the range of the map, in two passes.
 
         Parameters
         ----------
@@ -270,7 +268,7 @@ class MessageSocket:
         """Throw the messages of a connection away, and count them, until :meth:`unmute`."""
 
     def unmute(self) -> None:
-        """Read the messages of every connection again; call :meth:`thrown` before."""
+        """Read every connection again; call :meth:`thrown` before."""
 
     def thrown(self) -> list[tuple[int, int, int, int]]:
         """Return the descriptors, messages, frames and bytes thrown away since the last call."""
@@ -297,9 +295,7 @@ class MessageSocket:
         """
 
     def send(self, frames: list[bytes | bytearray | memoryview]) -> bool:
-        """Send a message; frames of 64 KiB or more are not copied.
-
-        Returns False if there was no room within the socket's time.
+        """Send a message (from 64 KiB without a copy); False without room in the socket's time.
 
         Raises
         ------
