@@ -165,6 +165,7 @@ def test_a_missing_fallback_is_found_at_once(make_bundle: BundleFactory) -> None
 def test_slices_compiled_for_another_processor_are_passed_over(
     make_bundle: BundleFactory, frames: Frames
 ) -> None:
+    pytest.importorskip("torch")
     bundle = make_bundle("local")
     file = bundle.path / "network.pt2"
     with zipfile.ZipFile(file, "w") as package:

@@ -272,6 +272,17 @@ def test_a_watched_folder_is_answered_until_a_signal(
     assert summary.endswith("0 by the edge, 4 locally; 1 not read")
 
 
+def test_it_ends_when_nobody_reads_its_rows_any_more(
+    onnx_bundle: Bundle, images: Path, start_run: StartRun
+) -> None:
+    command = (onnx_bundle.path, images, "--fallback", "local", "--jsonl", "--repeat", 10_000)
+    running = start_run(*command)
+    running.row()
+    assert running.process.stdout is not None
+    running.process.stdout.close()  # as in `| head -1`
+    assert running.process.wait(LONG) == 1
+
+
 def test_a_device_imports_only_what_its_options_need(onnx_bundle: Bundle, images: Path) -> None:
     program = (
         "import sys\n"

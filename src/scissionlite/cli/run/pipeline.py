@@ -124,7 +124,10 @@ class Pipeline:
 
     def _take_slot(self) -> bool:
         self._slots.acquire()
-        return not self._stopped.is_set()
+        if self._stopped.is_set():
+            self._slots.release()  # whoever asks next must not wait for it
+            return False
+        return True
 
     def _submit(self, picture: Picture) -> None:
         if isinstance(picture.pixels, ScissionLiteError):
