@@ -1,4 +1,4 @@
-"""A device in normal running writes nothing: it lives on a read-only system, and an SD card lives."""
+"""A device in normal running writes nothing: read-only systems will do, and SD cards live long."""
 
 from __future__ import annotations
 
