@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -14,15 +15,18 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import cast, get_type_hints
 
 import pytest
 from peers import LOCAL, LONG
+from processes import run_here
 
 from scissionlite.bundle import Bundle
+from scissionlite.cli.run import run
 from scissionlite.cli.run.pipeline import Pipeline
+from scissionlite.cli.run.service import PATHS
 from scissionlite.cli.run.sources import Picture
-from scissionlite.cli.systemd import notify, unit_file, watchdog
+from scissionlite.cli.systemd import edge_unit, notify, watchdog
 from scissionlite.errors import ImageError
 from scissionlite.offloader import Device
 
@@ -50,7 +54,7 @@ class OnePicture:
         pass
 
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "daemon.md"
+DOCUMENTS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture
@@ -180,36 +184,90 @@ def test_an_abstract_socket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert each.recv(100) == b"READY=1"
 
 
-def printed_unit(*options: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "scissionlite", "serve", "--print-unit", *options],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=LONG,
-    )
+def printed_unit(*command: object) -> str:
+    done = run_here(*command, "--print-unit")
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 
 def test_the_unit_starts_this_installation(tmp_path: Path) -> None:
-    unit = printed_unit()
+    unit = printed_unit("serve")
     command = f"{sys.executable} -m scissionlite serve --config /etc/scissionlite/edge.toml"
     assert f"\nExecStart={command}\n" in unit
     assert "LoadCredential" not in unit
     assert "@" not in re.sub(r"@(system-service|privileged|resources)", "", unit)
     (tmp_path / "edge.toml").write_text("")
     folder = tmp_path / "50% of $HOME"
-    unit = unit_file(tmp_path / "edge.toml", folder / "edge.key")
+    unit = edge_unit(tmp_path / "edge.toml", folder / "edge.key")
     assert f"--config {tmp_path}/edge.toml --key %d/edge.key\n" in unit
     assert f"LoadCredential=edge.key:'{tmp_path}/50%% of $$HOME/edge.key'\n" in unit
 
 
+def test_a_devices_unit_has_the_options_that_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in box").mkdir()
+    options = ["--watch", "in box", "--connect", "tcp://a:1", "--connect", "tcp://b:1"]
+    options += ["--key", "k", "--edge-key", "a.pub", "--edge-key", "b.pub", "--no-adapt"]
+    unit = printed_unit("run", "bundle", *options, "--deadline", "0.5", "--jsonl")
+    given = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    words = shlex.split(given)[1:]
+    expected = [*("-m", "scissionlite", "run", f"{tmp_path}/bundle"), *options, "--deadline", "0.5"]
+    for relative in ("in box", "a.pub", "b.pub"):
+        expected[expected.index(relative)] = f"{tmp_path}/{relative}"
+    expected[expected.index("k")] = "%d/device.key"
+    # In the order of the command's options, whose values follow them.
+    assert sorted(words) == sorted([*expected, "--jsonl"])
+    for option, value in (("--deadline", "0.5"), ("--watch", f"{tmp_path}/in box")):
+        assert words[words.index(option) + 1] == value
+    assert f"\nLoadCredential=device.key:{tmp_path}/k\n" in unit
+    assert "\nPrivateDevices=yes\n" in unit
+    assert "@" not in re.sub(r"@(system-service|privileged|resources)", "", unit)
+    camera = printed_unit("run", "bundle", "--camera", "0", "--mqtt", "mqtt://u@h/t")
+    assert "DeviceAllow=char-video4linux rw\n" in camera
+    assert "PrivateDevices" not in camera
+    assert "\nEnvironmentFile=-/etc/scissionlite/device.env\n" in camera
+
+
+def test_every_path_of_a_devices_command_is_made_absolute() -> None:
+    hints = get_type_hints(run, include_extras=True)
+    paths = {name for name, hint in hints.items() if "Path" in str(hint)}
+    assert paths - {"images"} == PATHS
+
+
+def test_what_cannot_be_a_devices_service_is_refused(tmp_path: Path) -> None:
+    for options, reason in (
+        ([tmp_path], "goes with --watch, --camera or --video"),
+        (["--camera", "0", "--mqtt", "mqtt://u:secret@h/t"], "leave the password out of --mqtt"),
+    ):
+        done = run_here("run", "bundle", *options, "--print-unit")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert reason in " ".join(done.stderr.split())
+        assert "secret" not in done.stderr
+
+
+def test_paths_that_a_service_does_not_see_are_named(tmp_path: Path) -> None:
+    done = run_here("run", "/home/pi/bundle", "--watch", tmp_path, "--print-unit")
+    assert "home folders" in done.stderr
+    assert "/home/pi/bundle" in done.stderr
+
+
 @needs_systemd
-def test_systemd_takes_the_unit_and_its_exposure_is_the_documented_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("document", "command"),
+    [
+        ("daemon.md", ("serve", "--config", "{}/edge.toml", "--key", "{}/edge.key")),
+        ("arm.md", ("run", "{}/bundle", "--watch", "{}", "--key", "{}/k", "--edge-key", "{}/e")),
+        ("arm.md", ("run", "{}/bundle", "--camera", "0", "--mqtt", "mqtt://u@h/t")),
+    ],
+)
+def test_systemd_takes_the_unit_and_its_exposure_is_the_documented_one(
+    document: str, command: tuple[str, ...], tmp_path: Path
+) -> None:
     (tmp_path / "edge.toml").write_text("")
-    unit = tmp_path / "scissionlite-edge.service"
-    options = ("--config", f"{tmp_path}/edge.toml", "--key", f"{tmp_path}/edge.key")
-    unit.write_text(printed_unit(*options))
+    unit = tmp_path / "scissionlite-this.service"
+    unit.write_text(printed_unit(*(word.format(tmp_path) for word in command)))
     assert ANALYZE is not None
     verified = subprocess.run(
         [ANALYZE, "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=LONG
@@ -225,6 +283,9 @@ def test_systemd_takes_the_unit_and_its_exposure_is_the_documented_one(tmp_path:
     found = re.search(r"Overall exposure level for \S+: ([\d.]+) (\w+)", report)
     assert found, report
     assert float(found[1]) <= 2.0, report
-    documented = re.search(r"exposure of ([\d.]+)", DOCUMENT.read_text())
+    documented = re.search(
+        r"exposure of ([\d.]+)(?:, with `--camera` ([\d.]+))?", (DOCUMENTS / document).read_text()
+    )
     assert documented
-    assert float(found[1]) <= float(documented[1]) + 0.2  # which differs by systemd's version
+    expected = float(documented[2 if "--camera" in command else 1])
+    assert float(found[1]) <= expected + 0.2  # which differs by systemd's version

@@ -1,4 +1,4 @@
-"""The daemon's unit under a real systemd, the first process of a container that the test makes.
+"""Both units under a real systemd, the first process of a container that the test makes.
 
 The container has namespaces of its own, a network of its own, and a tree of processes that ends
 with the test. It needs root's rights; without them the test is skipped.
@@ -6,6 +6,7 @@ with the test. It needs root's rights; without them the test is skipped.
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -20,10 +21,12 @@ from pathlib import Path
 import pytest
 from conftest import BundleFactory
 from peers import LONG
+from PIL import Image
+from processes import run_here
 
 import scissionlite
 from scissionlite import _core
-from scissionlite.cli.systemd import unit_file
+from scissionlite.cli.systemd import edge_unit
 from scissionlite.keys.authorized import authorize
 from scissionlite.keys.files import make_key_pair
 
@@ -49,8 +52,8 @@ OVERRIDE = """
 DefaultDependencies=no
 [Service]
 Environment=PYTHONPATH=/opt/site:/opt/packages PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1
-StandardOutput=append:/mnt/out/edge.log
-StandardError=append:/mnt/out/edge.log
+StandardOutput=append:/mnt/out/{log}.log
+StandardError=append:/mnt/out/{log}.log
 WatchdogSec=4
 """
 CHECK = """
@@ -83,6 +86,13 @@ property StatusText > /mnt/out/text
 "$1" /mnt/device.py > /mnt/out/first
 ! nsenter -t $pid -m touch /etc/written
 nsenter -t $pid -m ls -A /root /home > /mnt/out/homes
+systemctl start scissionlite-device
+device=$(systemctl show scissionlite-device --property=MainPID --value)
+grep -E '^(Uid|CapBnd|NoNewPrivs|Seccomp):' /proc/$device/status > /mnt/out/device-status
+until grep -q where /mnt/out/device.log; do sleep 0.2; done
+! nsenter -t $device -m touch /var/lib/written
+systemctl stop scissionlite-device
+systemctl show scissionlite-device --property=Result --value > /mnt/out/device-result
 systemctl reload scissionlite-edge
 kill -STOP $pid  # as a daemon that is stuck
 until [ "$(property NRestarts)" = 1 ] && [ "$(property ActiveState)" = active ]; do sleep 0.2; done
@@ -106,7 +116,7 @@ print(where, ready, end="")
 def lay_files(files: Path, bundle: Path, python: str) -> None:
     """Write what the container needs into a folder; ``python`` is its interpreter."""
     etc, units = files / "etc" / "scissionlite", files / "units"
-    for folder in (etc, units / "scissionlite-edge.service.d", files / "out"):
+    for folder in (etc, units, files / "out", files / "inbox"):
         folder.mkdir(parents=True)
     files.chmod(0o755)
     shutil.copytree(bundle, etc / "bundle")
@@ -116,10 +126,20 @@ def lay_files(files: Path, bundle: Path, python: str) -> None:
         public = make_key_pair(etc / name)
     authorize(etc / "authorized_keys", public)  # the camera's
     (etc / "edge.toml").write_text(EDGE)
-    unit = unit_file(None, Path("/etc/scissionlite/edge.key"))
-    (units / "scissionlite-edge.service").write_text(unit)
-    override = units / "scissionlite-edge.service.d" / "test.conf"
-    override.write_text(OVERRIDE)
+    Image.new("RGB", (32, 32)).save(files / "inbox" / "one.png")
+    keys = ("--key", etc / "camera.key", "--edge-key", etc / "edge.key.pub")
+    options = ("--watch", files / "inbox", "--existing", "--jsonl", *keys, "--print-unit")
+    device = run_here("run", etc / "bundle", "--connect", "tcp://127.0.0.1:5555", *options).stdout
+    written = {
+        "edge": edge_unit(None, Path("/etc/scissionlite/edge.key")),
+        "device": device.replace(str(files), "/mnt"),  # where the container has them
+    }
+    for name, unit in written.items():
+        service = units / f"scissionlite-{name}.service"
+        service.write_text(unit)
+        override = service.with_suffix(".service.d") / "test.conf"
+        override.parent.mkdir()
+        override.write_text(OVERRIDE.format(log=name))
     (units / "check.service").write_text(CHECK.format(python=python))
     (units / "test.target").write_text(TARGET)
     (files / "check.sh").write_text(SCRIPT)
@@ -180,12 +200,15 @@ def test_the_unit_under_systemd(
     logs = "\n".join(log.read_text() for log in (files / "out").glob("*.log"))
     out = {path.name: path.read_text() for path in (files / "out").iterdir()}
     assert out.get("result") == "success\n", console + logs
-    status = dict(line.split(":\t", 1) for line in out["status"].splitlines())
-    assert int(status["Uid"].split()[0]) >= 61184  # of a DynamicUser
-    assert int(status["CapBnd"], 16) == 0
-    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    for each in (out["status"], out["device-status"]):
+        status = dict(line.split(":\t", 1) for line in each.splitlines())
+        assert int(status["Uid"].split()[0]) >= 61184  # of a DynamicUser
+        assert int(status["CapBnd"], 16) == 0
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert json.loads(out["device.log"].splitlines()[1])["where"] == "edge", out["device.log"]
+    assert out["device-result"] == "success\n"
     assert out["text"] == "Serving on tcp://0.0.0.0:5555\n"
     assert out["homes"].split() == ["/home:", "/root:"]
     assert out["first"] == out["second"] == "edge ok\n"
-    assert "Read-only file system" in out["check.log"]
+    assert out["check.log"].count("Read-only file system") == 2
     assert "Watchdog timeout" in console

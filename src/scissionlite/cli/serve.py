@@ -21,7 +21,7 @@ from scissionlite.cli.logs import LogFormatOption, LogLevelOption, logs_json, se
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import JsonOption, error_console, print_table
 from scissionlite.cli.struct_options import FieldOptions, struct_options
-from scissionlite.cli.systemd import notify, unit_file, watchdog
+from scissionlite.cli.systemd import edge_unit, notify, print_unit_file, watchdog
 from scissionlite.cli.usage import usage_errors
 from scissionlite.offloader import EdgeKeys, EdgeLimits, EdgeServer
 from scissionlite.offloader.wire.control import StatsReply
@@ -132,7 +132,7 @@ def serve(
 ) -> None:
     """Serve bundles until SIGTERM or SIGINT (Ctrl-C); SIGHUP reads keys and --watch again."""
     if print_unit:
-        typer.echo(unit_file(config, key), nl=False)
+        print_unit_file(edge_unit(config, key))
         return
     leave_at_once()
     set_up_logging(log_format, log_level)

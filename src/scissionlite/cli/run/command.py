@@ -17,6 +17,7 @@ from scissionlite.cli.output import JsonOption, print_note, warnings_of_the_log
 from scissionlite.cli.run.answering import Writer, answer_all
 from scissionlite.cli.run.live_line import LiveLine
 from scissionlite.cli.run.pipeline import Pipeline
+from scissionlite.cli.run.service import PrintUnitOption, unit_of
 from scissionlite.cli.run.sink_options import (
     JsonLinesOption,
     MqttCaOption,
@@ -36,7 +37,7 @@ from scissionlite.cli.run.source_options import (
     VideoOption,
     WatchOption,
 )
-from scissionlite.cli.systemd import notify, watchdog
+from scissionlite.cli.systemd import notify, print_unit_file, watchdog
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import ScissionLiteError
 from scissionlite.offloader import Device, wire
@@ -51,6 +52,7 @@ STUCK_SECONDS = 30.0
 
 
 def run(
+    context: typer.Context,
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
     images: ImagesArgument = [],  # noqa: B006 - typer reads it and never changes it
     watch: WatchOption = None,
@@ -140,6 +142,7 @@ def run(
     quiet: Annotated[
         bool, typer.Option("--quiet", help="No lines about how it goes on the error stream.")
     ] = False,
+    print_unit: PrintUnitOption = False,
 ) -> None:
     """Answer image files, a watched folder, a camera or a video, and say how long it took.
 
@@ -152,6 +155,9 @@ def run(
     pictures.check(repeat)
     answers = SinkRequest(json, jsonl, mqtt, mqtt_ca, mqtt_id)
     answers.check()
+    if print_unit:
+        print_unit_file(unit_of(context))
+        return
     opened = Bundle.load(bundle, trust)
     preprocessing = opened.manifest.preprocessing
     if preprocessing is None:
