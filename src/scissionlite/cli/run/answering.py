@@ -12,9 +12,13 @@ from scissionlite.cli.run.live_line import REDRAW_INTERVAL, LiveLine
 from scissionlite.cli.run.pipeline import Pipeline
 from scissionlite.cli.run.results import Failure, Row, Tally
 from scissionlite.cli.run.sinks import Sink
+from scissionlite.cli.systemd import notify, watchdog
 
 GRACE: Final = 5.0
 """Seconds for the answers that are under way at SIGINT or SIGTERM."""
+
+STUCK_SECONDS: Final = 30.0
+"""How long after its deadline a picture must have a row, for systemd's watchdog."""
 
 _FRAME_ERRORS = 10.0  # seconds between two error lines of one kind about frames
 
@@ -80,8 +84,19 @@ class Writer:
         print_error(f"{row.kind}: {row.error}{'' if row.unread else place}")
 
 
-def answer_all(pipeline: Pipeline, writer: Writer, live: LiveLine, *, quiet: bool) -> int:
-    """Run a pipeline to its end, or until SIGINT or SIGTERM.
+def answer_all(
+    pipeline: Pipeline, writer: Writer, live: LiveLine, *, deadline: float, quiet: bool
+) -> int:
+    """Run a pipeline to its end, or until SIGINT or SIGTERM; systemd is told that it lives.
+
+    Parameters
+    ----------
+    pipeline, writer, live
+        What answers, and what takes the rows.
+    deadline
+        Seconds until an answer is due. A picture that has no row long after it is a sign of death.
+    quiet
+        Print no summary beside the sinks'.
 
     Returns
     -------
@@ -93,6 +108,15 @@ def answer_all(pipeline: Pipeline, writer: Writer, live: LiveLine, *, quiet: boo
     Exception
         The pipeline's failure.
     """
+    notify("READY=1")
+    try:
+        with watchdog(lambda: pipeline.seconds_at_one < deadline + STUCK_SECONDS):
+            return _answer_all(pipeline, writer, live, quiet=quiet)
+    finally:
+        notify("STOPPING=1")
+
+
+def _answer_all(pipeline: Pipeline, writer: Writer, live: LiveLine, *, quiet: bool) -> int:
     signalled = 0
     with live:
         pipeline.start()

@@ -37,7 +37,7 @@ from scissionlite.cli.run.source_options import (
     VideoOption,
     WatchOption,
 )
-from scissionlite.cli.systemd import notify, print_unit_file, watchdog
+from scissionlite.cli.systemd import print_unit_file
 from scissionlite.cli.usage import usage_errors
 from scissionlite.errors import ScissionLiteError
 from scissionlite.offloader import Device, wire
@@ -46,9 +46,6 @@ from scissionlite.signals import end_in_order, leave_at_once
 
 SHOWN_ROWS = 20
 """Rows in the table of a source that may have any number of them."""
-
-STUCK_SECONDS = 30.0
-"""How long after its deadline a picture must have a row, for systemd's watchdog."""
 
 
 def run(
@@ -205,10 +202,7 @@ def run(
         stack.enter_context(device)
         if not quiet and pictures.announcement is not None:
             print_note(pictures.announcement)
-        notify("READY=1")
-        stack.callback(notify, "STOPPING=1")
-        with watchdog(lambda: pipeline.seconds_at_one < deadline + STUCK_SECONDS):
-            code = answer_all(pipeline, writer, live, quiet=quiet)
+        code = answer_all(pipeline, writer, live, deadline=deadline, quiet=quiet)
         for change in () if quiet else device.adaptation.switches:
             print_note(str(change))
     raise typer.Exit(code)
