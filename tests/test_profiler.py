@@ -16,8 +16,8 @@ from torch import nn
 import scissionlite as sl
 from scissionlite import _core
 from scissionlite.errors import ProfileError
-from scissionlite.scissiontl.codecs import CODECS, LEARNED, time_packing
-from scissionlite.scissiontl.profiler import MIN_IMAGES
+from scissionlite.scissiontl.codecs import CODECS, LEARNED, Packing
+from scissionlite.scissiontl.leakage import MIN_IMAGES
 from scissionlite.scissiontl.timing import promising
 
 FORMAT_PAGE = Path(__file__).parents[1] / "docs" / "profile-format.md"
@@ -117,7 +117,7 @@ def test_entropy_tables_are_measured_with_other_maps_than_they_were_made_from() 
     alike = [unlike[0]] * 4
     spec = sl.TransferSpec(pool=1, entropy="ans")
     learned, known, plain = (
-        time_packing(each, maps, 1).nbytes
+        Packing(each, maps).nbytes
         for each, maps in (
             (spec, unlike),
             (spec, alike),
@@ -125,7 +125,7 @@ def test_entropy_tables_are_measured_with_other_maps_than_they_were_made_from() 
         )
     )
     assert known < learned <= plain
-    only = time_packing(spec, unlike[:1], 1)  # one map has tables of its own
+    only = Packing(spec, unlike[:1])  # one map has tables of its own
     assert only.nbytes < plain
 
 

@@ -1,14 +1,19 @@
-"""The ways to run one network over one link, each measured with real processes."""
+"""The ways to run one network over one link, measured in turns with real processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from scissionlite.bundle import Bundle
-from scissionlite.demo.processes import daemon, emulated, run_device
+from scissionlite.demo.device_process import Answered, Setup, Turn, Way
+from scissionlite.demo.processes import DeviceProcess, daemon, emulated
 from scissionlite.errors import OffloadError, PlanError
 from scissionlite.manifest import Kind, Precision
 from scissionlite.scissiontl.link import Link
@@ -19,7 +24,8 @@ from scissionlite.transfer_layer import TransferSpec
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One way over one link, and its measurements.
 
-    Latencies are in seconds from frame to answer. ``float32_bytes`` would cross at the same slicing
+    Latencies are in seconds from frame to answer; ``latencies`` has that of each image, in the
+    order in which the ways took turns. ``float32_bytes`` would cross at the same slicing
     point without a Transfer Layer. ``accuracy`` is that of the exported slices on the whole test
     set.
     """
@@ -34,6 +40,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     float32_bytes: int | None
     accuracy: float
     images: int
+    latencies: tuple[float, ...] = ()
 
 
 def compared_ways(plans: Sequence[Plan], slicing_point: str | None) -> dict[str, Plan]:
@@ -90,66 +97,122 @@ def compared_ways(plans: Sequence[Plan], slicing_point: str | None) -> dict[str,
 
 
 def measure(
-    label: str,
-    plan: Plan,
-    bundle: Bundle,
+    chosen: Mapping[str, tuple[Plan, Bundle]],
     images: Sequence[Path],
     link: Link,
     *,
     slowdown: float,
     warm_up: int = 5,
-) -> Row:
-    """Run a bundle: an edge daemon, the emulated link and the device, a process each.
+) -> list[Row]:
+    """Run the bundles: an edge daemon, the emulated link and a device, a process each.
+
+    The ways take turns, image by image, so that a drift of the machine meets all alike.
 
     Raises
     ------
     OffloadError
         If a process fails, or an answer did not come from where the plan says.
     """
-    device = [
-        *("run", str(bundle.path), *map(str, images), "--json", "--threads", "1"),
-        *("--slowdown", str(slowdown), "--warm-up", str(warm_up), "--deadline", "30"),
-    ]
-    if plan.kind == "local":
-        result = run_device(device)
-    else:
-        serve = ["serve", str(bundle.path), "--bind", "tcp://127.0.0.1:*", "--threads", "1"]
-        with (
-            daemon(["-m", "scissionlite", *serve, "--json"]) as edge,
-            emulated(link, edge) as (tensors, control),
-        ):
-            result = run_device([*device, "--connect", tensors, "--control", control])
+    folders = {label: str(bundle.path) for label, (_, bundle) in chosen.items()}
+    served = {folders[label] for label, (plan, _) in chosen.items() if plan.kind != "local"}
+    serve = ["serve", *sorted(served), "--bind", "tcp://127.0.0.1:*", "--threads", "1", "--json"]
+    answers: dict[str, list[Answered]] = {label: [] for label in chosen}
+    with (
+        daemon(["-m", "scissionlite", *serve]) as edge,
+        emulated(link, edge) as (tensors, control),
+    ):
+        ways = [
+            Way(
+                name=label,
+                bundle=folders[label],
+                connect=None if plan.kind == "local" else tensors,
+                control=None if plan.kind == "local" else control,
+                slowdown=slowdown,
+            )
+            for label, (plan, _) in chosen.items()
+        ]
+        with DeviceProcess(Setup(tuple(ways), tuple(map(str, images)))) as device:
+            for label in chosen:
+                device.take(Turn(label, (0,) * warm_up))
+            for image in range(len(images)):
+                for label in chosen:
+                    answers[label] += device.take(Turn(label, (image,))).answers
+    return [_row(label, *chosen[label], answers[label], link) for label in chosen]
+
+
+def _row(label: str, plan: Plan, bundle: Bundle, answers: Sequence[Answered], link: Link) -> Row:
     expected = "local" if plan.kind == "local" else "edge"
-    strays = [a["image"] for a in result["answers"] if a["where"] != expected]
+    strays = [each.where for each in answers if each.where != expected]
     if strays:
-        raise OffloadError(f"{len(strays)} answers did not come from the {expected}: {strays[0]}")
+        raise OffloadError(f"{len(strays)} answers of {label} did not come from the {expected}")
     accuracy = bundle.manifest.accuracy
     assert accuracy is not None  # the demo always validates
-    summary = result["summary"]
+    latencies = [each.latency for each in answers]
     return Row(
         link=link,
         configuration=label,
         slicing_point=plan.slicing_point,
         predicted=plan.predicted.latency,
-        median=summary["latency_median"],
-        p95=summary["latency_p95"],
-        sent_bytes=round(summary["bytes_sent"] / summary["answers"]),
+        median=median(latencies),
+        p95=float(np.percentile(latencies, 95)),
+        sent_bytes=round(sum(each.sent_bytes for each in answers) / len(answers)),
         float32_bytes=bundle.manifest.crossing_bytes or None,
         accuracy=accuracy.after,
-        images=summary["answers"],
+        images=len(answers),
+        latencies=tuple(latencies),
     )
 
 
+def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
+    """The median ratio of measurements that took turns, and where it lies with 95% confidence.
+
+    A ratio is of two neighbours in time, so that drift cancels. The interval is that of the median
+    by order statistics, which supposes nothing about how the ratios are distributed. With fewer
+    than six of them it is from the least to the greatest, and its confidence is lower.
+    """
+    ratios = sorted(a / b for a, b in zip(numerators, denominators, strict=True))
+    count = len(ratios)
+    # Of so many fair coins, fewer than `rank` show heads with a probability of at most 2.5%.
+    rank, below = 0, 0.5**count
+    while below <= 0.025:
+        rank += 1
+        below += math.comb(count, rank) * 0.5**count
+    lowest = max(rank - 1, 0)
+    return Interval(median(ratios), ratios[lowest], ratios[count - 1 - lowest])
+
+
+class Interval(NamedTuple):
+    """A median, and the ends of its interval."""
+
+    median: float
+    low: float
+    high: float
+
+
 def verdict(rows: Sequence[Row]) -> list[str]:
-    """Sentences on the fastest way over a link, and on the int8 TL against each of the others."""
+    """Sentences on the fastest way over a link, and on the int8 TL against each of the others.
+
+    A ratio whose interval reaches over 1 is not called faster or slower.
+    """
     best = min(rows, key=lambda row: row.median)
     int8 = rows[-1]
-    sentences = [f"Fastest on {best.link}: {best.configuration}, {best.median * 1e3:.1f} ms."]
+    rivals = [
+        row.configuration
+        for row in rows
+        if row is not best and ratio_interval(row.latencies, best.latencies).low <= 1
+    ]
+    also = f" {', '.join(rivals)}: no slower within the spread." if rivals else ""
+    sentences = [f"Fastest on {best.link}: {best.configuration}, {best.median * 1e3:.1f} ms.{also}"]
     for row in rows[:-1]:
-        ratio = row.median / int8.median
-        than = (
-            f"{ratio:.2f} times as fast as" if ratio >= 1 else f"{1 / ratio:.2f} times slower than"
-        )
+        ratio = ratio_interval(row.latencies, int8.latencies)
+        spread = f"({ratio.low:.2f} to {ratio.high:.2f})"
+        if ratio.low > 1:
+            than = f"{ratio.median:.2f} {spread} times as fast as"
+        elif ratio.high < 1:
+            inverse = f"({1 / ratio.high:.2f} to {1 / ratio.low:.2f})"
+            than = f"{1 / ratio.median:.2f} {inverse} times slower than"
+        else:
+            than = f"within the spread {spread} as fast as"
         sentences.append(f"{int8.configuration}: {than} {row.configuration}.")
     if int8.float32_bytes is not None:
         sentences.append(

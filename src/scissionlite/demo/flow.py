@@ -130,10 +130,12 @@ class Demo:
         rows = []
         for link in links:
             ranked = plan(self.measured.slowed(self.slowdown), self.measured, link)
-            for label, chosen in compared_ways(ranked, at).items():
-                bundle = self._prepare(chosen, epochs)
-                self._print(f"Running over {link}: {label}")
-                rows.append(measure(label, chosen, bundle, files, link, slowdown=self.slowdown))
+            ways = {
+                label: (chosen, self._prepare(chosen, epochs))
+                for label, chosen in compared_ways(ranked, at).items()
+            }
+            self._print(f"Running over {link}, in turns: {', '.join(ways)}")
+            rows += measure(ways, files, link, slowdown=self.slowdown)
         return rows
 
     def _prepare(self, chosen: Plan, epochs: int) -> Bundle:

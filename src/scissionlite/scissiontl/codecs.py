@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
-from scissionlite.images import ImageFormat, Preprocessing, image_decode, image_encode
+from scissionlite.images import ImageFormat, image_decode, image_encode
 from scissionlite.scissiontl.profile import ImageProfile, TransferProfile
+from scissionlite.scissiontl.turns import Samples, pause
 from scissionlite.transfer_layer import (
     EntropyTables,
     Packed,
@@ -50,6 +50,10 @@ CODECS = (
 Scission's float32 split and the paper's TL are among them. The other fields of a TransferSpec
 (average pooling, scales per channel, ...) change accuracy, but hardly time or bytes."""
 
+REFERENCE = TransferSpec()
+"""The codec that is timed behind a device slice and before an edge slice, too. Computing a slice
+drives code and data of the codec out of the caches, which costs all codecs about the same."""
+
 LEARNED = (
     TransferSpec(pool_kind="learned", pool=2, reduction=2),
     TransferSpec(pool_kind="learned", pool=2, reduction=4),
@@ -57,63 +61,131 @@ LEARNED = (
 """The learned Transfer Layers to plan with: 32 and 64 times fewer bytes than float32. They have no
 entropy stage: the bytes that it saves depend on the trained weights, and their times do not."""
 
-BUDGET = 0.05
-"""Seconds for timing one small action; its median is steady by then."""
+SHARE = 0.0025
+"""Seconds of a round that one codec may take: a slower one takes its turn in fewer rounds."""
+
+RAREST = 4
+"""A codec takes its turn at least in every fourth round."""
 
 Maps = Sequence[npt.NDArray[np.float32]]
 """One tensor that crosses, for several inputs."""
 
 
-def time_codecs(block: int, crossing: Sequence[Maps], repetitions: int) -> list[TransferProfile]:
-    """Time every Transfer Layer that is valid after a block.
-
-    Parameters
-    ----------
-    block
-        Index of the block.
-    crossing
-        Each tensor that crosses, for several inputs. The first input is timed; bytes are the mean
-        over all.
-    repetitions
-        Most measurements of a timing.
-    """
-    shapes = [maps[0].shape for maps in crossing]
-    results = []
-    for spec in CODECS:
-        if not any(spec.valid_for(shape) for shape in shapes):
-            continue
-        pairs = zip(crossing, shapes, strict=True)
-        parts = [time_packing(spec.adapted_to(s), maps, repetitions) for maps, s in pairs]
-        encoding, decoding, nbytes = (sum(figures) for figures in zip(*parts, strict=True))
-        results.append(TransferProfile(block, spec, encoding, decoding, round(nbytes)))
-    return results
-
-
-class Packing(NamedTuple):
-    """Cost of packing one tensor: seconds to encode and to decode, and mean bytes."""
+class Cost(NamedTuple):
+    """Cost of packing: median seconds to encode and to decode, and mean bytes."""
 
     encode: float
     decode: float
     nbytes: float
 
 
-def time_packing(spec: TransferSpec, maps: Maps, repetitions: int) -> Packing:
-    """Time the codec with the first of some feature maps, and take the mean bytes of all."""
-    quantization = None
-    if spec.quantized:  # in a deployed bundle the scale is calibrated beforehand: not timed
-        low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
-        quantization = Quantization.from_range(low, high, spec.dtype, spec.scheme, spec.levels)
-    tables = _tables(spec, maps, quantization)
-    action = partial(encode, maps[0], spec, quantization, tables=tables[0])
-    encoding = median_time(action, repetitions)
-    packed = action()
-    # As the edge decodes: a new array in NCHW.
-    decoding = median_time(partial(_decode, packed), repetitions)
-    sizes = [packed.nbytes]
-    if spec.entropy is not None:
-        pairs = zip(maps[1:], tables[1:], strict=True)
-        sizes += [encode(m, spec, quantization, tables=own).nbytes for m, own in pairs]
-    return Packing(encoding, decoding, sum(sizes) / len(sizes))
+class Packing:
+    """One tensor that crosses, packed by the codec of a Transfer Layer.
+
+    Parameters
+    ----------
+    spec
+        The Transfer Layer.
+    maps
+        The tensor, for several inputs. The turns go round them; bytes are the mean over all.
+    """
+
+    def __init__(self, spec: TransferSpec, maps: Maps) -> None:
+        self._spec = spec
+        self._maps = maps
+        self._quantization = None
+        if spec.quantized:  # in a deployed bundle the scale is calibrated beforehand: not timed
+            low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
+            self._quantization = Quantization.from_range(
+                low, high, spec.dtype, spec.scheme, spec.levels
+            )
+        self._tables = _tables(spec, maps, self._quantization)
+        sizes = [self._encode(0).nbytes]
+        if spec.entropy is not None:
+            sizes += [self._encode(i).nbytes for i in range(1, len(maps))]
+        self.nbytes = sum(sizes) / len(sizes)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all samples."""
+        self._encoding, self._decoding = Samples(), Samples()
+
+    def turn(self, number: int) -> None:
+        """Time encoding and decoding."""
+        self.decode(self.encode(number))
+
+    def encode(self, number: int) -> Packed:
+        """Time encoding."""
+        return self._encoding.time(partial(self._encode, number % len(self._maps)))
+
+    def decode(self, packed: Packed) -> None:
+        """Time decoding as the edge does: into a new array in NCHW."""
+        self._decoding.time(partial(decode, packed, layout="nchw"))
+
+    @property
+    def profile(self) -> Cost:
+        """The medians."""
+        return Cost(self._encoding.median, self._decoding.median, self.nbytes)
+
+    def _encode(self, which: int) -> Packed:
+        tables = self._tables[which]
+        return encode(self._maps[which], self._spec, self._quantization, tables=tables)
+
+
+class Codec:
+    """The codec of a Transfer Layer after a block, with all tensors that cross there.
+
+    Parameters
+    ----------
+    block
+        Index of the block.
+    spec
+        The Transfer Layer; it is adapted to each tensor.
+    crossing
+        Each tensor that crosses, for several inputs.
+    """
+
+    def __init__(self, block: int, spec: TransferSpec, crossing: Sequence[Maps]) -> None:
+        self._block = block
+        self._spec = spec
+        self._parts = [Packing(spec.adapted_to(maps[0].shape), maps) for maps in crossing]
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all samples."""
+        self._turns = 0
+        self._rests = 0  # rounds until its next turn
+        for part in self._parts:
+            part.forget()
+
+    def turn(self, number: int) -> None:
+        """Time every tensor; one that takes long rests for some rounds after that."""
+        if self._rests:
+            self._rests -= 1
+            return
+        started = time.perf_counter()
+        for part in self._parts:
+            part.turn(self._turns)
+        self._turns += 1
+        seconds = time.perf_counter() - started
+        self._rests = min(max(round(seconds / SHARE), 1), RAREST) - 1
+
+    @property
+    def profile(self) -> TransferProfile:
+        """The sums over all tensors."""
+        sums = (sum(figures) for figures in zip(*(p.profile for p in self._parts), strict=True))
+        encoding, decoding, nbytes = sums
+        return TransferProfile(self._block, self._spec, encoding, decoding, round(nbytes))
+
+
+def codecs_after(block: int, crossing: Sequence[Maps]) -> list[Codec]:
+    """The codecs that are valid after a block; parameters as :class:`Codec`."""
+    shapes = [maps[0].shape for maps in crossing]
+    return [
+        Codec(block, spec, crossing)
+        for spec in CODECS
+        if any(spec.valid_for(shape) for shape in shapes)
+    ]
 
 
 def _tables(
@@ -133,63 +205,67 @@ def _tables(
     return [halves[i % 2] for i in range(len(maps))]
 
 
-def time_images(
-    frames: Sequence[npt.NDArray[np.uint8]],
-    preprocessing: Preprocessing,
-    qualities: Sequence[int],
-    source: str,
-    repetitions: int,
-) -> tuple[list[ImageProfile], float]:
-    """Time every way to send the input as an image, and preprocessing (seconds)."""
+class ImageFormatTurns:
+    """The network's input sent as an image of one format.
+
+    Parameters
+    ----------
+    frames
+        The turns go round them.
+    image_format, quality
+        The format; JPEG has a quality.
+    source
+        Where the frames come from, for the profile.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[npt.NDArray[np.uint8]],
+        image_format: ImageFormat,
+        quality: int | None,
+        source: str,
+    ) -> None:
+        self._frames = frames
+        self._format = image_format
+        self._quality = quality
+        self._source = source
+        self._nbytes = round(sum(len(self._encode(f)) for f in frames) / len(frames))
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all samples."""
+        self._encoding, self._decoding = Samples(), Samples()
+
+    def turn(self, number: int) -> None:
+        """Time encoding and decoding, each after a pause."""
+        frame = self._frames[number % len(self._frames)]
+        pause()
+        sent = self._encoding.time(partial(self._encode, frame))
+        pause()
+        self._decoding.time(partial(image_decode, sent, self._format, frame.shape))
+
+    @property
+    def profile(self) -> ImageProfile:
+        """The medians."""
+        return ImageProfile(
+            format=self._format,
+            quality=self._quality,
+            encode=self._encoding.median,
+            decode=self._decoding.median,
+            nbytes=self._nbytes,
+            source=self._source,
+        )
+
+    def _encode(self, frame: npt.NDArray[np.uint8]) -> bytes:
+        return image_encode(frame, self._format, self._quality)
+
+
+def image_formats(
+    frames: Sequence[npt.NDArray[np.uint8]], qualities: Sequence[int], source: str
+) -> list[ImageFormatTurns]:
+    """Every way to send the input as an image; none without frames."""
+    if not len(frames):
+        return []
     formats: list[tuple[ImageFormat, int | None]] = [("uint8", None), ("png", None)]
     formats += [("jpeg", quality) for quality in qualities]
-    results = []
-    for image_format, quality in formats:
-        sent = [image_encode(frame, image_format, quality) for frame in frames]
-        cases = list(zip(frames, sent, strict=True))[:8]
-        results.append(
-            ImageProfile(
-                format=image_format,
-                quality=quality,
-                encode=_mean_of_medians(
-                    [partial(image_encode, f, image_format, quality) for f, _ in cases], repetitions
-                ),
-                decode=_mean_of_medians(
-                    [partial(image_decode, s, image_format, frames[0].shape) for _, s in cases],
-                    repetitions,
-                ),
-                nbytes=round(sum(map(len, sent)) / len(sent)),
-                source=source,
-            )
-        )
-    return results, median_time(partial(preprocessing.tensor, frames[0]), repetitions)
-
-
-def median_time(action: Callable[[], object], repetitions: int) -> float:
-    """Median seconds of a small action: ``repetitions`` times, or until the budget is spent."""
-    action()
-    times: list[float] = []
-    while len(times) < repetitions and (len(times) < 3 or sum(times) < BUDGET):
-        started = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - started)
-    return median(times)
-
-
-def natural_noise(height: int, width: int, channels: int, seed: int) -> npt.NDArray[np.uint8]:
-    """A frame whose amplitude spectrum falls as 1/f, as photographs' do (Field, 1987)."""
-    rng = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
-    frequency[0, 0] = 1.0
-    spectrum = np.fft.fft2(rng.standard_normal((height, width))) / frequency
-    image = np.fft.ifft2(spectrum).real
-    image = np.clip(128 + 50 * (image - image.mean()) / image.std(), 0, 255).astype(np.uint8)
-    return np.repeat(image[:, :, None], channels, axis=2)
-
-
-def _decode(packed: Packed) -> npt.NDArray[np.float32]:
-    return decode(packed, layout="nchw")
-
-
-def _mean_of_medians(actions: Sequence[partial[Any]], repetitions: int) -> float:
-    return sum(median_time(action, repetitions) for action in actions) / len(actions)
+    return [ImageFormatTurns(frames, *each, source) for each in formats]

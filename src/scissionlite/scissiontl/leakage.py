@@ -14,10 +14,18 @@ does not say what a person or a network could reconstruct.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+
+from scissionlite.graph.analysis import flat
+from scissionlite.graph.graph import Graph
+
+MIN_IMAGES = 16
+"""Fewest images with which leakage is measured: with fewer its estimate says little."""
 
 MIN_SAMPLES = 4
 """Fewest samples for which the unbiased estimate is defined."""
@@ -85,3 +93,25 @@ def _u_centred(distances: Distances) -> Distances:
     )
     np.fill_diagonal(centred, 0.0)
     return centred
+
+
+def leakages(graph: Graph, inputs: Sequence[tuple[torch.Tensor, ...]]) -> list[float | None]:
+    """Distance correlation of the input and what crosses, at every slicing point.
+
+    None everywhere if there are too few inputs.
+    """
+    count = len(graph.slicing_points)
+    if len(inputs) < MIN_IMAGES:
+        return [None] * count
+    input_distances = pairwise_distances(np.stack([x[0].numpy() for x in inputs]))
+    entering = list(inputs)
+    found: list[float | None] = []
+    with torch.inference_mode():
+        # Block by block, so that only the tensors of one slicing point are kept.
+        for block in graph.block_modules()[:count]:
+            entering = [tuple(flat(block(*tensors))) for tensors in entering]
+            squares = np.zeros_like(input_distances)
+            for tensor in zip(*entering, strict=True):
+                squares += pairwise_distances(np.stack([x.numpy() for x in tensor])) ** 2
+            found.append(correlation_of_distances(input_distances, np.sqrt(squares)))
+    return found

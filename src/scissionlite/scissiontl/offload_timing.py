@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
+import math
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -16,48 +17,69 @@ from scissionlite.manifest import CrossingTensor, Manifest, SlicingPointInfo
 from scissionlite.offloader import Device, EdgeServer
 from scissionlite.runtimes.export import export_slices
 from scissionlite.scissiontl.profile import OffloadProfile
+from scissionlite.scissiontl.turns import pause
 from scissionlite.transfer_layer import TransferSpec
 
-_PAUSE = 0.02  # seconds between requests, in which both machines wait, as they do on a link
 _SHAPES = ((1, 16, 8, 8), (1, 16, 128, 128))  # of a short and of a long request
 _COMPUTED = ("device_slice", "encode", "edge_decode", "edge_run")  # parts of a request's timings
 
 
-def time_offloader(runtime: str, threads: int | None, repetitions: int) -> OffloadProfile:
-    """Time the Offloader over loopback, with slices that compute next to nothing.
+class OffloadTurns:
+    """The Offloader over loopback, with slices that compute next to nothing; a context manager.
 
-    Returns
-    -------
-    OffloadProfile
-        Half of what device and edge add to a request together on this host: for a short request,
-        and for every further byte.
+    Parameters
+    ----------
+    runtime, threads
+        Of the slices.
     """
-    seconds, sizes = [], []
-    for shape in _SHAPES:
-        with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
-            bundle = _empty_bundle(Path(scratch), shape, runtime)
-            seconds.append(_median_overhead(bundle, shape, threads, repetitions) / 2)
-        sizes.append(np.zeros(shape, np.float32).nbytes)
-    byte = max(seconds[1] - seconds[0], 0.0) / (sizes[1] - sizes[0])
-    return OffloadProfile(request=max(seconds[0] - byte * sizes[0], 0.0), byte=byte)
 
+    def __init__(self, runtime: str, threads: int | None) -> None:
+        self._runtime = runtime
+        self._threads = threads
+        self._stack = ExitStack()
+        self._devices: list[Device] = []
+        self.forget()
 
-def _median_overhead(
-    bundle: Bundle, shape: tuple[int, ...], threads: int | None, repetitions: int
-) -> float:
-    """Median seconds of a request that neither slice nor codec accounts for."""
-    x = np.zeros(shape, np.float32)
-    overheads = []
-    with (
-        EdgeServer(bundle, "tcp://127.0.0.1:*", threads=threads) as edge,
-        Device(bundle, edge.endpoint, control=edge.control_endpoint, threads=threads) as device,
-    ):
-        device.infer(x)
-        for _ in range(repetitions):
-            time.sleep(_PAUSE)
+    def __enter__(self) -> OffloadTurns:
+        with ExitStack() as stack:
+            for shape in _SHAPES:
+                scratch = stack.enter_context(TemporaryDirectory(prefix="scissionlite-"))
+                bundle = _empty_bundle(Path(scratch), shape, self._runtime)
+                edge = stack.enter_context(
+                    EdgeServer(bundle, "tcp://127.0.0.1:*", threads=self._threads)
+                )
+                device = Device(
+                    bundle, edge.endpoint, control=edge.control_endpoint, threads=self._threads
+                )
+                self._devices.append(stack.enter_context(device))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def forget(self) -> None:
+        """Forget all samples."""
+        self._overheads: tuple[list[float], ...] = tuple([] for _ in _SHAPES)
+
+    def turn(self, number: int) -> None:
+        """Send a short and a long request, each after a pause."""
+        for shape, device, overheads in zip(_SHAPES, self._devices, self._overheads, strict=True):
+            x = np.zeros(shape, np.float32)
+            pause()
             answer = device.submit(x).result()
             overheads.append(answer.latency - sum(answer.timings[each] for each in _COMPUTED))
-    return median(overheads)
+
+    @property
+    def profile(self) -> OffloadProfile:
+        """Half of what device and edge add to a request together on this host.
+
+        That is for a short request, and for every further byte.
+        """
+        seconds = [median(overheads) / 2 for overheads in self._overheads]
+        sizes = [4 * math.prod(shape) for shape in _SHAPES]
+        byte = max(seconds[1] - seconds[0], 0.0) / (sizes[1] - sizes[0])
+        return OffloadProfile(request=max(seconds[0] - byte * sizes[0], 0.0), byte=byte)
 
 
 class _Corner(torch.nn.Module):

@@ -1,16 +1,20 @@
 """The profiler: every block, slice, codec and image format of a network, measured on this host.
 
 :mod:`.timing` times blocks and slices, :mod:`.codecs` packing, :mod:`.offload_timing` the
-Offloader; :mod:`.leakage` has the privacy figure. docs/profile-format.md describes the result.
+Offloader. They take turns (:mod:`.turns`). :mod:`.leakage` has the privacy figure.
+docs/profile-format.md describes the result.
 """
 
 from __future__ import annotations
 
 import platform
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,38 +24,40 @@ from rich.progress import Progress
 
 from scissionlite import _core
 from scissionlite.errors import ProfileError, RuntimeUnavailableError
-from scissionlite.graph.analysis import flat
-from scissionlite.graph.graph import Graph
+from scissionlite.graph.graph import Graph, SlicingPoint
 from scissionlite.images import JPEG_QUALITY, Preprocessing
 from scissionlite.runtimes import PACKAGES, RUNTIMES, Slice, keep_memory
 from scissionlite.runtimes.onnx_int8 import check_quantize
-from scissionlite.scissiontl.codecs import natural_noise, time_codecs, time_images
-from scissionlite.scissiontl.leakage import correlation_of_distances, pairwise_distances
-from scissionlite.scissiontl.offload_timing import time_offloader
+from scissionlite.scissiontl.codecs import (
+    REFERENCE,
+    Codec,
+    ImageFormatTurns,
+    codecs_after,
+    image_formats,
+)
+from scissionlite.scissiontl.inputs import codec_inputs, measured_frames
+from scissionlite.scissiontl.leakage import leakages
+from scissionlite.scissiontl.offload_timing import OffloadTurns
 from scissionlite.scissiontl.profile import (
     BlockProfile,
-    CodecInputs,
     Host,
-    ImageProfile,
     Profile,
     TransferProfile,
     cpu_name,
 )
 from scissionlite.scissiontl.timing import (
-    Rounds,
+    Blocks,
+    Bottleneck,
     Runner,
+    Slices,
+    bottlenecks,
     entering_tensors,
     promising,
-    time_blocks,
-    time_bottlenecks,
-    time_slices,
 )
-
-MIN_IMAGES = 16
-"""Fewest images with which leakage is measured: with fewer its estimate says little."""
+from scissionlite.scissiontl.turns import Part, take_turns
 
 _MOST_IMAGES = 48  # for leakage
-_SIZED_IMAGES = 4  # with which bytes behind an entropy stage are measured
+_MOST_WEIGHTS = 2 << 30  # bytes of slices that are in memory at the same time
 
 
 def profile(
@@ -73,8 +79,9 @@ def profile(
 
     Blocks and slices run as they are deployed: exported for the runtime, loaded, called with
     arrays. The blocks run one after the other, as in an inference, with a time stamp between them.
-    They take turns with the uncut network, and medians are kept. At the most promising slicing
-    points the slices themselves are built and timed. The codecs run on the tensors that cross.
+    At the most promising slicing points the slices themselves are built and timed. The codecs run
+    on the tensors that cross. All of these take turns, as a request meets them (:mod:`.turns`), and
+    medians are kept.
 
     Parameters
     ----------
@@ -115,49 +122,187 @@ def profile(
     RuntimeUnavailableError
         If it is to be measured in int8, and a package for it is missing.
     """
-    _check_request(runtime, repetitions, warm_up, slices)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    keep_memory()  # as wherever slices run
-    frames = _frames(graph, images, preprocessing)
-    points = promising(graph.slicing_points, slices)
-    steps = 2 * len(graph.blocks) + repetitions + warm_up + 2 * len(points) + 2
-    rounds = Rounds(repetitions, warm_up, _reporter(progress, steps))
-    codec_inputs, sized = _codec_inputs(graph, frames, given=len(images) > 0)
-    entering = [entering_tensors(graph, inputs) for inputs in sized]
-    with tempfile.TemporaryDirectory(prefix="scissionlite-") as scratch:
-        runner = Runner(runtime, threads, Path(scratch))
-        quantized = _quantized(graph, runner, sized, wanted=int8)
-        block_times, network_time, int8_time = time_blocks(
-            graph, runner, entering[0], rounds, quantized
-        )
-        measured_slices = time_slices(
-            graph, runner, entering[0], points, rounds, () if quantized is None else sized
-        )
-        learned = time_bottlenecks(graph, runner, points, rounds)
-    transfers = _time_transfers(graph, entering, learned, rounds)
-    sent_images, preprocess = frames.time(jpeg_qualities, repetitions)
-    rounds.report()
-    leakages = _leakages(graph, frames.inputs(images[:_MOST_IMAGES]))
-    offload = time_offloader(runtime, threads, repetitions)
-    rounds.report()
-    return Profile(
-        name=name or platform.node() or "this host",
-        model=graph.name,
+    _check_request(repetitions, warm_up)
+    with Profiler(
+        graph,
+        name=name,
         runtime=runtime,
-        host=_host(runtime, threads),
-        inputs=graph.inputs,
-        outputs=graph.outputs,
-        blocks=_blocks(graph, block_times, leakages),
-        transfers=tuple(transfers),
-        codec_inputs=codec_inputs,
-        slices=tuple(measured_slices),
-        images=tuple(sent_images),
-        preprocess=preprocess,
-        network_latency=network_time,
-        network_latency_int8=int8_time,
-        offload=offload,
-    )
+        threads=threads,
+        images=images,
+        preprocessing=preprocessing,
+        jpeg_qualities=jpeg_qualities,
+        slices=slices,
+        int8=int8,
+        rounds=warm_up + repetitions,
+        progress=progress,
+    ) as profiler:
+        profiler.measure(warm_up)
+        profiler.forget()
+        profiler.measure(repetitions)
+        return profiler.profile()
+
+
+class _Parts(NamedTuple):
+    """The parts that take turns; the slices in groups that fit into memory together."""
+
+    blocks: Blocks
+    groups: Sequence[Sequence[Slices]]
+    learned: Sequence[Bottleneck]
+    codecs: Sequence[Codec]
+    images: Sequence[ImageFormatTurns]
+    offload: OffloadTurns
+
+    @property
+    def slices(self) -> list[Slices]:
+        """The slices of all groups."""
+        return [each for group in self.groups for each in group]
+
+    @property
+    def others(self) -> list[Part]:
+        """All parts but the slices."""
+        return [self.blocks, *self.images, *self.learned, *self.codecs, self.offload]
+
+
+class Profiler:
+    """The parts of a network's profile, which take turns; a context manager.
+
+    ``rounds`` are as many as a progress display is told to expect; the other parameters and errors
+    are those of :func:`profile`.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        name: str | None = None,
+        runtime: str = "torchscript",
+        threads: int | None = None,
+        images: Sequence[npt.NDArray[np.uint8]] = (),
+        preprocessing: Preprocessing | None = None,
+        jpeg_qualities: Sequence[int] = (JPEG_QUALITY,),
+        slices: int | None = 12,
+        int8: bool | None = None,
+        rounds: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        _check_parts(runtime, slices)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        keep_memory()  # as wherever slices run
+        self._graph = graph
+        self._name = name
+        self._runtime = runtime
+        self._threads = threads
+        frames = measured_frames(graph, images, preprocessing)
+        points = promising(graph.slicing_points, slices)
+        groups = _groups(graph, points)
+        steps = 2 * len(graph.blocks) + 2 * len(points) + rounds * len(groups)
+        self._report = _reporter(progress, steps)
+        self._inputs, sized = codec_inputs(graph, frames, given=len(images) > 0)
+        entering = [entering_tensors(graph, inputs) for inputs in sized]
+        self._leakages = leakages(graph, frames.inputs(images[:_MOST_IMAGES]))
+        self._number = 0
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            scratch = stack.enter_context(TemporaryDirectory(prefix="scissionlite-"))
+            runner = Runner(runtime, threads, Path(scratch))
+            quantized = _quantized(graph, runner, sized, wanted=int8)
+            blocks = Blocks(graph, runner, entering, frames.preprocess, quantized, self._report)
+            in_int8 = quantized is not None
+            self._parts = _Parts(
+                blocks,
+                [
+                    [Slices(graph, runner, point, entering, int8=in_int8) for point in group]
+                    for group in groups
+                ],
+                [each for point in points for each in bottlenecks(graph, runner, point)],
+                _codecs(graph, entering, self._report),
+                image_formats(frames.frames, jpeg_qualities, frames.source),
+                stack.enter_context(OffloadTurns(runtime, threads)),
+            )
+            if len(groups) == 1:
+                self._load(self._parts.groups[0])
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Profiler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def measure(self, rounds: int) -> None:
+        """Give every part its turn in so many rounds more.
+
+        Slices that do not fit into memory together take their turns one group after the other.
+        """
+        parts, several = self._parts, len(self._parts.groups) > 1
+        for index, group in enumerate(parts.groups):
+            if several:
+                self._load(group)
+            own: list[Part] = [*group, *(parts.others if index == 0 else ())]
+            take_turns(own, self._number, rounds, self._report)
+            for each in group if several else ():
+                each.unload()
+        self._number += rounds
+
+    def forget(self) -> None:
+        """Forget what was measured so far: it was warm-up."""
+        for part in (*self._parts.slices, *self._parts.others):
+            part.forget()
+
+    def profile(self) -> Profile:
+        """The medians of what was measured so far."""
+        graph, parts = self._graph, self._parts
+        # The learned Transfer Layers of a slicing point come after the others.
+        measured = [each.profile for each in parts.codecs]
+        measured += [each.profile for each in parts.learned]
+        transfers = _beside_slices(sorted(measured, key=lambda each: each.block), parts.slices)
+        return Profile(
+            name=self._name or platform.node() or "this host",
+            model=graph.name,
+            runtime=self._runtime,
+            host=_host(self._runtime, self._threads),
+            inputs=graph.inputs,
+            outputs=graph.outputs,
+            blocks=_blocks(graph, parts.blocks.latencies, self._leakages),
+            transfers=tuple(transfers),
+            codec_inputs=self._inputs,
+            slices=tuple(each.profile for each in parts.slices),
+            images=tuple(each.profile for each in parts.images),
+            preprocess=parts.blocks.preprocess,
+            network_latency=parts.blocks.network,
+            network_latency_int8=parts.blocks.network_int8,
+            offload=parts.offload.profile,
+        )
+
+    def _load(self, group: Sequence[Slices]) -> None:
+        for each in group:
+            each.load()
+            self._report()
+
+
+def _beside_slices(
+    transfers: Sequence[TransferProfile], slices: Sequence[Slices]
+) -> list[TransferProfile]:
+    """Add to each codec what it takes longer beside a slice than among other codecs."""
+    among = {t.block: t for t in transfers if t.spec == REFERENCE}
+    more = [
+        (beside.packing[0] - alone.encode, beside.packing[1] - alone.decode)
+        for beside in slices
+        if (alone := among.get(beside.point.index)) is not None
+    ]
+    if not more:
+        return list(transfers)
+    encode, decode = (max(median(each), 0.0) for each in zip(*more, strict=True))
+    replace = msgspec.structs.replace
+    return [replace(t, encode=t.encode + encode, decode=t.decode + decode) for t in transfers]
+
+
+def _groups(graph: Graph, points: Sequence[SlicingPoint]) -> list[list[SlicingPoint]]:
+    """Divide the slicing points so that the slices of a group fit into memory together."""
+    weights = sum(block.weight_bytes for block in graph.blocks)
+    most = max(_MOST_WEIGHTS // max(weights, 1), 1)
+    return [list(points[i : i + most]) for i in range(0, len(points), most)] or [[]]
 
 
 def _quantized(
@@ -179,11 +324,16 @@ def _quantized(
         return None
 
 
-def _check_request(runtime: str, repetitions: int, warm_up: int, slices: int | None) -> None:
+def _check_request(repetitions: int, warm_up: int) -> None:
+    if repetitions < 1 or warm_up < 0:
+        raise ProfileError("repetitions must be 1 or more, warm_up 0 or more")
+
+
+def _check_parts(runtime: str, slices: int | None) -> None:
     if runtime not in RUNTIMES:
         raise ProfileError(f"no runtime {runtime!r}: there are {', '.join(sorted(RUNTIMES))}")
-    if repetitions < 1 or warm_up < 0 or (slices is not None and slices < 0):
-        raise ProfileError("repetitions must be 1 or more, warm_up and slices 0 or more")
+    if slices is not None and slices < 0:
+        raise ProfileError("slices must be 0 or more")
 
 
 def _host(runtime: str, threads: int | None) -> Host:
@@ -197,21 +347,18 @@ def _host(runtime: str, threads: int | None) -> Host:
     )
 
 
-def _time_transfers(
+def _codecs(
     graph: Graph,
     entering: Sequence[Sequence[tuple[torch.Tensor, ...]]],
-    learned: Sequence[TransferProfile],
-    rounds: Rounds,
-) -> list[TransferProfile]:
-    """Every codec at every slicing point; the learned Transfer Layers come after the others."""
-    transfers: list[TransferProfile] = []
+    report: Callable[[], None],
+) -> list[Codec]:
+    """Every codec at every slicing point."""
+    found: list[Codec] = []
     for point in graph.slicing_points:
         tensors = zip(*(each[point.index + 1] for each in entering), strict=True)
-        maps = [[x.numpy() for x in tensor] for tensor in tensors]
-        transfers += time_codecs(point.index, maps, rounds.count)
-        transfers += [each for each in learned if each.block == point.index]
-        rounds.report()
-    return transfers
+        found += codecs_after(point.index, [[x.numpy() for x in tensor] for tensor in tensors])
+        report()
+    return found
 
 
 def _blocks(
@@ -235,118 +382,6 @@ def _blocks(
             )
         )
     return tuple(blocks)
-
-
-class _Frames(msgspec.Struct, frozen=True):
-    """The frames with which sending images is measured; none where the input is no image.
-
-    ``source`` says in the profile where they come from.
-    """
-
-    frames: Sequence[npt.NDArray[np.uint8]] = ()
-    source: str = ""
-    preprocessing: Preprocessing | None = None
-
-    def inputs(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[tuple[torch.Tensor, ...]]:
-        """The network's inputs for some images."""
-        if self.preprocessing is None:
-            return []
-        return [(torch.from_numpy(self.preprocessing.tensor(image)),) for image in images]
-
-    def time(
-        self, jpeg_qualities: Sequence[int], repetitions: int
-    ) -> tuple[list[ImageProfile], float]:
-        """Every way to send the input as an image, and the seconds of preprocessing."""
-        if self.preprocessing is None:
-            return [], 0.0
-        return time_images(
-            self.frames, self.preprocessing, jpeg_qualities, self.source, repetitions
-        )
-
-
-def _frames(
-    graph: Graph,
-    images: Sequence[npt.NDArray[np.uint8]],
-    preprocessing: Preprocessing | None,
-) -> _Frames:
-    """Check the images; where there are none, make noise that compresses as photographs do."""
-    shape = graph.inputs[0].shape
-    if len(graph.inputs) != 1 or len(shape) != 4 or shape[0] != 1 or shape[1] not in (1, 3):
-        if len(images):
-            shapes = ", ".join(str(tensor.shape) for tensor in graph.inputs)
-            raise ProfileError(f"images were given, but the network's input {shapes} is no image")
-        return _Frames()
-    channels, height, width = shape[1:]
-    if preprocessing is None:
-        preprocessing = (
-            Preprocessing(size=(height, width))
-            if channels == 3
-            else Preprocessing(size=(height, width), mean=(0.5,), std=(0.5,))
-        )
-    for frame in images:
-        if frame.shape != (height, width, channels) or frame.dtype != np.uint8:
-            raise ProfileError(
-                f"an image is {frame.dtype} of shape {frame.shape}, the network's input needs "
-                f"uint8 of shape {(height, width, channels)}"
-            )
-    if len(images):
-        return _Frames(images, f"{len(images)} images", preprocessing)
-    noise = [natural_noise(height, width, channels, seed) for seed in range(8)]
-    return _Frames(noise, "noise with a 1/f spectrum, no images given", preprocessing)
-
-
-def _codec_inputs(
-    graph: Graph, frames: _Frames, *, given: bool
-) -> tuple[CodecInputs, list[tuple[torch.Tensor, ...]]]:
-    """Choose the network's inputs with which blocks and codecs are measured, and say which."""
-    if inputs := frames.inputs(frames.frames[:_SIZED_IMAGES]):
-        return ("images" if given else "noise"), inputs
-    if not any(map(_constant, graph.example)):
-        return "example", [graph.example]
-    # zstd would pack what follows from one value into next to nothing.
-    return "noise", [
-        tuple(
-            _noise(x, 1000 * seed + i) if _constant(x) else x
-            for i, x in enumerate(graph.example, len(graph.example))
-        )
-        for seed in range(_SIZED_IMAGES)
-    ]
-
-
-def _constant(x: torch.Tensor) -> bool:
-    return x.is_floating_point() and x.numel() > 1 and bool((x == x.flatten()[0]).all())
-
-
-def _noise(x: torch.Tensor, seed: int) -> torch.Tensor:
-    """Noise of a tensor's shape: planes with a 1/f spectrum, or random numbers without planes."""
-    if x.ndim < 3:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    height, width = x.shape[-2:]
-    planes = [natural_noise(height, width, 1, seed + i) for i in range(x.shape[:-2].numel())]
-    return ((torch.from_numpy(np.stack(planes)).to(x.dtype) - 128) / 50).reshape(x.shape)
-
-
-def _leakages(graph: Graph, inputs: Sequence[tuple[torch.Tensor, ...]]) -> list[float | None]:
-    """Distance correlation of the input and what crosses, at every slicing point.
-
-    None everywhere if there are too few inputs.
-    """
-    count = len(graph.slicing_points)
-    if len(inputs) < MIN_IMAGES:
-        return [None] * count
-    input_distances = pairwise_distances(np.stack([x[0].numpy() for x in inputs]))
-    entering = list(inputs)
-    leakages: list[float | None] = []
-    with torch.inference_mode():
-        # Block by block, so that only the tensors of one slicing point are kept.
-        for block in graph.block_modules()[:count]:
-            entering = [tuple(flat(block(*tensors))) for tensors in entering]
-            squares = np.zeros_like(input_distances)
-            for tensor in zip(*entering, strict=True):
-                squares += pairwise_distances(np.stack([x.numpy() for x in tensor])) ** 2
-            leakages.append(correlation_of_distances(input_distances, np.sqrt(squares)))
-    return leakages
 
 
 def _reporter(progress: Progress | None, steps: int) -> Callable[[], None]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,28 +16,13 @@ from scissionlite.errors import CodecError, ProfileError, first_line
 from scissionlite.graph.analysis import flat, multiplications
 from scissionlite.graph.graph import Graph, SlicingPoint
 from scissionlite.runtimes import Slice, load_slice, onnx_int8, runtime_module
-from scissionlite.scissiontl.codecs import LEARNED, median_time, time_packing
+from scissionlite.scissiontl.codecs import LEARNED, REFERENCE, Packing
 from scissionlite.scissiontl.profile import SliceProfile, TransferProfile
+from scissionlite.scissiontl.turns import Samples, pause
 from scissionlite.transfer_layer.learned import bottleneck
-from scissionlite.transfer_layer.spec import ENCODER_SHARE
+from scissionlite.transfer_layer.spec import ENCODER_SHARE, TransferSpec
 
 Tensors = tuple[npt.NDArray[Any], ...]
-
-
-class Rounds(msgspec.Struct, frozen=True):
-    """How often something is measured.
-
-    Attributes
-    ----------
-    count, warm_up
-        Number of measurements, and of runs before the first.
-    report
-        Called after every step, for a progress bar.
-    """
-
-    count: int
-    warm_up: int
-    report: Callable[[], None]
 
 
 class Runner:
@@ -118,44 +99,6 @@ def entering_tensors(
     return [tuple(x.clone() for x in tensors) for tensors in entering]
 
 
-def time_blocks(
-    graph: Graph,
-    runner: Runner,
-    entering: Sequence[tuple[torch.Tensor, ...]],
-    rounds: Rounds,
-    int8: Slice | None = None,
-) -> tuple[list[float], float, float | None]:
-    """Median seconds of each block, of the uncut network, and of the uncut network in int8.
-
-    The blocks run one after the other, as in an inference, with a time stamp between them. They
-    take turns with the uncut networks.
-    """
-    blocks = []
-    for block, module, example in zip(graph.blocks, graph.block_modules(), entering, strict=True):
-        blocks.append(runner.compiled(f"the block {block.name}", module, example))
-        rounds.report()
-    networks = [runner.compiled("the network", graph.module, entering[0])]
-    networks += [] if int8 is None else [int8]
-    inputs: Tensors = tuple(x.numpy() for x in entering[0])
-    times: list[list[float]] = []
-    totals: list[list[float]] = [[] for _ in networks]
-    for _ in range(rounds.warm_up + rounds.count):
-        for network, own in zip(networks, totals, strict=True):
-            started = time.perf_counter()
-            network(*inputs)
-            own.append(time.perf_counter() - started)
-        values: Tensors = inputs
-        stamps = [time.perf_counter()]
-        for run in blocks:
-            values = run(*values)
-            stamps.append(time.perf_counter())
-        times.append([b - a for a, b in itertools.pairwise(stamps)])
-        rounds.report()
-    measured = zip(*times[rounds.warm_up :], strict=True)
-    whole, *rest = (median(own[rounds.warm_up :]) for own in totals)
-    return [median(t) for t in measured], whole, rest[0] if rest else None
-
-
 def promising(points: Sequence[SlicingPoint], most: int | None) -> list[SlicingPoint]:
     """Slicing points where fewer bytes cross than at every earlier one.
 
@@ -174,78 +117,246 @@ def promising(points: Sequence[SlicingPoint], most: int | None) -> list[SlicingP
     return [front[i] for i in dict.fromkeys(chosen)]
 
 
-def time_slices(
-    graph: Graph,
-    runner: Runner,
-    entering: Sequence[tuple[torch.Tensor, ...]],
-    points: Iterable[SlicingPoint],
-    rounds: Rounds,
-    calibration: Sequence[tuple[torch.Tensor, ...]] = (),
-) -> list[SliceProfile]:
-    """Median seconds of the slices of some slicing points; device and edge slice take turns.
+class Blocks:
+    """Blocks, the uncut network and preprocessing; in int8 the uncut network, too.
 
-    With calibration inputs of the network, so does the device slice in int8.
+    The blocks run one after the other, as in an inference, with a time stamp between them.
+
+    Parameters
+    ----------
+    graph
+        The network.
+    runner
+        Compiles it.
+    entering
+        The tensors that enter each block, of each of several inputs.
+    preprocess
+        Of each input: makes it from its frame; none where the input is no image.
+    int8
+        The uncut network in int8, or None.
+    report
+        Called for each block that is compiled.
     """
-    measured = []
-    for point in points:
-        examples = (entering[0], entering[point.index + 1])
-        names = (f"the device slice of {point.name}", f"the edge slice of {point.name}")
-        modules = graph.split(point)
-        parts = zip(names, modules, examples, strict=True)
-        runs = [runner.compiled(*part) for part in parts]
-        inputs = [tuple(x.numpy() for x in example) for example in examples]
-        if calibration:
-            runs.append(runner.int8(names[0], modules[0], calibration))
-            inputs.append(inputs[0])
-        times: list[list[float]] = []
-        for _ in range(rounds.warm_up + rounds.count):
-            stamps = [time.perf_counter()]
-            for run, values in zip(runs, inputs, strict=True):
-                run(*values)
-                stamps.append(time.perf_counter())
-            times.append([b - a for a, b in itertools.pairwise(stamps)])
-        medians = [median(each) for each in zip(*times[rounds.warm_up :], strict=True)]
-        measured.append(SliceProfile(point.index, *medians))
-        rounds.report()
-    return measured
+
+    def __init__(
+        self,
+        graph: Graph,
+        runner: Runner,
+        entering: Sequence[Sequence[tuple[torch.Tensor, ...]]],
+        preprocess: Sequence[Callable[[], object]],
+        int8: Slice | None,
+        report: Callable[[], None],
+    ) -> None:
+        self._blocks = []
+        modules = zip(graph.blocks, graph.block_modules(), entering[0], strict=True)
+        for block, module, example in modules:
+            self._blocks.append(runner.compiled(f"the block {block.name}", module, example))
+            report()
+        self._networks = [runner.compiled("the network", graph.module, entering[0][0])]
+        self._networks += [] if int8 is None else [int8]
+        self._inputs: list[Tensors] = [tuple(x.numpy() for x in each[0]) for each in entering]
+        self._preprocess = preprocess
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all samples."""
+        self._block_samples = [Samples() for _ in self._blocks]
+        self._network_samples = [Samples() for _ in self._networks]
+        self._preprocess_samples = Samples()
+
+    def turn(self, number: int) -> None:
+        """Time the network and its blocks, each after a pause."""
+        inputs = self._inputs[number % len(self._inputs)]
+        for network, samples in zip(self._networks, self._network_samples, strict=True):
+            pause()
+            if self._preprocess:
+                self._preprocess_samples.time(self._preprocess[number % len(self._preprocess)])
+            samples.time(partial(network, *inputs))
+        pause()
+        values: Tensors = inputs
+        for run, samples in zip(self._blocks, self._block_samples, strict=True):
+            values = samples.time(partial(run, *values))
+
+    @property
+    def latencies(self) -> list[float]:
+        """Median seconds of each block."""
+        return [samples.median for samples in self._block_samples]
+
+    @property
+    def network(self) -> float:
+        """Median seconds of the uncut network."""
+        return self._network_samples[0].median
+
+    @property
+    def network_int8(self) -> float | None:
+        """Median seconds of the uncut network in int8; None where it is not measured."""
+        return self._network_samples[1].median if len(self._networks) > 1 else None
+
+    @property
+    def preprocess(self) -> float:
+        """Median seconds from frame to input tensor; 0 where the input is no image."""
+        return self._preprocess_samples.median if self._preprocess else 0.0
 
 
-def time_bottlenecks(
-    graph: Graph,
-    runner: Runner,
-    points: Iterable[SlicingPoint],
-    rounds: Rounds,
-) -> list[TransferProfile]:
-    """Time learned Transfer Layers where one tensor crosses: bottleneck and packing together.
+class Slices:
+    """The device and the edge slice of a slicing point; in int8 the device slice, too.
 
-    They are not trained, since their weights do not change their time. A bottleneck that would add
-    too many multiplications to the device slice is left out.
+    Parameters
+    ----------
+    graph
+        The network.
+    runner
+        Compiles it.
+    point
+        The slicing point.
+    entering
+        The tensors that enter each block, of each of several inputs.
+    int8
+        Whether the device slice is measured in int8, too.
     """
-    measured = []
-    for point in points:
-        rounds.report()
-        shape = point.crossing[0].shape
-        budget = ENCODER_SHARE * multiplications(graph.split(point)[0], graph.example)
-        for spec in LEARNED:
-            if len(point.crossing) > 1 or not spec.valid_for(shape):
-                continue
-            try:
-                halves = bottleneck(spec, shape, most_multiplications=budget)
-            except CodecError:
-                continue
-            features = torch.randn(shape)
-            with torch.no_grad():
-                reduced = halves[0](features)
-            runs = [
-                runner.compiled(f"{spec.label} after {point.name}", half.eval(), (x,))
-                for half, x in zip(halves, (features, reduced), strict=True)
-            ]
-            times = []
-            for run, x in zip(runs, (features.numpy(), reduced.numpy()), strict=True):
-                times.append(median_time(partial(run, x), rounds.count))
-            packing = time_packing(spec.packing, [reduced.numpy()], rounds.count)
-            encode, decode = times[0] + packing.encode, times[1] + packing.decode
-            measured.append(
-                TransferProfile(point.index, spec, encode, decode, spec.packed_nbytes(shape))
-            )
-    return measured
+
+    def __init__(
+        self,
+        graph: Graph,
+        runner: Runner,
+        point: SlicingPoint,
+        entering: Sequence[Sequence[tuple[torch.Tensor, ...]]],
+        *,
+        int8: bool,
+    ) -> None:
+        self._graph = graph
+        self._runner = runner
+        self._entering = entering
+        self._int8 = int8
+        self._runs: list[Slice] = []
+        self._inputs: list[list[Tensors]] = []
+        tensors = zip(*(each[point.index + 1] for each in entering), strict=True)
+        maps = [[x.numpy() for x in tensor] for tensor in tensors]
+        self._packings = [Packing(REFERENCE.adapted_to(m[0].shape), m) for m in maps]
+        self.point = point
+        self.forget()
+
+    def load(self) -> None:
+        """Compile and load the slices.
+
+        Raises
+        ------
+        ProfileError
+            If the runtime cannot compile one of them.
+        """
+        at = self.point.index + 1
+        names = [f"the {side} slice of {self.point.name}" for side in ("device", "edge")]
+        modules = self._graph.split(self.point)
+        first = self._entering[0]
+        examples = (first[0], first[at])
+        self._runs = [
+            self._runner.compiled(*part) for part in zip(names, modules, examples, strict=True)
+        ]
+        before = [tuple(x.numpy() for x in each[0]) for each in self._entering]
+        after = [tuple(x.numpy() for x in each[at]) for each in self._entering]
+        self._inputs = [before, after]
+        if self._int8:
+            calibration = [each[0] for each in self._entering]
+            self._runs.append(self._runner.int8(names[0], modules[0], calibration))
+            self._inputs.append(before)
+
+    def unload(self) -> None:
+        """Give up the slices and their memory; the samples stay."""
+        self._runs, self._inputs = [], []
+
+    def forget(self) -> None:
+        """Forget all samples."""
+        self._samples = [Samples() for _ in range(3 if self._int8 else 2)]
+        for packing in self._packings:
+            packing.forget()
+
+    def turn(self, number: int) -> None:
+        """Time each slice after a pause, and packing behind and before them."""
+        which = number % len(self._entering)
+        device, edge, *int8 = zip(self._runs, self._inputs, self._samples, strict=True)
+        for run, inputs, samples in (device, *int8):
+            pause()
+            samples.time(partial(run, *inputs[which]))
+            packed = [packing.encode(which) for packing in self._packings]
+        pause()
+        for packing, each in zip(self._packings, packed, strict=True):
+            packing.decode(each)
+        run, inputs, samples = edge
+        samples.time(partial(run, *inputs[which]))
+
+    @property
+    def packing(self) -> tuple[float, float]:
+        """Median seconds of the reference codec, behind the device and before the edge slice."""
+        costs = [packing.profile for packing in self._packings]
+        return sum(cost.encode for cost in costs), sum(cost.decode for cost in costs)
+
+    @property
+    def profile(self) -> SliceProfile:
+        """Median seconds of the slices."""
+        return SliceProfile(self.point.index, *(samples.median for samples in self._samples))
+
+
+class Bottleneck:
+    """A learned Transfer Layer at a slicing point: its two halves, and packing between them.
+
+    It is not trained, since its weights do not change its time.
+    """
+
+    def __init__(
+        self, runner: Runner, point: SlicingPoint, spec: TransferSpec, halves: tuple[nn.Module, ...]
+    ) -> None:
+        self.block = point.index
+        self._spec = spec
+        self._shape = point.crossing[0].shape
+        features = torch.randn(self._shape)
+        with torch.no_grad():
+            reduced = halves[0](features)
+        self._runs = [
+            runner.compiled(f"{spec.label} after {point.name}", half.eval(), (x,))
+            for half, x in zip(halves, (features, reduced), strict=True)
+        ]
+        self._features, self._reduced = features.numpy(), reduced.numpy()
+        self._packing = Packing(spec.packing, [self._reduced])
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all samples."""
+        self._samples = [Samples() for _ in self._runs]
+        self._packing.forget()
+
+    def turn(self, number: int) -> None:
+        """Time both halves and packing."""
+        reduce, expand = self._runs
+        self._samples[0].time(partial(reduce, self._features))
+        self._packing.turn(number)
+        self._samples[1].time(partial(expand, self._reduced))
+
+    @property
+    def profile(self) -> TransferProfile:
+        """Bottleneck and packing together."""
+        reduce, expand = (samples.median for samples in self._samples)
+        packing = self._packing.profile
+        return TransferProfile(
+            self.block,
+            self._spec,
+            reduce + packing.encode,
+            expand + packing.decode,
+            self._spec.packed_nbytes(self._shape),
+        )
+
+
+def bottlenecks(graph: Graph, runner: Runner, point: SlicingPoint) -> Iterator[Bottleneck]:
+    """Make the learned Transfer Layers of a slicing point where one tensor crosses.
+
+    A bottleneck that would add too many multiplications to the device slice is left out.
+    """
+    shape = point.crossing[0].shape
+    budget = ENCODER_SHARE * multiplications(graph.split(point)[0], graph.example)
+    for spec in LEARNED:
+        if len(point.crossing) > 1 or not spec.valid_for(shape):
+            continue
+        try:
+            halves = bottleneck(spec, shape, most_multiplications=budget)
+        except CodecError:
+            continue
+        yield Bottleneck(runner, point, spec, halves)
