@@ -8,6 +8,7 @@
 ``results``         ImageAnswer, Failure: one row each; Tally: all of them together
 ``sinks``           Sink, Table, JsonDocument, JsonLines: where the rows go
 ``mqtt``            MqttSink: rows as messages to a broker (paho-mqtt)
+``cores``           the cores that it runs on; ``slowness``: tells once that it became slower
 ``service``         the command line as a unit file of systemd
 ``live_line``       LiveLine: rate, latency, who answers; one line on the error stream
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import time
@@ -12,7 +13,10 @@ from scissionlite.cli.run.live_line import REDRAW_INTERVAL, LiveLine
 from scissionlite.cli.run.pipeline import Pipeline
 from scissionlite.cli.run.results import Failure, Row, Tally
 from scissionlite.cli.run.sinks import Sink
+from scissionlite.cli.run.slowness import Slowness
 from scissionlite.cli.systemd import notify, watchdog
+
+logger = logging.getLogger(__name__)
 
 GRACE: Final = 5.0
 """Seconds for the answers that are under way at SIGINT or SIGTERM."""
@@ -39,6 +43,7 @@ class Writer:
         self._live = live
         self._tally = Tally()
         self._printed_at: dict[str, float] = {}
+        self._slowness = Slowness()
 
     @property
     def has_rows(self) -> bool:
@@ -51,6 +56,8 @@ class Writer:
         self._live.add(row)
         if isinstance(row, Failure):
             self._print(row)
+        elif (slower := self._slowness.add(row)) is not None:
+            logger.warning("%s", slower)
         for sink in self._sinks:
             sink.write(row)
 

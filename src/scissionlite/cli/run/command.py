@@ -15,6 +15,7 @@ from scissionlite.cli.link_options import endpoints_to_connect
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import JsonOption, print_note, warnings_of_the_log
 from scissionlite.cli.run.answering import Writer, answer_all
+from scissionlite.cli.run.cores import CoresOption, use_cores
 from scissionlite.cli.run.live_line import LiveLine
 from scissionlite.cli.run.pipeline import Pipeline
 from scissionlite.cli.run.service import PrintUnitOption, unit_of
@@ -119,6 +120,7 @@ def run(
         ),
     ] = 1,
     threads: ThreadsOption = None,
+    cores: CoresOption = "all",
     runtime: SliceRuntimeOption = None,
     name: Annotated[
         str | None,
@@ -155,6 +157,7 @@ def run(
     if print_unit:
         print_unit_file(unit_of(context))
         return
+    threads = use_cores(cores, threads)
     opened = Bundle.load(bundle, trust)
     preprocessing = opened.manifest.preprocessing
     if preprocessing is None:
