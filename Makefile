@@ -1,6 +1,7 @@
 # make demo   the whole job on one machine         make test   every test
 # make lint   ruff, import-linter, clang-format    make types  mypy, strict
 # make bench  pytest-benchmark                     make arm64  the NEON kernels, under qemu
+# make bench-e2e  against everything else that one could choose: docs/benchmarks.md (40 minutes)
 # make wheel  a wheel of this machine, and one for aarch64: build/dist
 # make test-arm64  a device of arm64 under qemu: its wheel, its tests, and a run against an x86 edge
 # make sanitize  the tests that reach the core, on one built with AddressSanitizer and UndefinedBehaviorSanitizer
@@ -15,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types bench arm64 wheel test-arm64 sanitize fuzz lowest format clean
+.PHONY: demo test lint types bench bench-e2e arm64 wheel test-arm64 sanitize fuzz lowest format clean
 
 demo: $(READY)
 	$(BIN)/scissionlite demo
@@ -45,6 +46,9 @@ bench: $(READY)
 	mkdir -p build/bench
 	$(BIN)/python -m pytest bench -o python_files='bench_*.py' --benchmark-json=build/bench/all.json
 	$(BIN)/python bench/roofline.py build/bench/all.json build/bench/roofline.png
+
+bench-e2e: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.end_to_end
 
 arm64: $(READY)
 	.ci/arm64

@@ -235,7 +235,10 @@ def check_parses(command: str) -> None:
     elif words[:3] == ["python", "-m", "bench.accuracy"]:
         accuracy_parser().parse_args(words[3:])
     elif words[:2] == ["python", "-m"] and words[2].startswith("bench."):
-        importlib.import_module(words[2]).parser().parse_args(words[3:])
+        module = importlib.import_module(words[2])
+        if hasattr(module, "__path__"):  # a package: what `python -m` runs of it
+            module = importlib.import_module(f"{words[2]}.__main__")
+        module.parser().parse_args(words[3:])
     elif words[:3] == ["python", "-m", "tests.sweep"]:
         sweep_parser().parse_args(words[3:])
     elif words[0] in ("python", "pytest"):

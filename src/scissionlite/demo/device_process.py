@@ -69,11 +69,10 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class Turned(msgspec.Struct, frozen=True):
-    """A turn's answers, the seconds from its first request to its last answer, and the CPU's."""
+    """A turn's answers, and the seconds from its first request to its last answer."""
 
     answers: tuple[Answered, ...]
     seconds: float
-    cpu_seconds: float
 
 
 class Answering(Protocol):
@@ -135,10 +134,9 @@ def serve_turns(ways: Mapping[str, Answering]) -> None:
     _write({"ready": sorted(ways)})
     for line in sys.stdin.buffer:
         turn = msgspec.json.decode(line, type=Turn)
-        cpu, started = time.process_time(), time.perf_counter()
+        started = time.perf_counter()
         answers = ways[turn.way].answer(turn.images, turn.in_flight)
-        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        _write(Turned(tuple(answers), seconds, cpu))
+        _write(Turned(tuple(answers), time.perf_counter() - started))
 
 
 def _write(message: object) -> None:

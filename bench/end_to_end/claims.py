@@ -1,0 +1,217 @@
+"""The claims, computed from the records: reached or not, by how much, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bench.end_to_end.contenders import LOCAL, OURS, SCISSION
+from bench.end_to_end.networks import FLOOR
+from bench.end_to_end.records import Cell, Measured
+from scissionlite.demo.comparison import ratio_interval
+
+NEAR_BOUND = 1.1
+SLOW_LINKS = 5e6  # bit/s
+PAPER_LINK = 58.8e6
+DEVICE_STAGES = ("preprocess", "device_slice", "encode", "local_run")
+
+
+class Claim(NamedTuple):
+    """A claim: what it asks, what was found, and whether that reaches it; None: not measured."""
+
+    asked: str
+    found: str
+    reached: bool | None
+
+
+def fair(cell: Cell) -> list[Measured]:
+    """The contenders that ran and whose accuracy is not known to be half a point lower."""
+    known = [m.accuracy for m in cell.ran if m.accuracy is not None]
+    floor = max(known, default=0.0) - FLOOR
+    return [m for m in cell.ran if m.accuracy is None or m.accuracy >= floor]
+
+
+def private(cell: Cell) -> list[Measured]:
+    """Those of them that keep the frame on the device."""
+    return [m for m in fair(cell) if not m.raw_image]
+
+
+def fastest(measured: Sequence[Measured]) -> Measured:
+    """The contender with the lowest median."""
+    return min(measured, key=lambda m: m.median)
+
+
+def ratio(other: Measured, own: Measured) -> str:
+    """How many times as long as ours another took, round by round, with its interval."""
+    count = min(len(other.latencies), len(own.latencies))
+    interval = ratio_interval(other.latencies[:count], own.latencies[:count])
+    return f"{interval.median:.2f} ({interval.low:.2f} to {interval.high:.2f})"
+
+
+def ours_wins(cell: Cell, rivals: Callable[[Cell], list[Measured]]) -> bool:
+    """Whether ours, over either transport, has the lowest median of those that count."""
+    return fastest(rivals(cell)).name.startswith(OURS)
+
+
+def claims(cells: Sequence[Cell]) -> list[Claim]:
+    """All claims, in the order of the report."""
+    contested = [c for c in cells if c.kind == "contenders" and c.get(OURS)]
+    return [
+        *over_local(cells),
+        over_float32(contested),
+        privacy_rule(contested),
+        near_bound(contested),
+        slow_links(contested),
+        planners_choice(contested),
+        prediction(contested),
+    ]
+
+
+def over_local(cells: Sequence[Cell]) -> list[Claim]:
+    """The paper's 16 times over running locally, for each slowness of the device."""
+    found = []
+    usable = [c for c in cells if c.network == "densenet169" and c.kind != "points"]
+    for slowdown in sorted({c.slowdown for c in usable}):
+        pairs = [
+            (local.median / ours.median, local.median / c.bound, c.link)
+            for c in usable
+            if c.slowdown == slowdown and (local := c.get(LOCAL)) and (ours := c.get(OURS))
+        ]
+        if not pairs:
+            continue
+        best, bound, link = max(pairs)
+        reached = best >= 16 if bound >= 16 else None
+        why = "" if bound >= 16 else "; no split can, with this device"
+        found.append(
+            Claim(
+                f"densenet169, device {slowdown:g} times slower: 16 times as fast as locally",
+                f"{best:.1f} times ({link}); the zero-byte bound is {bound:.1f}{why}",
+                reached,
+            )
+        )
+    return found
+
+
+def over_float32(cells: Sequence[Cell]) -> Claim:
+    """The paper's 2.8 times over the float32 split, for two networks."""
+    best: dict[str, tuple[float, str, float]] = {}
+    for c in cells:
+        if (split := c.get(SCISSION)) and (ours := c.get(OURS)):
+            gain = (split.median / ours.median, c.link, ours.median / c.bound)
+            best[c.network] = max(best.get(c.network, gain), gain)
+    texts = [
+        f"{network} {gain:.2f} ({link}; {above:.2f} of its bound)"
+        for network, (gain, link, above) in best.items()
+    ]
+    reached = sum(gain >= 2.8 or above <= NEAR_BOUND for gain, _, above in best.values()) >= 2
+    asked = "2.8 times as fast as the best float32 split for two networks, or near the bound"
+    return Claim(asked, "; ".join(texts) or "not measured", reached if best else None)
+
+
+def privacy_rule(cells: Sequence[Cell]) -> Claim:
+    """No raw image leaves: ours is the fastest in 90% of the cells."""
+    won = [c for c in cells if ours_wins(c, private)]
+    leaks = [m.leakage for c in cells if (m := c.get(OURS)) and m.leakage is not None]
+    lost = [
+        f"{c.network} at {c.link}: {fastest(private(c)).name}, {_loss(c, private):.0%}"
+        for c in cells
+        if c not in won
+    ]
+    found = f"{len(won)} of {len(cells)} cells"
+    found += f"; leakage of ours at most {max(leaks):.2f}" if leaks else ""
+    found += f". Lost: {'; '.join(lost)}" if lost else ""
+    reached = len(won) >= 0.9 * len(cells) if cells else None
+    return Claim("no raw image leaves: ours is the fastest in 90% of the cells", found, reached)
+
+
+def near_bound(cells: Sequence[Cell]) -> Claim:
+    """Ours is within 10% of the zero-byte bound at the paper's rate, for three networks."""
+    above = {
+        c.network: ours.median / c.bound
+        for c in cells
+        if c.bandwidth == PAPER_LINK and (ours := c.get(OURS))
+    }
+    texts = [f"{network} {value:.2f}" for network, value in above.items()]
+    reached = sum(v <= NEAR_BOUND for v in above.values()) >= 3 if above else None
+    asked = "ours takes at most 1.1 of the zero-byte bound at 58.8 Mbit/s for three networks"
+    return Claim(asked, "; ".join(texts) or "not measured", reached)
+
+
+def slow_links(cells: Sequence[Cell]) -> Claim:
+    """No rule: ours is the fastest in every cell up to 5 Mbit/s."""
+    slow = [c for c in cells if c.bandwidth <= SLOW_LINKS]
+    lost = [
+        f"{c.network} at {c.link}: {fastest(fair(c)).name}, {_loss(c, fair):.0%} ({why_lost(c)})"
+        for c in slow
+        if not ours_wins(c, fair)
+    ]
+    found = f"{len(slow) - len(lost)} of {len(slow)} cells"
+    found += f". Lost: {'; '.join(lost)}" if lost else ""
+    asked = "no rule: ours is the fastest in every cell at 5 Mbit/s and below"
+    return Claim(asked, found, not lost if slow else None)
+
+
+def why_lost(cell: Cell) -> str:
+    """The part of a request in which ours takes the most longer than the fastest one."""
+    ours, best = cell.get(OURS), fastest(fair(cell))
+    assert ours is not None
+    parts = {
+        "device": (_device(ours), _device(best)),
+        "link": (ours.timings.get("transfer", 0.0), best.timings.get("transfer", 0.0)),
+        "edge": (_edge(ours), _edge(best)),
+    }
+    if best.timings.get("edge_run") is None and best.raw_image:  # gRPC times no edge
+        parts["link"] = (parts["link"][0] + parts["edge"][0], parts["link"][1])
+        del parts["edge"]
+    name = max(parts, key=lambda part: parts[part][0] - parts[part][1])
+    own, others = parts[name]
+    return f"{name}: {own * 1e3:.1f} against {others * 1e3:.1f} ms"
+
+
+def _loss(cell: Cell, rivals: Callable[[Cell], list[Measured]]) -> float:
+    ours = cell.get(OURS)
+    assert ours is not None
+    return ours.median / fastest(rivals(cell)).median - 1
+
+
+def _device(measured: Measured) -> float:
+    return sum(measured.timings.get(stage, 0.0) for stage in DEVICE_STAGES)
+
+
+def _edge(measured: Measured) -> float:
+    stages = ("edge_queue", "edge_decode", "edge_run")
+    return sum(measured.timings.get(stage, 0.0) for stage in stages)
+
+
+def choice_lost(cell: Cell) -> float | None:
+    """What the way that the planner predicts as the fastest loses on the fastest of those."""
+    predicted = [m for m in fair(cell) if m.predicted is not None]
+    if not predicted:
+        return None
+    chosen = min(predicted, key=lambda m: m.predicted or 0.0)
+    return chosen.median / fastest(predicted).median - 1
+
+
+def planners_choice(cells: Sequence[Cell]) -> Claim:
+    """The planner's choice is within 5% of the measured best in 90% of the cells."""
+    lost = [value for c in cells if (value := choice_lost(c)) is not None]
+    near = sum(value <= 0.05 for value in lost)
+    found = f"{near} of {len(lost)} cells"
+    if lost:
+        found += f"; it loses at most {max(lost):.1%}, in the median {np.median(lost):.1%}"
+    asked = "the planner's choice is within 5% of the measured best in 90% of the cells"
+    return Claim(asked, found, near >= 0.9 * len(lost) if lost else None)
+
+
+def prediction(cells: Sequence[Cell]) -> Claim:
+    """The prediction's error over all cells and contenders that the planner predicts."""
+    errors = [
+        abs(m.predicted / m.median - 1) for c in cells for m in c.ran if m.predicted is not None
+    ]
+    asked = "prediction: median error at most 5%, largest 15% (tuned by nobody: planning.md)"
+    if not errors:
+        return Claim(asked, "not measured", None)
+    found = f"median {np.median(errors):.1%}, largest {max(errors):.1%}, of {len(errors)}"
+    return Claim(asked, found, bool(np.median(errors) <= 0.05 and max(errors) <= 0.15))

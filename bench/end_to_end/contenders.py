@@ -1,0 +1,159 @@
+"""The contenders: what each would do over a link, configured as well as an expert would.
+
+Each split takes its own best slicing point, each image format goes to the uncut network on the
+edge, and the planner predicts all but two (a profile holds one runtime, and no WebP). Ours is the
+fastest split that keeps the accuracy within half a point (:func:`.networks.keeps_accuracy`).
+Entropic Student's split (Matsubara et al., 2022) is missing: it has to be trained for each network
+for tens of epochs, with ImageNet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+import scissionlite as sl
+from bench.end_to_end.networks import Known, keeps_accuracy
+
+LOCAL = "local, TorchScript"
+LOCAL_ONNX = "local, ONNX Runtime"
+LOCAL_INT8 = "local, ONNX Runtime int8"
+WEBP = "WebP-75 to the edge"
+SCISSION = "float32 split (Scission)"
+PAPER = "float32 TL (the paper)"
+OURS = "ours"
+PIPELINED = "ours, pipelined"
+GRPC = "ours over gRPC"
+MISSING = "Entropic Student's split"
+
+WEBP_QUALITY = 75
+JPEG_QUALITIES = (75, 90)
+
+Transport = Literal["none", "scissionlite", "grpc"]
+
+
+class Contender(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to answer.
+
+    Attributes
+    ----------
+    name
+        For the tables.
+    plan
+        The plan of its bundle.
+    transport
+        Of its requests.
+    runtime
+        Of the device's slices, where it is not TorchScript.
+    predicted
+        Whether the plan's prediction is that of the contender.
+    in_flight
+        Requests under way at once.
+    """
+
+    name: str
+    plan: sl.Plan
+    transport: Transport = "scissionlite"
+    runtime: str | None = None
+    predicted: bool = True
+    in_flight: int = 1
+
+    @property
+    def raw_image(self) -> bool:
+        """Whether the frame itself leaves the device."""
+        return self.plan.kind == "image"
+
+    @property
+    def split(self) -> bool:
+        """Whether the network is cut."""
+        return self.plan.kind == "split"
+
+
+class Codecs(NamedTuple):
+    """The splits to compare with: a name, and the codec that each may use."""
+
+    name: str
+    allowed: Callable[[sl.TransferSpec], bool]
+
+
+_SPLITS = (
+    Codecs(SCISSION, lambda spec: spec == sl.TransferSpec.float32_split()),
+    Codecs("float16 split", lambda spec: spec == sl.TransferSpec(pool=1, dtype="float16")),
+    Codecs("int8 split", lambda spec: spec == sl.TransferSpec(pool=1)),
+    Codecs(PAPER, lambda spec: spec == sl.TransferSpec.paper()),
+)
+
+
+def contenders(
+    profile: sl.Profile,
+    link: sl.Link,
+    slowdown: float,
+    known: Known | None,
+    only: Sequence[str] = (),
+) -> list[Contender]:
+    """Plan all contenders for a link; with ``only`` just those."""
+    ranked = sl.plan(profile.slowed(slowdown), profile, link, learned=True)
+    found = [*_local(ranked), *_images(ranked), *_splits(ranked, known)]
+    return [each for each in found if not only or each.name in only]
+
+
+def _local(ranked: Sequence[sl.Plan]) -> list[Contender]:
+    plans = {p.device_precision: p for p in ranked if p.kind == "local"}
+    found = [
+        Contender(name=LOCAL, plan=plans["float32"], transport="none"),
+        Contender(
+            name=LOCAL_ONNX,
+            plan=plans["float32"],
+            transport="none",
+            runtime="onnx",
+            predicted=False,
+        ),
+    ]
+    if "int8" in plans:
+        found.append(Contender(name=LOCAL_INT8, plan=plans["int8"], transport="none"))
+    return found
+
+
+def _images(ranked: Sequence[sl.Plan]) -> list[Contender]:
+    found = []
+    for plan in sorted((p for p in ranked if p.kind == "image"), key=lambda p: p.label):
+        if plan.image_format != "uint8":
+            name = plan.label.replace(" image", " to the edge")
+            found.append(Contender(name=name, plan=plan))
+            if plan.image_format == "png":  # any bundle of the uncut network answers WebP
+                found.append(Contender(name=WEBP, plan=plan, transport="grpc", predicted=False))
+    return found
+
+
+def _splits(ranked: Sequence[sl.Plan], known: Known | None) -> list[Contender]:
+    found = []
+    splits = [p for p in ranked if p.kind == "split"]
+    for name, allowed in _SPLITS:
+        own = [
+            p
+            for p in splits
+            if p.spec is not None and allowed(p.spec) and p.device_precision == "float32"
+        ]
+        if own:
+            found.append(Contender(name=name, plan=own[0]))
+    ours = [p for p in splits if keeps_accuracy(known, p)]
+    if ours:
+        plan = ours[0]
+        found.append(Contender(name=OURS, plan=plan))
+        found.append(Contender(name=PIPELINED, plan=plan, predicted=False, in_flight=4))
+        found.append(Contender(name=GRPC, plan=plan, transport="grpc", predicted=False))
+    return found
+
+
+def by_slicing_point(
+    profile: sl.Profile, link: sl.Link, slowdown: float, count: int
+) -> list[Contender]:
+    """Our 2x2 int8 Transfer Layer at slicing points evenly spread over the network."""
+    ranked = sl.plan(profile.slowed(slowdown), profile, link)
+    ours = [p for p in ranked if p.spec == sl.TransferSpec() and p.device_precision == "float32"]
+    ours.sort(key=lambda p: p.predicted.device_blocks)
+    count = min(count, len(ours))
+    places = sorted({round(i * (len(ours) - 1) / max(count - 1, 1)) for i in range(count)})
+    return [Contender(name=f"after {ours[i].slicing_point}", plan=ours[i]) for i in places]

@@ -1,0 +1,230 @@
+"""The networks of the harness, with their frames and what is known of their accuracy.
+
+Weights change neither times nor bytes without an entropy stage, so networks without weights that
+the project may use have random ones (from a seed). Where docs/accuracy has records for a network,
+they say which Transfer Layer keeps its accuracy within half a point, and which JPEG.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import scissionlite as sl
+from bench.accuracy.networks import LITE0, Segmenter
+from bench.accuracy.records import JPEGS, RUNS, Jpeg, Run, read
+from scissionlite.models import load_model
+
+RECORDS = Path(__file__).parents[2] / "docs" / "accuracy"
+FLOOR = 0.005
+"""Points of accuracy, as a share, that ours may lose."""
+
+
+class Network(NamedTuple):
+    """A network of the harness.
+
+    Attributes
+    ----------
+    model
+        A name for :func:`scissionlite.models.load_model`.
+    size
+        Height and width of its input.
+    frames
+        Folder of its frames, in the project's shared data.
+    records
+        Its name in docs/accuracy, or None.
+    classes
+        Number of classes, where it is not the model's own.
+    """
+
+    model: str
+    size: int
+    frames: str
+    records: str | None = None
+    classes: int | None = None
+
+
+NETWORKS = {
+    "efficientnet_lite0": Network(LITE0, 128, "neu-surface-defects/test", "lite0", 6),
+    "resnet50": Network("torchvision:resnet50", 224, "imagenet-sample-100"),
+    "densenet169": Network("torchvision:densenet169", 224, "imagenet-sample-100"),
+    "segmentation": Network(
+        "bench.end_to_end.networks:masks", 128, "neu-surface-defects/test", "segmentation"
+    ),
+    "detector_640": Network("bench.end_to_end.networks:detector", 640, "imagenet-sample-100"),
+}
+
+TINY = {"tiny": Network("bench.end_to_end.networks:tiny", 32, "neu-surface-defects/test")}
+"""For a quick run, which tests the harness itself."""
+
+
+class Masks(nn.Module):
+    """A segmentation network that answers each pixel's class instead of six logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Segmenter()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        classes: torch.Tensor = self.network(x).argmax(1)
+        return classes.float()
+
+
+class Detector(nn.Module):
+    """EfficientNet-Lite0 with a neck: a heat map of six classes at a sixteenth of the size.
+
+    Feature maps of strides 8, 16 and 32 are brought to 64 channels and added, as in a feature
+    pyramid; a head of 3x3 convolutions answers scores and box sizes, ``(N, 10, H/16, W/16)``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        whole = load_model("timm:efficientnet_lite0")
+        self.conv_stem = cast(nn.Module, whole.conv_stem)
+        self.bn1 = cast(nn.Module, whole.bn1)
+        self.blocks = cast(nn.Sequential, whole.blocks)
+        self.laterals = nn.ModuleList([nn.Conv2d(c, 64, 1) for c in (40, 112, 320)])
+        self.head = nn.Sequential(
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 10, 1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = self.blocks[:3](self.bn1(self.conv_stem(x)))
+        middle = self.blocks[3:5](fine)
+        coarse = self.blocks[5:](middle)
+        pyramid = self.laterals[1](middle)
+        pyramid = pyramid + F.max_pool2d(self.laterals[0](fine), 2)
+        pyramid = pyramid + F.interpolate(self.laterals[2](coarse), scale_factor=2.0)
+        answer: torch.Tensor = self.head(pyramid)
+        return answer
+
+
+def masks() -> nn.Module:
+    """The segmentation network."""
+    return Masks()
+
+
+def detector() -> nn.Module:
+    """The network of high resolution."""
+    return Detector()
+
+
+def tiny() -> nn.Module:
+    """The network of a quick run."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+
+
+def load(network: Network) -> sl.Graph:
+    """Load and capture a network."""
+    torch.manual_seed(0)
+    module = load_model(network.model, num_classes=network.classes)
+    return sl.capture(module, torch.zeros(1, 3, network.size, network.size), name=network.model)
+
+
+def preprocessing(network: Network) -> sl.Preprocessing:
+    """How a frame becomes the network's input."""
+    return sl.Preprocessing(size=(network.size, network.size))
+
+
+def frame_files(network: Network, data: Path, count: int) -> list[Path]:
+    """Some image files, evenly spread."""
+    folder = data / network.frames
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".jpg", ".jpeg"))
+    if not files:
+        raise SystemExit(f"{folder} has no photographs: --data names the project's shared/data")
+    return files[:: max(1, len(files) // count)][:count]
+
+
+class Known(NamedTuple):
+    """What docs/accuracy says of a network: scores by slicing point and codec, and of JPEG."""
+
+    uncut: float
+    splits: dict[tuple[str, str], float]
+    jpeg: dict[int, float]
+
+    @property
+    def lowest_jpeg(self) -> int | None:
+        """The lowest quality of JPEG that keeps the accuracy within half a point."""
+        kept = [quality for quality, score in self.jpeg.items() if score >= self.uncut - FLOOR]
+        return min(kept, default=None)
+
+
+def known_accuracy(network: Network) -> Known | None:
+    """Read a network's records; seeds are averaged, and the best recipe counts."""
+    if network.records is None:
+        return None
+    scores: dict[tuple[str, str], dict[object, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    uncut = 0.0
+    for run in read(RECORDS / RUNS, Run):
+        if run.network == network.records:
+            uncut = run.before
+            scores[run.cut, _codec(run.transfer)][run.setting].append(run.after)
+    jpeg = {
+        point.quality: point.score
+        for point in read(RECORDS / JPEGS, Jpeg)
+        if point.network == network.records and point.scale == 1.0
+    }
+    splits = {key: max(mean(each) for each in own.values()) for key, own in scores.items()}
+    return Known(uncut, splits, jpeg)
+
+
+def _codec(label: str) -> str:
+    """A Transfer Layer's label without its entropy stage, which loses nothing."""
+    return label.partition(" + ")[0]
+
+
+def accuracy_of(known: Known | None, plan: sl.Plan) -> float | None:
+    """The recorded accuracy of a plan with a float32 device, or None."""
+    if known is None or plan.device_precision == "int8":
+        return None
+    if plan.kind == "local" or plan.image_format in ("png", "uint8"):
+        return known.uncut
+    if plan.image_format == "jpeg":
+        return known.jpeg.get(plan.jpeg_quality or 0)
+    assert plan.spec is not None
+    if plan.spec.lossless:
+        return known.uncut
+    return known.splits.get((plan.slicing_point or "", _codec(plan.spec.label)))
+
+
+def keeps_accuracy(known: Known | None, plan: sl.Plan) -> bool:
+    """Whether a split keeps the accuracy within half a point, as docs/accuracy says.
+
+    Where there is a record of the slicing point and codec, it decides. Elsewhere those codecs are
+    taken that kept it in every network of docs/accuracy: int8 alone, and 2x2 maximum pooling with
+    int8, retrained.
+    """
+    assert plan.spec is not None
+    recorded = accuracy_of(known, plan)
+    if recorded is not None:
+        return recorded >= (0.0 if known is None else known.uncut) - FLOOR
+    spec = plan.spec
+    return (
+        spec.pool_kind == "max" and spec.pool <= 2 and spec.dtype == "int8" and spec.levels is None
+    )
+
+
+def describe(names: Sequence[str]) -> str:
+    """The networks in words, for the report."""
+    every = NETWORKS | TINY
+    return "; ".join(f"{n}: `{every[n].model}` at {every[n].size}x{every[n].size}" for n in names)

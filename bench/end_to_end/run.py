@@ -1,0 +1,319 @@
+"""Runs a network's cells: profile once, prepare each plan once, then link by link in turns."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+import scissionlite as sl
+from bench.end_to_end import device_process, machine, networks
+from bench.end_to_end.claims import DEVICE_STAGES
+from bench.end_to_end.contenders import (
+    JPEG_QUALITIES,
+    PIPELINED,
+    WEBP_QUALITY,
+    Contender,
+)
+from bench.end_to_end.links import LinkKind, linked
+from bench.end_to_end.networks import Known, Network
+from bench.end_to_end.records import Cell, Measured
+from scissionlite.demo.device_process import Answered, Turn, Turned, Way
+from scissionlite.demo.processes import DeviceProcess, daemon
+from scissionlite.preprocessor.data import Sample
+from scissionlite.preprocessor.recipe import Recipe
+
+IMAGES = 24
+LONGEST = 12.0
+"""Seconds: a contender whose request is predicted to take longer is not run."""
+LEAST_ROUNDS, MOST_ROUNDS = 3, 40
+BURST = 8
+"""Requests of a turn of the pipelined contender."""
+
+
+class Frames(Dataset[Sample]):
+    """Frames to calibrate with; their labels are not used."""
+
+    def __init__(
+        self, frames: Sequence[npt.NDArray[np.uint8]], preprocessing: sl.Preprocessing
+    ) -> None:
+        self._inputs = [torch.from_numpy(preprocessing.tensor(frame)[0]) for frame in frames]
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._inputs[index], 0
+
+
+class Setting(NamedTuple):
+    """What all cells share."""
+
+    out: Path
+    data: Path
+    link_kind: LinkKind
+    seconds: float
+    """Of measuring, in each cell."""
+    repetitions: int
+    """Of the profile."""
+    slices: int
+    int8: bool | None
+    command: str
+
+
+class Prepared:
+    """A network that is profiled, and its bundles, made when they are first needed."""
+
+    def __init__(self, name: str, network: Network, setting: Setting) -> None:
+        self.name = name
+        self.setting = setting
+        self.known: Known | None = networks.known_accuracy(network)
+        self.files = networks.frame_files(network, setting.data, IMAGES)
+        self._preprocessing = networks.preprocessing(network)
+        self._folder = setting.out / "networks" / name
+        self._graph = networks.load(network)
+        frames = [self._preprocessing.frame(file) for file in self.files]
+        self._frames = Frames(frames, self._preprocessing)
+        self.profile = self._profile(frames)
+
+    def _profile(self, frames: Sequence[npt.NDArray[np.uint8]]) -> sl.Profile:
+        path = self._folder / "profile.json"
+        if path.exists():
+            return sl.Profile.load(path)
+        lowest = None if self.known is None else self.known.lowest_jpeg
+        qualities = sorted({*JPEG_QUALITIES, *([] if lowest is None else [min(lowest, 95)])})
+        profile = sl.profile(
+            self._graph,
+            name="here",
+            threads=1,
+            images=frames,
+            preprocessing=self._preprocessing,
+            jpeg_qualities=qualities,
+            repetitions=self.setting.repetitions,
+            slices=self.setting.slices,
+            int8=self.setting.int8,
+        )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        profile.save(path)
+        return profile
+
+    def bundle(self, plan: sl.Plan) -> Path:
+        """The folder of a plan's bundle; calibrated, not trained, which does not change times."""
+        what = f"{plan.kind} {plan.place} {plan.spec!r} {plan.image_format} {plan.jpeg_quality}"
+        folder = self._folder / "bundles" / hashlib.sha256(what.encode()).hexdigest()[:16]
+        if not folder.exists():
+            both = plan.kind == "local" and plan.device_precision == "float32"
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            sl.prepare(
+                self._graph,
+                plan,
+                train=self._frames,
+                recipe=Recipe(epochs=0),
+                preprocessing=self._preprocessing,
+                out=folder,
+                local_fallback=False,
+                runtimes=("torchscript", "onnx") if both else ("torchscript",),
+            )
+        return folder
+
+
+def run_cell(
+    prepared: Prepared,
+    link_name: str,
+    link: sl.Link,
+    slowdown: float,
+    chosen: Sequence[Contender],
+    kind: str = "contenders",
+) -> Cell:
+    """Measure the contenders of a cell in turns."""
+    load = os.getloadavg()[0]
+    skipped = {c.name: _too_long(c) for c in chosen if _too_long(c)}
+    running = [c for c in chosen if c.name not in skipped]
+    folders = {c.name: prepared.bundle(c.plan) for c in running}
+    with ExitStack() as stack:
+        device, edges = _start(stack, prepared, link, slowdown, running, folders)
+        turns = _take_turns(device, edges, running, prepared.setting.seconds, len(prepared.files))
+    return Cell(
+        kind=kind,
+        network=prepared.name,
+        link=link_name,
+        rtt=link.rtt,
+        bandwidth=link.bandwidth,
+        slowdown=slowdown,
+        bound=prepared.profile.network_latency + link.rtt,
+        measured=tuple(
+            _measured(c, turns.get(c.name, []), link, prepared.known, skipped.get(c.name, ""))
+            for c in chosen
+        ),
+        link_kind=prepared.setting.link_kind,
+        machine=machine.description(),
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "onnxruntime", "grpcio", "pillow")},
+        },
+        load=load,
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        command=prepared.setting.command,
+    )
+
+
+def _too_long(contender: Contender) -> str:
+    latency = contender.plan.predicted.latency
+    return f"predicted {latency:.0f} s" if latency > LONGEST else ""
+
+
+def _start(
+    stack: ExitStack,
+    prepared: Prepared,
+    link: sl.Link,
+    slowdown: float,
+    running: Sequence[Contender],
+    folders: Mapping[str, Path],
+) -> tuple[DeviceProcess, list[int]]:
+    """Start the edges, the link and the device; returns the device and the edges' numbers."""
+    served = sorted({str(folders[c.name]) for c in running if c.transport == "scissionlite"})
+    over_grpc = sorted({str(folders[c.name]) for c in running if c.transport == "grpc"})
+    serve = ["-m", "scissionlite", "serve", *served, "--bind", "tcp://127.0.0.1:*"]
+    edge = stack.enter_context(daemon([*serve, "--threads", "1", "--json"], machine.on_core(1)))
+    ports = [int(edge[key].rpartition(":")[2]) for key in ("endpoint", "control_endpoint")]
+    edges = [edge["pid"]]
+    if over_grpc:
+        peer = daemon(["-m", "bench.end_to_end.grpc_edge", *over_grpc], machine.on_core(1))
+        started = stack.enter_context(peer)
+        ports.append(started["port"])
+        edges.append(started["pid"])
+    behind = stack.enter_context(linked(link, ports, prepared.setting.link_kind))
+    addresses = [f"{behind.host}:{port}" for port in behind.ports]
+    ways, grpc_ways = [], []
+    for c in running:
+        folder = str(folders[c.name])
+        if c.transport == "grpc":
+            grpc_ways.append(
+                device_process.GrpcWay(
+                    name=c.name,
+                    bundle=folder,
+                    number=over_grpc.index(folder),
+                    address=addresses[2],
+                    slowdown=slowdown,
+                    webp_quality=None if c.split else WEBP_QUALITY,
+                )
+            )
+        elif c.name != PIPELINED:  # the same device as ours
+            remote = c.transport == "scissionlite"
+            ways.append(
+                Way(
+                    name=c.name,
+                    bundle=folder,
+                    connect=f"tcp://{addresses[0]}" if remote else None,
+                    control=f"tcp://{addresses[1]}" if remote else None,
+                    slowdown=slowdown,
+                    runtime=c.runtime,
+                )
+            )
+    setup = device_process.Setup(tuple(ways), tuple(grpc_ways), tuple(map(str, prepared.files)))
+    process = DeviceProcess(setup, behind.within, "bench.end_to_end.device_process")
+    return stack.enter_context(process), edges
+
+
+class Taken(NamedTuple):
+    """A turn that was taken: its answers, and the CPU seconds of the edges."""
+
+    turned: Turned
+    edge_cpu: float
+
+
+def _take_turns(
+    device: DeviceProcess,
+    edges: Iterable[int],
+    running: Sequence[Contender],
+    seconds: float,
+    images: int,
+) -> dict[str, list[Taken]]:
+    """Give each contender a turn in every round; the first one of a round changes."""
+    edges = list(edges)
+    for c in running:
+        if c.in_flight == 1:
+            device.take(Turn(c.name, (0,)))
+    taken: dict[str, list[Taken]] = {c.name: [] for c in running}
+    started = time.monotonic()
+    for number in range(MOST_ROUNDS):
+        if number >= LEAST_ROUNDS and time.monotonic() - started > seconds:
+            break
+        first = number % max(len(running), 1)
+        for c in (*running[first:], *running[:first]):
+            count = BURST if c.in_flight > 1 else 1
+            if c.in_flight > 1 and number % 2:
+                continue  # a burst takes as long as several requests
+            which = tuple((number + i) % images for i in range(count))
+            name = c.name if c.in_flight == 1 else c.name.partition(",")[0]
+            before = sum(machine.cpu_seconds(pid) for pid in edges)
+            turned = device.take(Turn(name, which, c.in_flight))
+            after = sum(machine.cpu_seconds(pid) for pid in edges)
+            taken[c.name].append(Taken(turned, after - before))
+    return taken
+
+
+def _measured(
+    contender: Contender, taken: Sequence[Taken], link: sl.Link, known: Known | None, skipped: str
+) -> Measured:
+    plan, predicted = contender.plan, contender.plan.predicted
+    answers: list[Answered] = [a for each in taken for a in each.turned.answers]
+    figures: dict[str, Any] = {}
+    if answers:
+        stages: dict[str, list[float]] = {}
+        for answer in answers:
+            for stage, value in answer.timings.items():
+                stages.setdefault(stage, []).append(value)
+        sent = sum(a.sent_bytes for a in answers) / len(answers)
+        device = sum(sum(a.timings.get(stage, 0.0) for stage in DEVICE_STAGES) for a in answers)
+        cpu = device / len(answers)
+        figures = {
+            "latencies": tuple(a.latency for a in answers),
+            "timings": {stage: median(values) for stage, values in stages.items()},
+            "throughput": median(len(t.turned.answers) / t.turned.seconds for t in taken),
+            "sent_bytes": sent,
+            "device_cpu": cpu,
+            "edge_cpu": sum(each.edge_cpu for each in taken) / len(answers),
+            "energy": machine.energy(cpu, sent, link.bandwidth),
+        }
+    webp = contender.transport == "grpc" and not contender.split
+    return Measured(
+        name=contender.name,
+        what="WebP-75 image" if webp else plan.label,
+        place=plan.place,
+        raw_image=contender.raw_image,
+        split=contender.split,
+        leakage=predicted.leakage,
+        predicted=predicted.latency if contender.predicted else None,
+        parts={
+            "device": predicted.device_time,
+            "encode": predicted.encode_time,
+            "transfer": predicted.transfer_time + predicted.offload_time,
+            "decode": predicted.decode_time,
+            "edge": predicted.edge_time,
+        }
+        if contender.predicted
+        else {},
+        skipped=skipped,
+        device_memory=predicted.device_memory,
+        accuracy=None if webp else networks.accuracy_of(known, plan),
+        **figures,
+    )
+
+
+def note(text: str) -> None:
+    """Say how it goes, on the error stream."""
+    print(text, file=sys.stderr, flush=True)

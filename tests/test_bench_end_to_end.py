@@ -1,0 +1,130 @@
+"""The harness against everything else: its processes, its records, its report and its claims."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from bench.end_to_end import claims, records, report
+from bench.end_to_end.contenders import LOCAL, OURS, SCISSION
+from bench.end_to_end.records import Cell, Measured
+from bench.predicted import DOCUMENT, draw_networks, family
+
+ROOT = Path(__file__).parents[1]
+LINKS = {"5 Mbit/s, 60 ms": 5e6, "58.8 Mbit/s, 27.4 ms": 58.8e6}
+
+
+def measured(name: str, seconds: float, **more: object) -> Measured:
+    noise = np.random.default_rng(len(name)).normal(1, 0.01, 12)
+    own = Measured(
+        name=name,
+        what=name,
+        place="-",
+        raw_image=False,
+        split=name != LOCAL,
+        predicted=seconds,
+        latencies=tuple((seconds * noise).tolist()),
+        timings={"device_slice": seconds / 2, "transfer": seconds / 2},
+    )
+    return msgspec.structs.replace(own, **more)
+
+
+def cell(link: str, ours: float, *others: Measured, kind: str = "contenders") -> Cell:
+    return Cell(
+        kind=kind,
+        network="densenet169",
+        link=link,
+        rtt=0.05,
+        bandwidth=LINKS[link],
+        slowdown=5.3,
+        bound=0.1,
+        measured=(measured(OURS, ours), *others),
+        link_kind="relay",
+        machine="a machine",
+        versions={"torch": "2"},
+        load=0.5,
+        date="2026-01-01 00:00",
+        command="python -m bench.end_to_end",
+    )
+
+
+def test_a_quick_run_measures_and_reports(tmp_path: Path, shared_data: Path) -> None:
+    """Real processes: an edge daemon, a gRPC server, the relay and a device."""
+    command = [sys.executable, "-m", "bench.end_to_end", "--quick", "--link", "relay"]
+    command += ["--out", str(tmp_path), "--data", str(shared_data)]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=500)
+    (path,) = (tmp_path / "cells").glob("*.json")
+    (read,) = records.read(tmp_path)
+    names = [m.name for m in read.measured]
+    assert names[:2] == [LOCAL, "JPEG-75 to the edge"]
+    assert names[2].startswith(OURS)
+    assert len(names) == 5
+    for each in read.measured:
+        assert len(each.latencies) >= 3
+        if each.split:  # no answer comes before a round trip is over
+            assert min(each.latencies) >= 0.005
+            assert each.sent_bytes > 0
+            assert each.edge_cpu > 0
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "JPEG-75 to the edge" in page
+    assert (tmp_path / "benchmarks" / "bandwidth.png").is_file()
+    assert json.loads(path.read_text())["network"] == "tiny"
+
+
+def test_claims_are_computed_from_the_records() -> None:
+    local, split = measured(LOCAL, 1.9), measured(SCISSION, 0.35)
+    won = [cell(link, 0.105, local, split) for link in LINKS]
+    found = {claim.asked.partition(":")[0]: claim for claim in claims.claims(won)}
+    first = found["densenet169, device 5.3 times slower"]
+    assert first.reached
+    assert first.found.startswith("18.")
+    assert found["no raw image leaves"].reached
+    assert found["no rule"].reached
+    jpeg = measured("JPEG-75 to the edge", 0.08, raw_image=True)
+    lost = [cell(link, 0.105, local, split, jpeg) for link in LINKS]
+    found = {claim.asked.partition(":")[0]: claim for claim in claims.claims(lost)}
+    assert found["no raw image leaves"].reached  # JPEG is not allowed there
+    assert found["no rule"].reached is False
+    assert "JPEG-75 to the edge, 31%" in found["no rule"].found
+    # A contender that is known to be half a point less accurate does not count.
+    poor = msgspec.structs.replace(jpeg, accuracy=0.95)
+    ours = measured(OURS, 0.105, accuracy=0.99)
+    kept = [
+        msgspec.structs.replace(cell(link, 0.1), measured=(ours, local, poor)) for link in LINKS
+    ]
+    assert claims.slow_links(kept).reached
+
+
+def test_without_a_bound_of_16_times_nothing_is_claimed() -> None:
+    """A device that is hardly slower than the edge leaves nothing to gain."""
+    (claim,) = claims.over_local([cell("5 Mbit/s, 60 ms", 0.105, measured(LOCAL, 0.5))])
+    assert claim.reached is None
+    assert "the zero-byte bound is 5.0" in claim.found
+
+
+def test_the_report_is_written_from_the_records_alone(tmp_path: Path) -> None:
+    jpeg = measured("JPEG-75 to the edge", 0.2, raw_image=True, accuracy=0.97)
+    slow = msgspec.structs.replace(measured(SCISSION, 9.0), latencies=(), skipped="predicted 30 s")
+    for link in LINKS:
+        one = cell(link, 0.105, measured(LOCAL, 0.3, accuracy=0.98), jpeg, slow)
+        records.write(records.cell_path(tmp_path, "contenders", "densenet169", link, 5.3), one)
+    points = cell("58.8 Mbit/s, 27.4 ms", 0.105, kind="points")
+    records.write(records.cell_path(tmp_path, "points", "densenet169", "x", 5.3), points)
+    report.write(tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert "predicted 30 s" in page
+    assert "| densenet169 | 5 Mbit/s, 60 ms | ours, 10" in page
+    assert (tmp_path / "page" / "points.png").is_file()
+
+
+@pytest.mark.parametrize("seed", [22, 1])
+def test_ten_networks_of_ten_families_are_drawn(seed: int) -> None:
+    document = DOCUMENT.read_text()
+    drawn = draw_networks(document, seed, 10)
+    assert len({family(each.name) for each in drawn}) == 10
+    assert drawn == draw_networks(document, seed, 10)
