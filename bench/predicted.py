@@ -46,6 +46,7 @@ import scissionlite as sl
 from bench.end_to_end.machine import on_core, pin_to_core
 from scissionlite.demo.device_process import Answered, Setup, Turn, Way
 from scissionlite.demo.processes import DeviceProcess, daemon, emulated
+from scissionlite.errors import ScissionLiteError
 from scissionlite.models import load_model
 from scissionlite.preprocessor.data import Sample, sample_frames
 from scissionlite.preprocessor.recipe import Recipe
@@ -403,7 +404,12 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         if network.name in done or late:
             continue
         load = os.getloadavg()[0]
-        rows += [{**row, "load": load} for row in network_rows(network, options.source)]
+        try:
+            found = network_rows(network, options.source)
+        except ScissionLiteError as error:  # the other networks do not depend on it
+            print(f"{network.name} failed: {error}", file=sys.stderr)
+            continue
+        rows += [{**row, "load": load} for row in found]
         path.write_text(json.dumps(rows, indent=1))
         print(f"{network.name}: {time.monotonic() - started - passed:.0f} s", file=sys.stderr)
     return rows

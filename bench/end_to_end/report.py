@@ -13,6 +13,7 @@ from bench.end_to_end.contenders import LOCAL_ONNX, MISSING, WEBP
 from bench.end_to_end.links import LINKS
 from bench.end_to_end.machine import DEVICE_WATTS, RADIO_WATTS
 from bench.end_to_end.records import Cell
+from bench.end_to_end.run import LONGEST
 from bench.end_to_end.tables import claims_table, costs, latencies, winners
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -81,7 +82,7 @@ def _head(cells: Sequence[Cell], contested: Sequence[Cell]) -> list[str]:
         f"- Contenders take turns, request by request; {min(rounds, default=0)} to "
         f"{max(rounds, default=0)} rounds a cell. Ratios are of neighbours in time, with the 95% "
         "interval of their median. One thread everywhere. A way that was predicted to take more "
-        "than 12 s is not run.",
+        f"than {LONGEST:g} s is not run.",
         "- Each split is cut at its own best slicing point, as predicted. Ours is the fastest "
         "split that keeps the accuracy within half a point: by its record in docs/accuracy where "
         "there is one, else int8 alone or 2x2 pooling with int8, which kept it in every network "

@@ -37,8 +37,10 @@ from scissionlite.preprocessor.data import Sample
 from scissionlite.preprocessor.recipe import Recipe
 
 IMAGES = 24
-LONGEST = 12.0
+LONGEST = 6.0
 """Seconds: a contender whose request is predicted to take longer is not run."""
+WARM_UP = 2.0
+"""Seconds: a contender that takes longer has no request that is not counted."""
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 BURST = 8
 """Requests of a turn of the pipelined contender."""
@@ -245,7 +247,7 @@ def _take_turns(
     """Give each contender a turn in every round; the first one of a round changes."""
     edges = list(edges)
     for c in running:
-        if c.in_flight == 1:
+        if c.in_flight == 1 and c.plan.predicted.latency < WARM_UP:
             device.take(Turn(c.name, (0,)))
     taken: dict[str, list[Taken]] = {c.name: [] for c in running}
     started = time.monotonic()

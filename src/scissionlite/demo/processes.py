@@ -18,7 +18,7 @@ from scissionlite.demo.device_process import Turn, Turned
 from scissionlite.errors import OffloadError
 from scissionlite.scissiontl.link import Link
 
-START_TIMEOUT = 120.0
+START_TIMEOUT = 300.0
 """Seconds that a daemon may take to load its slices and report that it is ready."""
 
 TURN_TIMEOUT = 300.0
