@@ -6,6 +6,7 @@
 # make test-arm64  a device of arm64 under qemu: its wheel, its tests, and a run against an x86 edge
 # make sanitize  the tests that reach the core, on one built with AddressSanitizer and UndefinedBehaviorSanitizer
 # make fuzz   kernels and messages, FUZZ_SECONDS (60) each
+# make docs   the documentation as a site: build/site
 # make lowest  the tests that reach every dependency, each at its lower bound in pyproject.toml
 #
 # Each sets up .venv by itself, with the exact versions of constraints.txt.
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types bench bench-e2e arm64 wheel test-arm64 sanitize fuzz lowest format clean
+.PHONY: demo test lint types bench bench-e2e arm64 wheel test-arm64 sanitize fuzz docs lowest format clean
 
 demo: $(READY)
 	$(BIN)/scissionlite demo
@@ -65,6 +66,10 @@ sanitize: $(READY)
 
 fuzz: $(READY)
 	.ci/fuzz
+
+# mkdocs.yml says "strict": a warning is an error. The variable silences an advertisement.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lowest:
 	PYTHON=$(PYTHON) .ci/lowest

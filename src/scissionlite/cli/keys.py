@@ -19,9 +19,11 @@ from scissionlite.keys.files import (
     read_secret,
 )
 
+_HELP = "Make key pairs, and say which devices may use an edge daemon."
 keys = typer.Typer(
     name="keys",
-    help="Make key pairs, and say which devices may use an edge daemon.",
+    help=_HELP,
+    short_help=_HELP,  # or else typer shortens it in the reference of commands
     no_args_is_help=True,
     rich_markup_mode=None,
 )
