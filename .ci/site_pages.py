@@ -1,7 +1,7 @@
 """Pages of the site that are made or stand outside docs/, links to them, and links of docstrings.
 
 A "hook" of mkdocs: it calls ``on_files`` once, and ``on_page_markdown`` and ``on_post_page`` for
-each page. mkdocstrings takes :class:`Roles`.
+each page. mkdocstrings takes :class:`Docstrings`.
 """
 
 import posixpath
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Class, Extension, Function, Object, Parameter, ParameterKind, Parameters
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -109,17 +109,33 @@ def _targets(markdown: str, source: str) -> Iterator[str]:
             yield _target(link[1], source)
 
 
-class Roles(Extension):
-    """References such as ``:meth:`connect``` in docstrings: links, or else plain code.
+class Docstrings(Extension):
+    """What mkdocstrings does not know of our sources: structs of msgspec, and references.
 
-    A link leads to a public name, to a member of one, or to a member of the same class. All that
-    is public is in the reference, so a link that leads nowhere is a name that is gone.
+    A struct gets the ``__init__`` that msgspec makes for it. A reference, such as
+    ``:meth:`connect```, becomes a link to a public name, to a member of one or to a member of the
+    same class; another one is shown as plain code. A link that leads nowhere is an error.
     """
 
     _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):`~?\.*([^`]*)`")
 
+    def on_class(self, *, cls: Class, **kwargs: Any) -> None:
+        """Give a struct its ``__init__``: a parameter for each field."""
+        del kwargs
+        if "msgspec.Struct" not in map(str, cls.bases) or "__init__" in cls.members:
+            return
+        only = cls.keywords.get("kw_only") == "True"
+        kind = ParameterKind.keyword_only if only else ParameterKind.positional_or_keyword
+        parameters = [Parameter("self", kind=ParameterKind.positional_or_keyword)] + [
+            Parameter(name, kind=kind, annotation=field.annotation, default=field.value)
+            for name, field in cls.attributes.items()
+            if "instance-attribute" in field.labels and not name.startswith("_")
+        ]
+        made = Function("__init__", parameters=Parameters(*parameters), lineno=cls.lineno)
+        cls.set_member("__init__", made)
+
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
-        """Rewrite the docstring of a module, class, function or attribute."""
+        """Rewrite the references of a docstring."""
         del kwargs
         if obj.docstring is not None:
             obj.docstring.value = self._ROLE.sub(
@@ -128,11 +144,16 @@ class Roles(Extension):
 
     @staticmethod
     def _linked(name: str, obj: Object) -> str:
-        public = obj.package.exports or ()
         shown = name.removeprefix("scissionlite.")
         owner = obj if obj.is_class else obj.parent
-        if shown.partition(".")[0] in public:
-            return f"[`{shown}`][scissionlite.{shown}]"
-        if owner is not None and owner.is_class and owner.name in public and name in owner.members:
-            return f"[`{shown}`][scissionlite.{owner.name}.{shown}]"
-        return f"`{shown}`"
+        public = obj.package.exports or ()
+        path = shown.split(".")
+        if path[0] not in public:
+            if owner is None or owner.name not in public or path[0] not in owner.members:
+                return f"`{shown}`"
+            path.insert(0, owner.name)
+        if len(path) > 1:
+            member = obj.package[path[0]].members.get(path[1])
+            if member is not None and member.docstring is None:
+                path.pop()  # a field: the docstring of its class describes it
+        return f"[`{shown}`][{'.'.join(['scissionlite', *path])}]"
