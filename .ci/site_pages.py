@@ -117,7 +117,8 @@ class Docstrings(Extension):
     same class; another one is shown as plain code. A link that leads nowhere is an error.
     """
 
-    _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):`~?\.*([^`]*)`")
+    _ROLE = re.compile(r":(class|func|meth|mod|attr|data|exc):`~?\.*([^`]*)`")
+    _DEEPER = re.compile(r"^( +)(?=\* )", re.MULTILINE)
 
     def on_class(self, *, cls: Class, **kwargs: Any) -> None:
         """Give a struct its ``__init__``: a parameter for each field."""
@@ -135,21 +136,24 @@ class Docstrings(Extension):
         cls.set_member("__init__", made)
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
-        """Rewrite the references of a docstring."""
+        """Write a docstring as Markdown: references, blocks of code, and lists in lists."""
         del kwargs
         if obj.docstring is not None:
-            obj.docstring.value = self._ROLE.sub(
-                lambda role: self._linked(role[1], obj), obj.docstring.value
-            ).replace("::\n\n", ":\n\n")
+            text = self._ROLE.sub(
+                lambda role: self._linked(*role.groups(), obj), obj.docstring.value
+            )
+            text = self._DEEPER.sub(r"\1\1", text)  # Python-Markdown wants four spaces
+            obj.docstring.value = text.replace("::\n\n", ":\n\n")
 
     @staticmethod
-    def _linked(name: str, obj: Object) -> str:
+    def _linked(role: str, name: str, obj: Object) -> str:
         shown = name.removeprefix("scissionlite.")
         owner = obj if obj.is_class else obj.parent
         public = obj.package.exports or ()
         path = shown.split(".")
         if path[0] not in public:
-            if owner is None or owner.name not in public or path[0] not in owner.members:
+            in_class = owner is not None and owner.name in public and path[0] in owner.members
+            if role == "mod" or not in_class:
                 return f"`{shown}`"
             path.insert(0, owner.name)
         if len(path) > 1:
