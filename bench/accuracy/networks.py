@@ -2,6 +2,8 @@
 
 ================  =========================================================================
 ``lite0``         EfficientNet-Lite0 with ImageNet weights, fine-tuned on the steel photographs
+``lite0_200``     the same at the photographs' own size; only its classifier is trained, on
+                  features that are computed once
 ``resnet18``      torchvision's, trained on them from random weights: no package that the project
                   may depend on carries ImageNet weights for it; so are ``resnet50`` and
                   ``mobilenet_v2``, for fewer epochs
@@ -27,6 +29,7 @@ from bench.accuracy.photographs import (
     IMAGENET,
     SIZE,
     STEEL,
+    WHOLE_STEEL,
     Augmented,
     ImageNetPhotographs,
     Mosaics,
@@ -34,7 +37,7 @@ from bench.accuracy.photographs import (
     steel,
 )
 from scissionlite.models import load_model
-from scissionlite.preprocessor.data import Sample
+from scissionlite.preprocessor.data import ImageFolder, Sample
 from scissionlite.preprocessor.tasks import CLASSIFICATION, SEGMENTATION, Task
 from scissionlite.preprocessor.trainer import evaluate
 
@@ -131,6 +134,14 @@ NETWORKS = {
         CLASSIFICATION,
         _steel_test,
     ),
+    "lite0_200": Network(
+        lambda: load_model(LITE0, num_classes=CLASSES),
+        LITE0,
+        WHOLE_STEEL,
+        STAGES,
+        CLASSIFICATION,
+        lambda data: steel(data, "test", WHOLE_STEEL),
+    ),
     "resnet18": Network(
         lambda: load_model("torchvision:resnet18", num_classes=CLASSES),
         "torchvision:resnet18",
@@ -200,6 +211,8 @@ def train(name: str, data: Path, out: Path) -> float:
     started = time.perf_counter()
     if name == "lite0":
         _fit(network, steel(data, "train").side(None), epochs=4, learning_rate=1e-3)
+    elif name == "lite0_200":
+        _fit_classifier(network, steel(data, "train", WHOLE_STEEL))
     elif name == "segmentation":
         # The encoder starts from lite0, which was trained on steel; the decoder starts at random.
         own, trained = network.state_dict(), load("lite0", out).state_dict()
@@ -220,6 +233,24 @@ def train(name: str, data: Path, out: Path) -> float:
     torch.save(network.state_dict(), out / f"{name}.pt")
     print(f"{name}: {task.metric} {score:.2%}, {minutes:.1f} minutes of training")
     return score
+
+
+def _fit_classifier(network: Any, photographs: ImageFolder) -> None:
+    """Train the last layer alone, on features of the photographs as they are."""
+    network.eval()
+    pairs = []
+    with torch.no_grad():
+        for x, labels in DataLoader(cast("Dataset[Sample]", photographs.side(False)), 32):
+            features = network.global_pool(network.forward_features(x)).flatten(1)
+            pairs.append((features, labels))
+    x, y = (torch.cat(each) for each in zip(*pairs, strict=True))
+    optimizer = torch.optim.AdamW(network.classifier.parameters(), lr=3e-3, weight_decay=1e-2)
+    for _ in range(60):
+        for batch in torch.randperm(len(x)).split(64):
+            loss = F.cross_entropy(network.classifier(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
 
 
 def _fit(network: nn.Module, data: Dataset[Sample], *, epochs: int, learning_rate: float) -> None:

@@ -26,6 +26,9 @@ DATA = Path(__file__).resolve().parents[3] / "shared/data"
 
 SIZE = 128
 STEEL = sl.Preprocessing(size=(SIZE, SIZE))
+WHOLE_STEEL = sl.Preprocessing(size=(200, 200))
+"""The steel photographs at their own size."""
+
 IMAGENET = sl.Preprocessing(size=(224, 224), resize=256)
 
 Frame = npt.NDArray[np.uint8]
@@ -48,9 +51,9 @@ class Pictures(Protocol):
         ...
 
 
-def steel(data: Path, part: str) -> ImageFolder:
+def steel(data: Path, part: str, preprocessing: sl.Preprocessing = STEEL) -> ImageFolder:
     """Open the steel photographs, "train" or "test", as `prepare` reads them."""
-    return ImageFolder(data / "neu-surface-defects" / part, STEEL)
+    return ImageFolder(data / "neu-surface-defects" / part, preprocessing)
 
 
 class Augmented(Dataset[Sample]):

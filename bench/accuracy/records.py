@@ -100,7 +100,7 @@ class Jpeg(msgspec.Struct, frozen=True, kw_only=True):
 _Record = TypeVar("_Record", Run, Jpeg)
 
 
-def append(path: Path, record: Run | Jpeg) -> None:
+def append(path: Path, record: msgspec.Struct) -> None:
     """Append a record to a file, and make the file if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:

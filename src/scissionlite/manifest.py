@@ -15,11 +15,11 @@ from scissionlite.transfer_layer.entropy import check_tables
 from scissionlite.transfer_layer.shaped_codec import check_quantization
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 6
-"""The version that is written; bundles of version 5, which have no entropy tables, and of version
-4, which have one variant, are read too."""
+FORMAT_VERSION = 7
+"""The version that is written; bundles of version 6, which have no shallow encoder, of version 5,
+which have no entropy tables, and of version 4, which have one variant, are read too."""
 
-READABLE_VERSIONS = (4, 5, FORMAT_VERSION)
+READABLE_VERSIONS = (4, 5, 6, FORMAT_VERSION)
 
 Kind = Literal["split", "image", "local"]
 """Kind of a plan or bundle: packed feature maps cross the link, an image does, or nothing."""
@@ -79,7 +79,10 @@ class SliceFile(msgspec.Struct, frozen=True):
 
 
 class SlicingPointInfo(msgspec.Struct, frozen=True):
-    """Where the network was cut: between the modules ``after`` and ``before``."""
+    """Where the network was cut: between the modules ``after`` and ``before``.
+
+    The index is -1 where a shallow encoder stands at the input.
+    """
 
     index: int
     after: str

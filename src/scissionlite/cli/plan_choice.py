@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 import typer
 
+from scissionlite.bundle import Bundle
 from scissionlite.cli.link_options import parse_link
 from scissionlite.cli.output import error_console
 from scissionlite.cli.struct_options import Changes
 from scissionlite.errors import CodecError
+from scissionlite.graph.tensors import INPUT_POINT
 from scissionlite.images import JPEG_QUALITY, Preprocessing
 from scissionlite.scissiontl.constraints import Constraints
 from scissionlite.scissiontl.planner import plan as rank
@@ -20,6 +22,7 @@ from scissionlite.scissiontl.plans import Plan
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 from scissionlite.transfer_layer.names import spec_named
+from scissionlite.transfer_layer.spec import ENCODER_COEFFICIENTS
 
 if TYPE_CHECKING:
     from scissionlite.graph.graph import Graph
@@ -46,6 +49,9 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
         Name of the slicing point of a plan that is written out.
     codec
         The codec of such a plan.
+    encoder
+        The shallow encoder of a plan that has one, instead of `at` and `codec`: its size, or the
+        folder of a bundle that has it.
     changes
         Changes to the codec's Transfer Layer.
     device_profile, edge_profile
@@ -64,6 +70,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     at: str | None
     codec: Codec
+    encoder: str | None
     changes: Changes[TransferSpec]
     device_profile: Path | None
     edge_profile: Path | None
@@ -81,10 +88,12 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
         typer.BadParameter
             If the options do not go together.
         """
+        if self.encoder is not None:
+            return self._with_encoder(self.encoder)
         if self.changes.options and (self.at is None or self.codec not in _SPECS):
             raise typer.BadParameter(
                 f"{', '.join(self.changes.options)}: only with --at and a codec that has a "
-                "Transfer Layer"
+                "Transfer Layer, or with --encoder"
             )
         if self.device_profile is not None and self.edge_profile is not None and self.at is None:
             device, edge = Profile.load(self.device_profile), Profile.load(self.edge_profile)
@@ -133,6 +142,29 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
             learned=learned,
         )
 
+    @property
+    def kept_encoder(self) -> Path | None:
+        """The folder of the bundle whose encoder stays as it is."""
+        named = self.encoder is None or self.encoder in ENCODER_COEFFICIENTS
+        return None if named else Path(str(self.encoder))
+
+    def _with_encoder(self, encoder: str) -> Plan:
+        if self.at is not None or self.codec != "int8" or self.device_profile is not None:
+            raise typer.BadParameter(
+                "--encoder stands at the image: leave --at, --codec and the profiles out"
+            )
+        if self.kept_encoder is None:
+            spec = self.changes.apply(TransferSpec.shallow_encoder(encoder))
+            return Plan(kind="split", slicing_point=INPUT_POINT, spec=spec)
+        if self.changes.options:
+            raise typer.BadParameter(
+                f"{', '.join(self.changes.options)}: a bundle's encoder is kept as it is"
+            )
+        kept = Bundle.load(self.kept_encoder).manifest.transfer
+        if kept is None or kept.encoder is None:
+            raise typer.BadParameter(f"--encoder {encoder}: this bundle has no shallow encoder")
+        return Plan(kind="split", slicing_point=INPUT_POINT, spec=kept)
+
     def _written_out(self) -> Plan:
         if self.codec == "jpeg":
             return Plan(kind="image", image_format="jpeg", jpeg_quality=JPEG_QUALITY)
@@ -147,6 +179,15 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
             slicing_point=self.at,
             spec=self.changes.apply(_SPECS[self.codec]),
         )
+
+
+def encoder_source(text: str) -> str:
+    """Check what an encoder comes from: a size, or the folder of a bundle."""
+    if text not in ENCODER_COEFFICIENTS and not Path(text).is_dir():
+        raise typer.BadParameter(
+            f"{text!r} is none of {', '.join(ENCODER_COEFFICIENTS)}, nor the folder of a bundle"
+        )
+    return text
 
 
 def variant_name(text: str) -> str:

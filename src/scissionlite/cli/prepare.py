@@ -46,6 +46,7 @@ from scissionlite.cli.prepare_options import (
     DevicePrecisionOption,
     DeviceProfileOption,
     EdgeProfileOption,
+    EncoderOption,
     LocalFallbackOption,
     MaxBatchOption,
     MetricOption,
@@ -92,6 +93,7 @@ def prepare(
     metric: MetricOption = "accuracy",
     at: AtOption = None,
     codec: CodecOption = "int8",
+    encoder: EncoderOption = None,
     transfer: TransferOptions = NO_CHANGES,
     variant: VariantOption = [],  # noqa: B006 - typer reads it and never changes it
     device_precision: DevicePrecisionOption = None,
@@ -115,6 +117,7 @@ def prepare(
     request = PlanRequest(
         at=at,
         codec=codec,
+        encoder=encoder,
         changes=transfer,
         device_profile=device_profile,
         edge_profile=edge_profile,
@@ -155,7 +158,8 @@ def prepare(
     )
     try:
         if plan is not None:
-            bundle = job.prepare(graph, plan, parse_variants(variant), checkpoint)
+            kept = request.kept_encoder
+            bundle = job.prepare(graph, plan, parse_variants(variant), kept, checkpoint)
         else:
             assert accuracy_drop is not None  # otherwise there is a plan
             bundle = job.choose(graph, request, accuracy_drop, tries)
@@ -195,6 +199,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
         graph: Graph,
         plan: Plan,
         variants: Sequence[TransferSpec | Plan],
+        encoder: Path | None,
         checkpoint: Path | None,
     ) -> Bundle:
         """Prepare one plan, with variants."""
@@ -217,6 +222,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
                 max_batch=self.max_batch,
                 variants=variants,
                 device_precision=self.device_precision,
+                encoder=encoder,
                 checkpoint=checkpoint,
                 progress=self.progress,
             )
@@ -272,7 +278,8 @@ def _check_accuracy_drop(
 ) -> None:
     if accuracy_drop is None:
         return
-    if request.at is not None or request.changes.options or validate is None:
+    written_out = request.at is not None or request.encoder is not None
+    if written_out or request.changes.options or validate is None:
         raise typer.BadParameter(
             "--accuracy-drop chooses slicing point and Transfer Layer itself, and needs --validate"
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from scissionlite.cli.output_paths import output_bundle, output_file
-from scissionlite.cli.plan_choice import Codec, variant_name
+from scissionlite.cli.plan_choice import Codec, encoder_source, variant_name
 from scissionlite.cli.struct_options import Changes, FieldOptions
 from scissionlite.manifest import MAX_BATCH, Precision
 from scissionlite.preprocessor.classes import MetricName
@@ -74,7 +74,20 @@ CodecOption = Annotated[
 ]
 TransferOptions = Annotated[
     Changes[TransferSpec],
-    FieldOptions("Transfer Layer, with --at: changes to what --codec is"),
+    FieldOptions(
+        "Transfer Layer, with --at or --encoder: changes to what --codec is", without=("encoder",)
+    ),
+]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        parser=encoder_source,
+        metavar="<tiny|small|base|bundle>",
+        help="Instead of --at: the device runs none of the network, but a shallow encoder of this "
+        "size, from the image to coefficients. Or a bundle's encoder, kept as it is: then only "
+        "what the edge runs is trained.",
+        show_default=False,
+    ),
 ]
 VariantOption = Annotated[
     # typer takes no list of structs.

@@ -28,7 +28,7 @@ from scissionlite.graph.analysis import (
     placeholders,
     weights_of,
 )
-from scissionlite.graph.tensors import MAX_TENSORS, OutputKind, TensorInfo
+from scissionlite.graph.tensors import INPUT_POINT, MAX_TENSORS, OutputKind, TensorInfo
 from scissionlite.graph.user_code import line_of_node
 
 
@@ -163,7 +163,7 @@ class Graph:
         return list(dict.fromkeys(map(line_of_node, users)))
 
     def point(self, which: SlicingPoint | str | int) -> SlicingPoint:
-        """Find a slicing point by name or index.
+        """Find a slicing point by name or index; "input" is :attr:`input_point`.
 
         Raises
         ------
@@ -173,10 +173,33 @@ class Graph:
         for point in self.slicing_points:
             if which in (point, point.name) or which == point.index:
                 return point
+        if which == INPUT_POINT or (isinstance(which, SlicingPoint) and which.index == -1):
+            return self.input_point
         if not self.slicing_points:
             raise CaptureError(self._why_no_points())
         names = ", ".join(point.name for point in self.slicing_points)
         raise CaptureError(f"{self.name} has no slicing point {which!r}; it has: {names}")
+
+    @property
+    def input_point(self) -> SlicingPoint:
+        """The slicing point before the whole network, where a shallow encoder stands.
+
+        It is not among :attr:`slicing_points`, as no layer runs before it.
+
+        Raises
+        ------
+        CaptureError
+            If the network's input is no image.
+        """
+        entries = placeholders(self.module.graph)
+        shape = tuple(self.example[0].shape)
+        if len(entries) != 1 or len(shape) != 4 or self.example[0].dtype != torch.float32:
+            raise CaptureError(
+                f"{self.name} cannot be cut at its input, which is no image: it takes "
+                + ", ".join(f"{each.name} {each.dtype} {each.shape}" for each in self.inputs)
+            )
+        crossing = (_tensor_info(entries[0].name, self.example[0]),)
+        return SlicingPoint(-1, INPUT_POINT, "the input", self.blocks[0].layers[0], crossing)
 
     def _why_no_points(self) -> str:
         batch = self.example[0].shape[:1]

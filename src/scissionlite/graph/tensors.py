@@ -14,6 +14,9 @@ import numpy as np
 MAX_TENSORS = 16
 """Most tensors that can cross at once, and that a message of the wire format can carry."""
 
+INPUT_POINT = "input"
+"""Name of the slicing point before the whole network, where a shallow encoder stands."""
+
 OutputKind = Literal["tensor", "tuple", "dict"]
 """How the network's answer holds its tensors; a nested one is flattened into a dict."""
 

@@ -3,7 +3,8 @@
 All runs on the caller's thread. choosing.choose calls pipeline.prepare for one plan after another::
 
     prepare    opened_data checks folders, classes and headers; data -> samples (inputs, target)
-    inserter   Graph -> SlicedNetwork; calibration finds the scales
+    inserter   Graph -> SlicedNetwork; calibration finds the scales, importance those of a
+               shallow encoder; kept_encoder brings one from another bundle
     trainer    trains it by a Recipe: training_setup, then a loop over epochs and batches
                  samples -> Batch: batches, or once for all epochs: feature_cache
                  Batch -> loss: objectives, for a task; teacher answers for the uncut network

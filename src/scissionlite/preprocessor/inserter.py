@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from operator import getitem
 
 import torch
@@ -12,10 +13,14 @@ from torch import fx, nn
 from scissionlite.errors import CodecError, PrepareError
 from scissionlite.graph.analysis import flat, multiplications, placeholders
 from scissionlite.graph.graph import Graph, SlicingPoint
+from scissionlite.graph.tensors import INPUT_POINT
 from scissionlite.preprocessor.calibration import calibrate
+from scissionlite.preprocessor.importance import IMPORTANCE_INPUTS, importance
+from scissionlite.preprocessor.kept_encoder import KeptEncoder
 from scissionlite.preprocessor.rate import Rate
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.transfer_layer import TransferSpec
+from scissionlite.transfer_layer.image_encoder import image_coder
 from scissionlite.transfer_layer.layers import TransferLayer
 from scissionlite.transfer_layer.learned import bottleneck, initialise
 
@@ -192,6 +197,7 @@ def insert(
     calibration: Iterable[tuple[torch.Tensor, ...]] | None = None,
     recipe: Recipe | None = None,
     int8_device_slice: nn.Module | None = None,
+    kept_encoder: KeptEncoder | None = None,
 ) -> SlicedNetwork:
     """Insert a Transfer Layer.
 
@@ -211,6 +217,8 @@ def insert(
         How scales are found, and what is going to learn.
     int8_device_slice
         The device slice in int8, to stand for the network's own. It does not learn.
+    kept_encoder
+        The shallow encoder of a bundle, which does not learn.
 
     Raises
     ------
@@ -227,6 +235,11 @@ def insert(
             f"{', '.join(map(str, shapes))}, and pooling needs (batch, channels, height, width) "
             "with height and width of 2 or more, scales for each channel and nhwc three "
             "dimensions, fewer channels as many as they are divided by"
+        )
+    if (cut.name == INPUT_POINT and cut.index < 0) != (spec.encoder is not None):
+        raise PrepareError(
+            f"{spec.label} cannot stand {cut}: a shallow encoder stands at the slicing point "
+            f"{INPUT_POINT!r}, and nothing else does (TransferSpec.shallow_encoder(), --encoder)"
         )
     # One copy for both, so that a weight used on either side of the cut stays one weight.
     device_slice, edge_slice = copy.deepcopy(graph.split(cut))
@@ -245,7 +258,11 @@ def insert(
     budget = recipe.encoder_share * multiplications(device_slice, graph.example)
     for own, shape, seen in zip(specs, shapes, features, strict=True):
         try:
-            layers.append(_layer(own, shape, seen, recipe, budget / max(1, learned)))
+            if own.encoder is not None:
+                assert seen is not None
+                layers.append(_encoder_layer(own, seen, edge_slice, recipe, kept_encoder))
+            else:
+                layers.append(_layer(own, shape, seen, recipe, budget / max(1, learned)))
         except CodecError as error:
             raise PrepareError(f"{spec.label} cannot stand {cut}: {error}") from error
     return SlicedNetwork(
@@ -277,6 +294,23 @@ def _layer(
         assert features is not None
         quantization = calibrate(features, spec, recipe.calibration)
     return TransferLayer(spec, quantization, learn_scales=recipe.learn_scales, halves=halves)
+
+
+def _encoder_layer(
+    spec: TransferSpec,
+    images: torch.Tensor,
+    network: nn.Module,
+    recipe: Recipe,
+    kept: KeptEncoder | None,
+) -> TransferLayer:
+    if kept is not None:
+        return kept.layer(images)
+    encoder, decoder, quantization = image_coder(
+        spec, images, partial(importance, network, images[:IMPORTANCE_INPUTS])
+    )
+    return TransferLayer(
+        spec, quantization, learn_scales=recipe.learn_scales, halves=(encoder, decoder)
+    )
 
 
 def _features(

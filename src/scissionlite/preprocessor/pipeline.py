@@ -33,6 +33,7 @@ from scissionlite.preprocessor.data import (
     loader_of,
     spread_inputs,
 )
+from scissionlite.preprocessor.kept_encoder import keep_encoder
 from scissionlite.preprocessor.opened_data import OpenedData, open_data
 from scissionlite.preprocessor.quantized import Int8Slices, check_int8
 from scissionlite.preprocessor.recipe import Recipe
@@ -63,6 +64,7 @@ def prepare(
     max_batch: int = 1,
     variants: Sequence[TransferSpec | Plan] = (),
     device_precision: Precision | None = None,
+    encoder: str | Path | None = None,
     checkpoint: str | Path | None = None,
     uncut_score: float | None = None,
     progress: bool = False,
@@ -116,6 +118,9 @@ def prepare(
         its slices and the local fallback are quantized with ranges from the training data, and the
         edge slice is trained on the features that they really make. ONNX Runtime runs them,
         whatever `runtimes` are; the edge slice is written for those.
+    encoder
+        Bundle whose shallow encoder stays as it is, files, steps and tables: only what the edge
+        runs is made and trained. The plan has the encoder's own Transfer Layer, at "input".
     checkpoint
         File from which an interrupted training goes on when the same plan is prepared again. By
         default it is beside `out`; it is removed at the end.
@@ -138,7 +143,7 @@ def prepare(
     ------
     PrepareError
         If the plan has three tiers, the variants cannot share a device slice, the device's part
-        cannot be made int8, data is missing or
+        cannot be made int8, a kept encoder does not fit, data is missing or
         empty, an image's header cannot be read, the classes of the data or the network's outputs
         differ, the Transfer Layer is not valid at the slicing point, training diverges, the
         checkpoint is of another training, or a runtime's slices do not answer the same as the
@@ -168,6 +173,7 @@ def prepare(
         progress=progress,
     )
     _check_batch_size(graph, plan, data, recipe)
+    kept = keep_encoder(encoder, graph, plan, recipe, preprocessing, runtimes, max_batch)
     if data.validate is not None and uncut_score is None:
         uncut_score = score_uncut(graph, data.validate, task)
     samples = data.validate or data.train
@@ -183,12 +189,16 @@ def prepare(
             task,
             recipe,
             int8=int8,
+            kept_encoder=kept,
             checkpoint=Path(checkpoint or _checkpoint_beside(out)),
             progress=progress,
         )
         uncut = not splits or local_fallback
-        modules = modules_of(graph, splits, uncut=uncut and int8 is None)
+        written = int8 is not None or kept is not None
+        modules = modules_of(graph, splits, uncut=uncut and int8 is None, device_written=written)
         slices = export_slices(modules, runtimes, folder, dynamic_batch=max_batch > 1)
+        if kept is not None:
+            slices["device"] = kept.copied(folder, runtimes)
         if int8 is not None:
             slices |= int8.finish([split.network for split in splits], uncut=uncut)
         inputs = list(splitter.promised_inputs(graph, real or [graph.example], max_batch))

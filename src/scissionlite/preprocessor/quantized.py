@@ -213,6 +213,11 @@ def check_int8(plan: Plan, recipe: Recipe, *, has_data: bool) -> None:
     """
     if plan.device_precision == "float32":
         return
+    if plan.spec is not None and plan.spec.encoder is not None:
+        raise PrepareError(
+            "a shallow encoder is a single convolution, which stays in float32: leave "
+            "device_precision (--device-precision) out"
+        )
     if recipe.train_device_slice:
         raise PrepareError(
             "an int8 device slice does not learn: leave train_device_slice off; the edge slice "

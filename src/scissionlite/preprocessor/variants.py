@@ -22,6 +22,7 @@ from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import input_batches, loader_of
 from scissionlite.preprocessor.entropy_fitting import entropy_tables
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert
+from scissionlite.preprocessor.kept_encoder import KeptEncoder
 from scissionlite.preprocessor.opened_data import OpenedData
 from scissionlite.preprocessor.quantized import Int8Slices
 from scissionlite.preprocessor.recipe import Recipe
@@ -52,6 +53,7 @@ def split_all(
     recipe: Recipe,
     *,
     int8: Int8Slices | None,
+    kept_encoder: KeptEncoder | None,
     checkpoint: Path,
     progress: bool,
 ) -> list[Split]:
@@ -85,7 +87,7 @@ def split_all(
             device=tuple(map(_device_role, range(points.index(cut.index) + 1))),
             edge=shared.variant.edge if shared else f"edge-{edges + 1}" if edges else "edge",
         )
-        network = _inserted(graph, cut, each.spec, data, recipe, shared, int8)
+        network = _inserted(graph, cut, each.spec, data, recipe, shared, int8, kept_encoder)
         lossless = each.spec.lossless and int8 is None
         if shared is None and not lossless and data.train is not None and recipe.epochs:
             distil = not data.labelled or recipe.distillation > 0
@@ -104,16 +106,21 @@ def split_all(
             variant = structs.replace(variant, training=training)
         else:
             network.settle()
-        tables = entropy_tables(network, _inputs(data, recipe))
+        if kept_encoder is None:
+            tables = entropy_tables(network, _inputs(data, recipe))
+        else:
+            tables = [kept_encoder.crossing.tables]
         crossing = tuple(map(_crossing_tensor, cut.crossing, network.layers, tables))
         splits.append(Split(network, structs.replace(variant, crossing=crossing)))
     return splits
 
 
-def modules_of(graph: Graph, splits: Sequence[Split], *, uncut: bool) -> Modules:
+def modules_of(
+    graph: Graph, splits: Sequence[Split], *, uncut: bool, device_written: bool
+) -> Modules:
     """The modules to export: each slice once, and the uncut network if asked.
 
-    Device slices in int8 are written already, and not among them.
+    Device slices that are written already, in int8 or a kept encoder's, are not among them.
     """
     modules: Modules = {}
     if uncut:
@@ -121,7 +128,7 @@ def modules_of(graph: Graph, splits: Sequence[Split], *, uncut: bool) -> Modules
     previous: Split | None = None
     for split in sorted(splits, key=lambda each: len(each.variant.device)):
         role = split.variant.device[-1]
-        if split.network.quantized:
+        if device_written:
             pass
         elif previous is None:
             modules[role] = (split.network.deployed_device_slice(), graph.example)
@@ -221,6 +228,7 @@ def _inserted(
     recipe: Recipe,
     shared: Split | None,
     int8: Int8Slices | None,
+    kept_encoder: KeptEncoder | None,
 ) -> SlicedNetwork:
     """The network with a calibrated Transfer Layer, and the edge slice of another if shared."""
     if data.train is None and not spec.lossless:
@@ -235,6 +243,7 @@ def _inserted(
         calibration=_inputs(data, recipe),
         recipe=recipe,
         int8_device_slice=None if int8 is None else int8.device_slice(cut.index),
+        kept_encoder=kept_encoder,
     )
     if shared is not None:
         network.edge_slice = shared.network.edge_slice

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from scissionlite.errors import PlanError
+from scissionlite.graph.tensors import INPUT_POINT
 from scissionlite.images import ImageFormat
 from scissionlite.manifest import Kind, Precision
 from scissionlite.scissiontl.cost import Prediction
@@ -141,7 +142,9 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
         name = None
         if manifest.slicing_point is not None:
             index = manifest.slicing_point.index
-            crossing = profile.blocks[index].crossing if index < len(profile.blocks) else ()
+            at_input = index < 0
+            blocks = profile.blocks[index : index + 1]
+            crossing = profile.inputs if at_input else blocks[0].crossing if blocks else ()
             shapes = [t.feature_shape or t.shape for t in manifest.crossing]
             if [t.shape for t in crossing] != shapes:
                 raise PlanError(
@@ -149,7 +152,7 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
                     f"else crosses there in the profile of {profile.name}: they are not of the "
                     "same network"
                 )
-            name = profile.blocks[index].name
+            name = INPUT_POINT if at_input else blocks[0].name
         local = manifest.local_accuracy
         own = [] if local is None else [local.after]
         return [

@@ -8,8 +8,8 @@ A call, from top to bottom, all on the caller's thread::
     entropy       payload <-> entropy-coded payload, by zstd or by _core with EntropyTables
 
 ``spec`` describes a TL, ``quantization`` holds scales and zero points, ``layouts`` orders elements
-in memory, ``table_fitting`` makes EntropyTables from packed maps. ``layers`` and ``learned`` are
-the TL for training; they need torch, so import them explicitly.
+in memory, ``table_fitting`` makes EntropyTables from packed maps. ``layers``, ``learned``
+and ``image_encoder`` are the TL for training; they need torch, so import them explicitly.
 """
 
 from scissionlite.transfer_layer.codec import Packed, decode, encode

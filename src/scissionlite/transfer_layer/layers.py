@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from scissionlite.errors import CodecError
-from scissionlite.transfer_layer.learned import Decoder, Encoder
+from scissionlite.transfer_layer.image_encoder import ImageDecoder
+from scissionlite.transfer_layer.learned import Decoder
 from scissionlite.transfer_layer.quantization import Quantization
 from scissionlite.transfer_layer.spec import CODE_RANGES, TransferSpec
 
@@ -123,8 +124,8 @@ class TransferLayer(nn.Module):
     learn_scales
         Whether training may change the scales, until :meth:`settle`.
     halves
-        Encoder and decoder of a learned Transfer Layer (:func:`.learned.bottleneck`); None
-        otherwise.
+        Encoder and decoder of a learned Transfer Layer (:func:`.learned.bottleneck`,
+        :func:`.image_encoder.image_coder`); None otherwise.
 
     Raises
     ------
@@ -139,7 +140,7 @@ class TransferLayer(nn.Module):
         quantization: Quantization | None = None,
         *,
         learn_scales: bool = False,
-        halves: tuple[Encoder, Decoder] | None = None,
+        halves: tuple[nn.Module, Decoder | ImageDecoder] | None = None,
     ) -> None:
         super().__init__()
         _check(spec, quantization)

@@ -7,7 +7,7 @@ import re
 from msgspec import structs
 
 from scissionlite.errors import CodecError
-from scissionlite.transfer_layer.spec import PAYLOAD_BITS, TransferSpec
+from scissionlite.transfer_layer.spec import ENCODER_COEFFICIENTS, PAYLOAD_BITS, TransferSpec
 
 _NAMED: dict[str, TransferSpec] = {
     **{dtype: TransferSpec(pool=1, dtype=dtype) for dtype in ("float32", "float16")},
@@ -25,6 +25,7 @@ _WORDS: dict[str, tuple[str, object]] = {
     "ans": ("entropy", "ans"),
     "symmetric": ("scheme", "symmetric"),
     "bilinear": ("upsample", "bilinear"),
+    **{size: ("encoder", size) for size in ENCODER_COEFFICIENTS},
 }
 """Words after the dtype, and the fields that they set."""
 

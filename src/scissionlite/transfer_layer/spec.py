@@ -27,8 +27,11 @@ PAYLOAD_BITS = {"float32": 32, "float16": 16, "int8": 8, "int4": 4}
 CODE_RANGES = {"int8": (-128, 127), "int4": (-8, 7)}
 """Lowest and highest code of each integer payload."""
 
+ENCODER_COEFFICIENTS = {"tiny": 24, "small": 48, "base": 96}
+"""Most coefficients of a window that each shallow encoder sends."""
+
 _VALUES: dict[str, tuple[object, ...]] = {
-    "pool": (1, 2, 4),
+    "pool": (1, 2, 4, 8, 16),
     "pool_kind": ("max", "average", "learned"),
     "dtype": tuple(PAYLOAD_BITS),
     "granularity": ("tensor", "channel"),
@@ -37,7 +40,10 @@ _VALUES: dict[str, tuple[object, ...]] = {
     "scheme": ("affine", "symmetric"),
     "upsample": ("nearest", "bilinear"),
     "reduction": (1, 2, 4, 8, 16),
+    "encoder": (None, *ENCODER_COEFFICIENTS),
 }
+
+_ENCODER_POOLS = (8, 16)
 
 
 class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
@@ -50,7 +56,8 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
     Parameters
     ----------
     pool : int
-        Size and stride of the pooling window over height and width: 1 (no pooling), 2 or 4.
+        Size and stride of the pooling window over height and width: 1 (no pooling), 2 or 4; of an
+        encoder's window 8 or 16.
     pool_kind : str
         How a feature map is reduced: ``"max"``, ``"average"`` or ``"learned"``. The last is a
         bottleneck of convolutions, which is trained and becomes part of the slices
@@ -82,6 +89,11 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         fewer, steps are larger and the entropy coder sends fewer bytes, as JPEG does at a lower
         quality.
 
+    encoder : str or None
+        A shallow encoder of the image, ``"tiny"``, ``"small"`` or ``"base"`` by its cost, instead
+        of the network's first layers (:mod:`.image_encoder`). It stands at the slicing point
+        "input". :meth:`shallow_encoder` makes the whole spec.
+
     Raises
     ------
     CodecError
@@ -108,6 +120,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
     entropy_level: int = 1
     reduction: int = 1
     levels: int | None = None
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in _VALUES.items():
@@ -144,6 +157,18 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
             raise CodecError(
                 "TransferSpec: a learned TL learns its upsampling; set upsample='nearest'"
             )
+        if (self.encoder is None) == (self.pool in _ENCODER_POOLS):
+            raise CodecError(
+                f"TransferSpec: pool={self.pool} and encoder={self.encoder!r}; an encoder's window "
+                "is 8 or 16, and a feature map's 1, 2 or 4"
+            )
+        if self.encoder is not None and not (
+            self.learned and self.quantized and (self.reduction, self.granularity) == (1, "channel")
+        ):
+            raise CodecError(
+                "TransferSpec: an encoder is learned, sends int8 or int4 with a scale for each "
+                "channel, and reduces no channels: TransferSpec.shallow_encoder() makes one"
+            )
 
     @classmethod
     def float32_split(cls) -> TransferSpec:
@@ -155,11 +180,23 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         """Return the TL of arXiv 2105.02019: 2x2 max-pooling in float32."""
         return cls(pool=2, dtype="float32")
 
+    @classmethod
+    def shallow_encoder(cls, size: str = "tiny", levels: int | None = 64) -> TransferSpec:
+        """Return a shallow encoder of the image; `levels` is what a quality is for JPEG."""
+        return cls(
+            pool=8,
+            pool_kind="learned",
+            granularity="channel",
+            entropy="ans",
+            levels=levels,
+            encoder=size,
+        )
+
     @property
     def label(self) -> str:
         """Short name for tables and plots; no two specs share one."""
         words = [
-            "learned" if self.learned else "",
+            f"{self.encoder} encoder" if self.encoder else "learned" if self.learned else "",
             f"TL {self.pool}x{self.pool}" if self.pool > 1 or self.learned else "",
             f"1/{self.reduction} channels" if self.reduction > 1 else "",
             "average" if self.pool_kind == "average" else "",
@@ -207,7 +244,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         """The spec of the codec: this one without the learned bottleneck, which the slices hold."""
         if not self.learned:
             return self
-        return msgspec.structs.replace(self, pool=1, pool_kind="max", reduction=1)
+        return msgspec.structs.replace(self, pool=1, pool_kind="max", reduction=1, encoder=None)
 
     def crossing_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape that the device slice passes to the codec.
@@ -234,7 +271,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         -------
         tuple of int
             `shape`, with height and width divided by `pool`, and channels by `reduction`, rounded
-            up.
+            up. An encoder has a channel per coefficient.
 
         Raises
         ------
@@ -248,7 +285,13 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         if self.pool == 1 and not self.learned:
             return checked
         *images, channels, height, width = pooled_shape(checked, self.pool)
-        return (*images, -(-channels // self.reduction), height, width)
+        return (*images, self.packed_channels(channels), height, width)
+
+    def packed_channels(self, channels: int) -> int:
+        """Number of channels that cross the link of so many in the feature map or image."""
+        if self.encoder is not None:
+            return min(ENCODER_COEFFICIENTS[self.encoder], channels * self.pool**2)
+        return -(-channels // self.reduction)
 
     @property
     def needs_planes(self) -> bool:
@@ -296,7 +339,7 @@ class TransferSpec(msgspec.Struct, frozen=True, cache_hash=True):
         if self.valid_for(shape):
             return self
         plain = msgspec.structs.replace(
-            self, pool=1, pool_kind="max", upsample="nearest", reduction=1
+            self, pool=1, pool_kind="max", upsample="nearest", reduction=1, encoder=None
         )
         if plain.valid_for(shape):
             return plain
