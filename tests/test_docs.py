@@ -45,6 +45,7 @@ NOT_RUN = {  # first words of a command
     "pytest ": "tests, which `make test` runs, or benchmarks",
     "python -m bench.accuracy ": "trains networks for hours, on the project's shared/data",
     "python -m bench.rates ": "trains on the networks of bench.accuracy",
+    "python -m bench.encoders ": "measures and trains on the networks of bench.accuracy",
     "python -m bench.int8_slices ": "measures and trains for minutes, on the project's shared/data",
     "python -m bench.load_options ": "measures for minutes",
     "python -m bench.arm_instructions ": "needs an arm64 system and qemu",
