@@ -13,7 +13,10 @@ import pytest
 from bench.end_to_end import claims, records, report
 from bench.end_to_end.contenders import LOCAL, OURS, SCISSION
 from bench.end_to_end.records import Cell, Measured
+from bench.end_to_end.run import bundle_name
 from bench.predicted import DOCUMENT, draw_networks, family
+
+import scissionlite as sl
 
 ROOT = Path(__file__).parents[1]
 LINKS = {"5 Mbit/s, 60 ms": 5e6, "58.8 Mbit/s, 27.4 ms": 58.8e6}
@@ -120,6 +123,24 @@ def test_the_report_is_written_from_the_records_alone(tmp_path: Path) -> None:
     assert "predicted 30 s" in page
     assert "| densenet169 | 5 Mbit/s, 60 ms | ours, 10" in page
     assert (tmp_path / "page" / "points.png").is_file()
+
+
+def test_plans_of_different_bundles_have_different_folders() -> None:
+    spec = sl.TransferSpec()
+    plans = [
+        sl.Plan(kind="local"),
+        sl.Plan(kind="local", device_precision="int8"),
+        sl.Plan(kind="image", image_format="png"),
+        sl.Plan(kind="image", image_format="jpeg", jpeg_quality=75),
+        sl.Plan(kind="image", image_format="jpeg", jpeg_quality=90),
+        sl.Plan(kind="split", slicing_point="a", spec=spec),
+        sl.Plan(kind="split", slicing_point="a", spec=spec, device_precision="int8"),
+        sl.Plan(kind="split", slicing_point="b", spec=spec),
+        sl.Plan(kind="split", slicing_point="a", spec=sl.TransferSpec(pool=1)),
+    ]
+    assert len({bundle_name(plan) for plan in plans}) == len(plans)
+    again = msgspec.structs.replace(plans[5], accuracy=0.9, device="pi")
+    assert bundle_name(again) == bundle_name(plans[5])
 
 
 @pytest.mark.parametrize("seed", [22, 1])

@@ -114,8 +114,7 @@ class Prepared:
 
     def bundle(self, plan: sl.Plan) -> Path:
         """The folder of a plan's bundle; calibrated, not trained, which does not change times."""
-        what = f"{plan.kind} {plan.place} {plan.spec!r} {plan.image_format} {plan.jpeg_quality}"
-        folder = self._folder / "bundles" / hashlib.sha256(what.encode()).hexdigest()[:16]
+        folder = self._folder / "bundles" / bundle_name(plan)
         if not folder.exists():
             both = plan.kind == "local" and plan.device_precision == "float32"
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +129,13 @@ class Prepared:
                 runtimes=("torchscript", "onnx") if both else ("torchscript",),
             )
         return folder
+
+
+def bundle_name(plan: sl.Plan) -> str:
+    """The folder of a plan's bundle: plans that make different bundles have different ones."""
+    parts = (plan.kind, plan.slicing_point, plan.device_precision, plan.image_format)
+    what = repr((*parts, plan.jpeg_quality, plan.spec))
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
 def run_cell(

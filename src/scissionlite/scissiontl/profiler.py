@@ -207,12 +207,16 @@ class Profiler:
             scratch = stack.enter_context(TemporaryDirectory(prefix="scissionlite-"))
             runner = Runner(runtime, threads, Path(scratch))
             quantized = _quantized(graph, runner, sized, wanted=int8)
-            blocks = Blocks(graph, runner, entering, frames.preprocess, quantized, self._report)
+            preprocess = frames.preprocess
+            blocks = Blocks(graph, runner, entering, preprocess, quantized, self._report)
             in_int8 = quantized is not None
             self._parts = _Parts(
                 blocks,
                 [
-                    [Slices(graph, runner, point, entering, int8=in_int8) for point in group]
+                    [
+                        Slices(graph, runner, point, entering, preprocess, int8=in_int8)
+                        for point in group
+                    ]
                     for group in groups
                 ],
                 [each for point in points for each in bottlenecks(graph, runner, point)],

@@ -211,6 +211,8 @@ class Slices:
         The slicing point.
     entering
         The tensors that enter each block, of each of several inputs.
+    preprocess
+        As for :class:`Blocks`: a device slice runs behind it, in a request.
     int8
         Whether the device slice is measured in int8, too.
     """
@@ -221,12 +223,14 @@ class Slices:
         runner: Runner,
         point: SlicingPoint,
         entering: Sequence[Sequence[tuple[torch.Tensor, ...]]],
+        preprocess: Sequence[Callable[[], object]],
         *,
         int8: bool,
     ) -> None:
         self._graph = graph
         self._runner = runner
         self._entering = entering
+        self._preprocess = preprocess
         self._int8 = int8
         self._runs: list[Slice] = []
         self._inputs: list[list[Tensors]] = []
@@ -276,6 +280,8 @@ class Slices:
         device, edge, *int8 = zip(self._runs, self._inputs, self._samples, strict=True)
         for run, inputs, samples in (device, *int8):
             pause()
+            if self._preprocess:
+                self._preprocess[number % len(self._preprocess)]()
             samples.time(partial(run, *inputs[which]))
             packed = [packing.encode(which) for packing in self._packings]
         pause()
