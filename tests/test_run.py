@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -462,3 +463,17 @@ def test_a_terminal_has_one_line_that_is_gone_in_the_end(
     assert re.search(r"^\d answers, \d", plain, re.MULTILINE)
     assert re.search(r"^error: ImageError: ", plain.replace("error:\n ", "error: "), re.MULTILINE)
     assert plain.strip().splitlines()[-1].startswith("3 answers: median")
+
+
+def test_a_quiet_run_of_months_keeps_no_old_answers(clock: Clock) -> None:
+    live, kept = LiveLine(False, has_edge=True, dropped=int, troubles=list), []
+    tracemalloc.start()
+    try:
+        for _ in range(2):
+            for _ in range(5000):
+                clock.now += 0.1
+                live.add(answer(latency=clock.now))
+            kept.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert kept[1] - kept[0] < 50_000  # they would be 600,000 bytes

@@ -182,6 +182,7 @@ class _Rows:
             return
         self._by[row.where] = self._by.get(row.where, 0) + 1
         self._recent.append((now, row.latency))
+        self._forget(now)  # here, too: with --quiet nothing is ever drawn
         self._edge_up = row.where == "edge"
         if self._edge_up:
             self._edge_answered = now
@@ -197,8 +198,7 @@ class _Rows:
 
     def parts(self, now: float, form: _Form) -> list[str]:
         """The parts of the line, in one of its forms."""
-        while self._recent and self._recent[0][0] < now - WINDOW:
-            self._recent.popleft()
+        self._forget(now)
         answers = sum(self._by.values())
         rate = len(self._recent) / max(min(WINDOW, now - self._started), 1.0)
         parts = [f"{answers:,} answers", f"{rate:.{form.decimals}f}/s"]
@@ -209,3 +209,7 @@ class _Rows:
         for where, count in sorted(self._by.items())[: form.machines]:
             parts.append(form.share.format(where=where, count=count, share=count / answers))
         return [*parts, self.link(now)] if self._has_edge else parts
+
+    def _forget(self, now: float) -> None:
+        while self._recent and self._recent[0][0] < now - WINDOW:
+            self._recent.popleft()
