@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     each.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     each.add_argument("--unlabelled", action="store_true", help="do not look at the labels")
     each.add_argument("--recipe", type=recipe_of, default=Recipe(), help="such as epochs=6")
-    commands.add_parser("table", parents=[common], help="tables and figure of what was run")
+    each = commands.add_parser("table", parents=[common], help="tables and figure of what was run")
+    each.add_argument("--only", choices=names, help="one network; the figure has its name")
     return whole
 
 
@@ -92,7 +93,7 @@ def main(arguments: list[str]) -> None:
                 flush=True,
             )
     else:
-        print(table.report(options.out))
+        print(table.report(options.out, options.only))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def draw(runs: Sequence[Run], jpegs: Sequence[Jpeg], path: Path) -> None:
     """
     measured = {run.network for run in runs} | {j.network for j in jpegs}
     names = [name for name in NETWORKS if name in measured]
-    figure = Figure(figsize=(4.6 * len(names), 4.8), layout="constrained")
+    figure = Figure(figsize=(max(4.6 * len(names), 6.4), 4.8), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     transfers = list(dict.fromkeys(run.label for run in runs))
     markers = {t: MARKERS[i % len(MARKERS)] for i, t in enumerate(transfers)}
@@ -148,7 +148,7 @@ def draw(runs: Sequence[Run], jpegs: Sequence[Jpeg], path: Path) -> None:
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=min(5, 2 + len(names)),
+        ncols=min(5, 1 + len(names)),
         frameon=False,
         fontsize=8,
     )
@@ -241,10 +241,11 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def report(out: Path) -> str:
-    """Return all tables, in Markdown, and draw ``out/accuracy.png``."""
-    runs, jpegs = read(out / RUNS, Run), read(out / JPEGS, Jpeg)
-    draw(runs, jpegs, out / "accuracy.png")
+def report(out: Path, only: str | None = None) -> str:
+    """Return the tables, in Markdown, and draw ``out/accuracy.png``, or that of one network."""
+    runs = [run for run in read(out / RUNS, Run) if only in (None, run.network)]
+    jpegs = [point for point in read(out / JPEGS, Jpeg) if only in (None, point.network)]
+    draw(runs, jpegs, out / f"{only or 'accuracy'}.png")
     recipes = [
         f"{group[0].network}, {group[0].label} after {group[0].cut}: `{group[0].command}`; "
         + msgspec.json.encode(group[0].recipe).decode()
