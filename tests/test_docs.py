@@ -231,7 +231,7 @@ def check_parses(command: str) -> None:
         rest = words[1:]
         while hasattr(found, "commands"):
             found, rest = found.commands[rest[0]], rest[1:]
-        options = {name for parameter in found.params for name in parameter.opts}
+        options = {name for each in found.params for name in (*each.opts, *each.secondary_opts)}
         assert {word for word in rest if word.startswith("--")} <= options, command
     elif words[:3] == ["python", "-m", "bench.accuracy"]:
         accuracy_parser().parse_args(words[3:])

@@ -75,6 +75,7 @@ def test_every_number_has_a_range(command: str, tmp_path: Path) -> None:
         "profile": ["m:n"],
         "probe": ["tcp://127.0.0.1:1"],
         "plan": [image, image],
+        "fleet": [image],
         "prepare": ["m:n", "--out", tmp_path / "b", "--at", "x"],
         "inspect": [tmp_path],
         "serve": [],

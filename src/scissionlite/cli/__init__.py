@@ -22,6 +22,7 @@ from scissionlite import __version__
 from scissionlite.cli.bundles import bundles
 from scissionlite.cli.demo import demo
 from scissionlite.cli.doctor import doctor
+from scissionlite.cli.fleet import fleet
 from scissionlite.cli.inspect import inspect
 from scissionlite.cli.keys import keys, sign
 from scissionlite.cli.plan import plan
@@ -39,7 +40,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich cuts the names of options in a terminal of 80 columns
 )
-for command in (profile, probe, plan, prepare, inspect, sign, serve, bundles, run, demo, doctor):
+_COMMANDS = (
+    *(profile, probe, plan, fleet, prepare, inspect, sign),
+    *(serve, bundles, run, demo, doctor),
+)
+for command in _COMMANDS:
     app.command(cls=Command)(command)
 app.add_typer(keys)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_ar
 import typer
 
 from scissionlite.cli.usage import Context
+from scissionlite.toml_file import read_toml
 
 _NOT_IN_FILES = {"config", "help", "print_unit"}
 
@@ -115,17 +115,11 @@ def read_config(path: Path, context: Context) -> dict[str, Any]:
     typer.BadParameter
         If it cannot be read, or has a key or a value that is not allowed.
     """
-    # Here, not at the top: the other commands do not need it.
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
+        document = read_toml(path)
     except OSError as error:
         raise typer.BadParameter(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise typer.BadParameter(f"{path} is not TOML: {error}") from error
     values = {}
     for place, key, value in _entries(path, document, keys_of(context)):

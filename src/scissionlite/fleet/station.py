@@ -1,0 +1,117 @@
+"""Station: one queue and some servers: an edge's workers, or a shared link. No torch."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+class Requests(NamedTuple):
+    """Requests on their way to a station, as columns.
+
+    Attributes
+    ----------
+    arrival
+        Seconds of plant time at which they are there.
+    work
+        Seconds for which they take a server.
+    latest
+        When their deadlines pass: the station drops them then.
+    born
+        When their frames were taken.
+    way
+        Positions in the list of ways.
+    """
+
+    arrival: Floats
+    work: Floats
+    latest: Floats
+    born: Floats
+    way: npt.NDArray[np.int64]
+
+    def take(self, which: npt.NDArray[Any]) -> Requests:
+        """Those that a mask or an order selects."""
+        return Requests(
+            self.arrival[which],
+            self.work[which],
+            self.latest[which],
+            self.born[which],
+            self.way[which],
+        )
+
+    @classmethod
+    def joined(cls, several: Sequence[Requests]) -> Requests:
+        """All of several, in one."""
+        nothing = np.empty(0)
+        empty = cls(nothing, nothing, nothing, nothing, np.empty(0, np.int64))
+        return cls(*map(np.concatenate, zip(empty, *several, strict=True)))
+
+
+class Station:
+    """A queue, first in, first out, and its servers.
+
+    Parameters
+    ----------
+    servers
+        Requests that are served at once.
+    away
+        Start and end of the times in which it is away. What it holds then is lost.
+
+    Attributes
+    ----------
+    worked
+        Seconds that its servers have worked, together.
+    """
+
+    def __init__(self, servers: int, away: Sequence[tuple[float, float]] = ()) -> None:
+        self.servers = servers
+        self.worked = 0.0
+        self._free = [0.0] * servers  # a heap: when each server is free
+        self._away = sorted(away)
+        self._pending: list[Requests] = []
+
+    def add(self, requests: Requests) -> None:
+        """Take requests, in any order."""
+        self._pending.append(requests)
+
+    def serve(self, until: float) -> tuple[Requests, Floats]:
+        """Serve what arrives before a time, after which nothing earlier may be added.
+
+        Returns
+        -------
+        served : Requests
+            In the order of their arrival.
+        ends : ndarray of float64
+            When each was done; infinite for those that were dropped or lost.
+        """
+        pending = Requests.joined(self._pending)
+        due = pending.arrival < until
+        self._pending = [pending.take(~due)]
+        served = pending.take(due)
+        served = served.take(np.argsort(served.arrival, kind="stable"))
+        ends = []
+        free = self._free
+        rows = zip(
+            served.arrival.tolist(), served.work.tolist(), served.latest.tolist(), strict=True
+        )
+        for arrival, work, latest in rows:
+            start = free[0]
+            if start < arrival:
+                start = arrival
+            if start > latest:
+                ends.append(np.inf)
+                continue
+            heapq.heapreplace(free, start + work)
+            ends.append(start + work)
+            self.worked += work
+        done = np.array(ends, dtype=np.float64)
+        for start, end in self._away:
+            held = (served.arrival < end) & (done > start)
+            done[held] = np.inf
+        return served, done
