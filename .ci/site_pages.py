@@ -63,7 +63,10 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point the links of a page to the places that their targets have in the site."""
+    """Point the links of a page to the places that their targets have in the site.
+
+    A backslash at the end of a line breaks it, which Python-Markdown does not know.
+    """
     del config, files
     here, source = posixpath.dirname(page.file.src_uri), _source(page.file.src_uri)
 
@@ -72,7 +75,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return posixpath.relpath(place, here or ".")
 
     parts = _FENCED.split(markdown)  # every second one is a block of code, and stays as it is
-    parts[::2] = [_LINK.sub(in_the_site, part) for part in parts[::2]]
+    parts[::2] = [_LINK.sub(in_the_site, part).replace("\\\n", "  \n") for part in parts[::2]]
     return "".join(parts)
 
 
