@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXTURES
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from torch import nn
@@ -64,6 +64,22 @@ def test_it_starts_as_a_transform_coder_without_loss_where_all_coefficients_are_
     encoder, decoder, _ = image_coder(spec, x, alike)
     with torch.no_grad():
         assert float((decoder(encoder(x)) - x).abs().max()) < 1e-4
+
+
+@given(channels=st.sampled_from([1, 3]), windows=st.integers(2, 4), seed=st.integers(0, 99))
+@settings(max_examples=10)
+def test_a_fitted_decoder_is_no_worse_than_the_one_that_the_encoder_starts_with(
+    channels: int, windows: int, seed: int
+) -> None:
+    x = smooth(40, channels, 8 * windows, 24, seed)
+    encoder, decoder, _ = image_coder(TINY, x, alike)
+    with torch.no_grad():
+        # Scaled, as an encoder that was trained may have it.
+        sent = 3 * encoder(x) + 1
+        transposed = (decoder((sent - 1) / 3) - x).square().mean()
+        decoder.fit(x, sent)
+        fitted = (decoder(sent) - x).square().mean()
+    assert float(fitted) < 1.02 * float(transposed) + 1e-6
 
 
 def test_coefficients_that_matter_are_sent_in_finer_steps() -> None:

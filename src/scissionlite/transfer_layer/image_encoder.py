@@ -103,16 +103,20 @@ class ImageDecoder(nn.Module):
         whole = nn.functional.pad(images, missing, mode="replicate")
         windows = nn.functional.unfold(whole, window, stride=window).transpose(1, 2).flatten(0, 1)
         arrived = sent.flatten(2).transpose(1, 2).flatten(0, 1).double()
-        # A mean for each colour, not for each pixel: that is the bias that the convolution has.
-        ones = torch.ones(len(arrived), 1, dtype=torch.float64)
-        inputs = torch.cat([arrived, ones], 1)
-        # As little as no coefficient notices, so that one which never changes has no large weight.
-        ridge = 1e-6 * inputs.square().mean() * len(inputs) * torch.eye(inputs.shape[1]).double()
-        solved = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ windows.double()).float()
-        self.transform.weight.copy_(solved[:-1].unflatten(1, (channels, window, window)))
-        self.transform.bias.copy_(  # type: ignore[union-attr]  # it has one
-            solved[-1].unflatten(0, (channels, -1)).mean(1)
-        )
+        centre, pixels = arrived.mean(0), windows.mean(0).double()
+        arrived, windows = arrived - centre, windows.double() - pixels
+        products = arrived.T @ arrived
+        # As little as nothing notices, so that a coefficient that never changes has no weight.
+        products += 1e-6 * products.diagonal().mean() * torch.eye(len(products)).double()
+        solved = torch.linalg.solve(products, arrived.T @ windows)
+        # The transposed convolution has a bias for each colour, not for each pixel of a window. So
+        # the residual block's last bias moves the coefficients to where the pixels have their mean.
+        colours = pixels.unflatten(0, (channels, -1)).mean(1)
+        pattern = pixels - colours.repeat_interleave(window**2)
+        moved = torch.linalg.lstsq(solved.T, pattern[:, None]).solution[:, 0] - centre
+        self.residual[-1].bias.copy_(moved)  # type: ignore[operator]  # a convolution
+        self.transform.weight.copy_(solved.unflatten(1, (channels, window, window)))
+        self.transform.bias.copy_(colours)  # type: ignore[union-attr]  # it has one
 
 
 def _residual(channels: int, hidden: int) -> nn.Sequential:
