@@ -93,6 +93,8 @@ SAMPLES = {bool: "true", int: "2", float: "2.5", str: '"x"', Path: '"x"'}
 VALUES = {  # where not all text is allowed
     "bind": '"tcp://127.0.0.1:*"',
     "control": '"tcp://127.0.0.1:*"',
+    "next": '"tcp://127.0.0.1:9"',
+    "next-control": '"tcp://127.0.0.1:9"',
     "page": '":*"',
 }
 

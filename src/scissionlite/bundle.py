@@ -15,7 +15,6 @@ import msgspec
 
 from scissionlite.errors import BundleError
 from scissionlite.manifest import (
-    FORMAT_VERSION,
     MANIFEST_NAME,
     READABLE_VERSIONS,
     Manifest,
@@ -104,7 +103,7 @@ class Bundle:
             if version not in READABLE_VERSIONS:
                 raise BundleError(
                     f"{folder} has bundle format {version}, this build reads up to "
-                    f"{FORMAT_VERSION}: prepare it again with this version"
+                    f"{max(READABLE_VERSIONS)}: prepare it again with this version"
                 )
             manifest = msgspec.json.decode(raw, type=Manifest)
         except msgspec.MsgspecError as error:
@@ -143,6 +142,17 @@ class Bundle:
             encoded = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
             (staging / MANIFEST_NAME).write_bytes(encoded + b"\n")
         return cls.load(folder)
+
+    @property
+    def second_hop(self) -> Bundle:
+        """Of a bundle with three tiers: that of the second hop alone, with an id of its own.
+
+        The edge is the device there, and the next edge the edge. The slices are the same files.
+        """
+        from hashlib import sha256  # loads OpenSSL, which takes milliseconds
+
+        hop_id = sha256(f"second hop of {self.id}".encode()).hexdigest()
+        return Bundle(self.path, self.manifest.second_hop, hop_id)
 
     @property
     def files(self) -> tuple[SliceFile, ...]:

@@ -19,7 +19,10 @@ FORMAT_VERSION = 7
 """The version that is written; bundles of version 6, which have no shallow encoder, of version 5,
 which have no entropy tables, and of version 4, which have one variant, are read too."""
 
-READABLE_VERSIONS = (4, 5, 6, FORMAT_VERSION)
+THREE_TIERS_VERSION = 8
+"""The version of bundles with three slices, of which an earlier build would run only two."""
+
+READABLE_VERSIONS = (4, 5, 6, FORMAT_VERSION, THREE_TIERS_VERSION)
 
 Kind = Literal["split", "image", "local"]
 """Kind of a plan or bundle: packed feature maps cross the link, an image does, or nothing."""
@@ -30,9 +33,10 @@ Precision: TypeAlias = Literal["float32", "int8"]
 Role: TypeAlias = str
 """Role of a slice: "device", the first part; "edge", the rest; "network", the uncut network (for
 the kinds "local" and "image", and as the fallback). Where a bundle has variants, "device-2",
-"device-3" and so on are run after "device", and "edge-2" and so on are other ends."""
+"device-3" and so on are run after "device", and "edge-2" and so on are other ends. With three
+tiers "edge" is the middle, and "cloud" the rest."""
 
-_ROLES = re.compile(r"network|(device|edge)(-[2-9]|-[1-9][0-9])?")
+_ROLES = re.compile(r"network|cloud|(device|edge)(-[2-9]|-[1-9][0-9])?")
 
 MAX_VARIANTS = 32
 """Most variants of a bundle."""
@@ -186,6 +190,22 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
         return any(mine != its and mine[0] and its[0] for mine, its in zip(*coders, strict=True))
 
 
+class NextHop(msgspec.Struct, frozen=True, kw_only=True):
+    """The second cut of a bundle with three slices: what crosses from the edge to the next edge.
+
+    The fields are as those of :class:`Manifest`.
+    """
+
+    slicing_point: SlicingPointInfo
+    crossing: tuple[CrossingTensor, ...]
+    transfer: TransferSpec
+
+    @property
+    def sent_bytes(self) -> int:
+        """Most bytes of payload of a request with the example's batch."""
+        return sum(t.transfer.packed_nbytes(t.shape) for t in self.crossing)
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a bundle except the weights; ``manifest.json`` is its JSON form.
 
@@ -195,7 +215,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     any number of inputs up to it. ``slices`` holds each slice for one or more runtimes, in the
     order of preference. ``variants`` are other ways to split the network; :attr:`every_variant`
     has the first among them. ``local_accuracy`` is that of the uncut network where it is the
-    fallback of a split and computes in int8.
+    fallback of a split and computes in int8. ``next_hop`` is the second cut of three tiers.
     """
 
     # More than 12 attributes: the fields of the file format, all in one place.
@@ -221,6 +241,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     training: Training | None = None
     local_accuracy: Accuracy | None = None
     variants: tuple[Variant, ...] = ()
+    next_hop: NextHop | None = None
     created: str = ""
     versions: dict[str, str] = {}
 
@@ -232,6 +253,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         }
         missing = [field for field in needed[self.kind] if getattr(self, field) in (None, ())]
         roles: tuple[Role, ...] = ("device", "edge") if self.kind == "split" else ("network",)
+        if self.next_hop is not None:
+            roles += ("cloud",)
         missing += [
             f"slices.{role}"
             for role in dict.fromkeys((*roles, *self.slices))
@@ -251,7 +274,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"max_batch must be 1 to {MAX_BATCH}, got {self.max_batch}")
         if self.output_kind == "tensor" and len(self.outputs) != 1:
             raise ValueError(f"{len(self.outputs)} outputs, but the network answers one tensor")
+        self._check_next_hop()
         self._check_variants()
+
+    def _check_next_hop(self) -> None:
+        """Raise ValueError unless the second cut, if there is one, can be carried out."""
+        if self.next_hop is None:
+            if "cloud" in self.slices:
+                raise ValueError("a cloud slice, and no next_hop that leads there")
+            return
+        if self.kind != "split" or self.variants:
+            raise ValueError("three tiers need kind 'split' and no variants")
+        if self.version < THREE_TIERS_VERSION:
+            raise ValueError(f"three tiers need version {THREE_TIERS_VERSION}, got {self.version}")
+        _ = self.second_hop  # which checks what crosses there
 
     def _check_variants(self) -> None:
         """Raise ValueError unless the edge can tell each variant's requests from the others'."""
@@ -300,6 +336,32 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             training=self.training,
         )
         return (first, *self.variants)
+
+    @property
+    def tiers(self) -> int:
+        """How many machines take part: 1 to 3."""
+        return 3 if self.next_hop is not None else 1 if self.kind == "local" else 2
+
+    @property
+    def second_hop(self) -> Manifest:
+        """The manifest of the second hop alone: the edge is the device there, the cloud the edge.
+
+        Its input is what arrives over the first hop, decoded.
+        """
+        hop = self.next_hop
+        assert hop is not None  # who asks has looked
+        return Manifest(
+            kind="split",
+            model=f"{self.model}, tier 3",
+            inputs=tuple(TensorInfo(t.name, t.shape, t.dtype) for t in self.crossing),
+            outputs=self.outputs,
+            output_kind=self.output_kind,
+            max_batch=self.max_batch,
+            slices={"device": self.slices["edge"], "edge": self.slices["cloud"]},
+            slicing_point=hop.slicing_point,
+            crossing=hop.crossing,
+            transfer=hop.transfer,
+        )
 
     @property
     def sent_bytes(self) -> int:

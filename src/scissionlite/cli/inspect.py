@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,8 @@ import typer
 from scissionlite.bundle import Bundle
 from scissionlite.cli.key_options import TrustOption
 from scissionlite.cli.output import JsonOption, kilobytes, print_json, print_table
-from scissionlite.manifest import Accuracy, CrossingTensor, Manifest
-from scissionlite.transfer_layer import Quantization
+from scissionlite.manifest import Accuracy, CrossingTensor, Manifest, SlicingPointInfo
+from scissionlite.transfer_layer import Quantization, TransferSpec
 
 _SHOWN_CLASSES = 12
 """Most classes whose share of right answers is shown."""
@@ -34,28 +35,11 @@ def inspect(
         return
     rows = [["id", opened.id], ["model", manifest.model], ["kind", manifest.kind]]
     if manifest.slicing_point and manifest.transfer:
-        cut, sent = manifest.slicing_point, manifest.sent_bytes
-        rows.append(["slicing point", f"after {cut.after}, before {cut.before}"])
-        for tensor in manifest.crossing:
-            shape = "x".join(map(str, tensor.shape))
-            if tensor.feature_shape is None:
-                rows.append(["crosses", f"{tensor.dtype} {shape}: {tensor.transfer.label}"])
-            else:
-                whole = "x".join(map(str, tensor.feature_shape))
-                label = f"{manifest.transfer.label}, {shape} of them"
-                rows.append(["crosses", f"{tensor.dtype} {whole}: {label}"])
-            if tensor.quantization is not None:
-                rows.append(["", _scale_text(tensor.quantization)])
-            if tensor.tables is not None:
-                rows.append(["", _tables_text(tensor)])
-        rows.append(
-            [
-                "sent",
-                f"{'at most ' if manifest.transfer.entropy else ''}{kilobytes(sent)} kB, "
-                f"{manifest.crossing_bytes / sent:.1f} times fewer bytes than the "
-                f"{kilobytes(manifest.crossing_bytes)} kB in float32",
-            ]
-        )
+        rows += _hop_rows(manifest.slicing_point, manifest.crossing, manifest.transfer)
+    if (hop := manifest.next_hop) is not None:
+        rows.append(["tiers", "3: device, edge, cloud; from edge to cloud:"])
+        rows += _hop_rows(hop.slicing_point, hop.crossing, hop.transfer)
+        rows.append(["id on the second link", opened.second_hop.id])
     if manifest.image_format:
         quality = f", quality {manifest.jpeg_quality}" if manifest.jpeg_quality else ""
         rows.append(["image", f"{manifest.image_format}{quality}"])
@@ -83,6 +67,36 @@ def inspect(
     rows += [["created", manifest.created], *([k, v] for k, v in manifest.versions.items())]
     signed = "" if trust is None else f", signed by a key of {trust}"
     print_table(f"{bundle}: every slice matches its digest{signed}", ["", "value"], rows)
+
+
+def _hop_rows(
+    cut: SlicingPointInfo, crossing: Sequence[CrossingTensor], transfer: TransferSpec
+) -> list[list[str]]:
+    """Where the network is cut, and what crosses there."""
+    rows = [["slicing point", f"after {cut.after}, before {cut.before}"]]
+    for tensor in crossing:
+        shape = "x".join(map(str, tensor.shape))
+        if tensor.feature_shape is None:
+            rows.append(["crosses", f"{tensor.dtype} {shape}: {tensor.transfer.label}"])
+        else:
+            whole = "x".join(map(str, tensor.feature_shape))
+            label = f"{transfer.label}, {shape} of them"
+            rows.append(["crosses", f"{tensor.dtype} {whole}: {label}"])
+        if tensor.quantization is not None:
+            rows.append(["", _scale_text(tensor.quantization)])
+        if tensor.tables is not None:
+            rows.append(["", _tables_text(tensor)])
+    sent = sum(t.transfer.packed_nbytes(t.shape) for t in crossing)
+    whole_bytes = sum(t.feature_nbytes for t in crossing)
+    rows.append(
+        [
+            "sent",
+            f"{'at most ' if transfer.entropy else ''}{kilobytes(sent)} kB, "
+            f"{whole_bytes / sent:.1f} times fewer bytes than the "
+            f"{kilobytes(whole_bytes)} kB in float32",
+        ]
+    )
+    return rows
 
 
 def _recalls_text(accuracy: Accuracy, classes: tuple[str, ...]) -> str:

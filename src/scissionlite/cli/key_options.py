@@ -27,6 +27,18 @@ EdgeKeysOption = Annotated[
         show_default=False,
     ),
 ]
+NextKeyOption = Annotated[
+    Path | None,
+    typer.Option(help="With --next: file of this machine's secret key for that link."),
+]
+NextEdgeKeysOption = Annotated[
+    list[Path],
+    typer.Option(
+        help="With --next-key: file of the next edge's public key, its .pub; one for all, or one "
+        "for each --next.",
+        show_default=False,
+    ),
+]
 TrustOption = Annotated[
     Path | None,
     typer.Option(
@@ -44,17 +56,21 @@ def device_keys(key: Path | None, edge_key: Path | None) -> DeviceKeys | None:
 
 
 def keys_of_edges(
-    key: Path | None, edge_keys: list[Path], connect: list[str]
+    key: Path | None, edge_keys: list[Path], connect: list[str], prefix: str = ""
 ) -> DeviceKeys | list[DeviceKeys] | None:
-    """Read the keys of a device for one or several edge daemons; None without the options."""
+    """Read the keys of a device for one or several edge daemons; None without the options.
+
+    ``prefix`` is that of the options' names.
+    """
     if (key is None) != (not edge_keys):
-        raise typer.BadParameter("--key and --edge-key go together")
+        raise typer.BadParameter(f"--{prefix}key and --{prefix}edge-key go together")
     if key is None:
         return None
     if len(edge_keys) == 1:
         return DeviceKeys(key, edge_keys[0])
     if len(edge_keys) != len(connect):
-        raise typer.BadParameter("give one --edge-key, or one for each --connect")
+        each = "--next" if prefix else "--connect"
+        raise typer.BadParameter(f"give one --{prefix}edge-key, or one for each {each}")
     return [DeviceKeys(key, edge_key) for edge_key in edge_keys]
 
 

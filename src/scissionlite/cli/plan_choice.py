@@ -18,7 +18,7 @@ from scissionlite.graph.tensors import INPUT_POINT
 from scissionlite.images import JPEG_QUALITY, Preprocessing
 from scissionlite.scissiontl.constraints import Constraints
 from scissionlite.scissiontl.planner import plan as rank
-from scissionlite.scissiontl.plans import Plan
+from scissionlite.scissiontl.plans import Plan, SecondCut
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 from scissionlite.transfer_layer.names import spec_named
@@ -52,10 +52,12 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     encoder
         The shallow encoder of a plan that has one, instead of `at` and `codec`: its size, or the
         folder of a bundle that has it.
+    then
+        The second cut of such a plan: a Transfer Layer and a slicing point behind "@"; or None.
     changes
         Changes to the codec's Transfer Layer.
-    device_profile, edge_profile
-        Files of the profiles with which plans are ranked.
+    device_profile, edge_profile, cloud_profile
+        Files of the profiles with which plans are ranked; with the last, those of three tiers too.
     link
         The link, as on the command line.
     slowdown
@@ -71,9 +73,11 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     at: str | None
     codec: Codec
     encoder: str | None
+    then: str | None
     changes: Changes[TransferSpec]
     device_profile: Path | None
     edge_profile: Path | None
+    cloud_profile: Path | None
     link: str
     slowdown: float
     power: float | None
@@ -94,6 +98,12 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
             raise typer.BadParameter(
                 f"{', '.join(self.changes.options)}: only with --at and a codec that has a "
                 "Transfer Layer, or with --encoder"
+            )
+        if self.then is not None and (self.at is None or self.codec not in _SPECS):
+            raise typer.BadParameter("--then is a second cut behind that of --at: give both")
+        if self.cloud_profile is not None and (self.edge_profile is None or self.at is not None):
+            raise typer.BadParameter(
+                "--cloud-profile goes with --device-profile and --edge-profile, without --at"
             )
         if self.device_profile is not None and self.edge_profile is not None and self.at is None:
             device, edge = Profile.load(self.device_profile), Profile.load(self.edge_profile)
@@ -138,6 +148,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
             edge,
             parse_link(self.link),
             constraints=self.constraints,
+            cloud=() if self.cloud_profile is None else Profile.load(self.cloud_profile),
             power=self.power,
             learned=learned,
         )
@@ -178,6 +189,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
             kind="split",
             slicing_point=self.at,
             spec=self.changes.apply(_SPECS[self.codec]),
+            second=None if self.then is None else _second_cut(self.then),
         )
 
 
@@ -188,6 +200,14 @@ def encoder_source(text: str) -> str:
             f"{text!r} is none of {', '.join(ENCODER_COEFFICIENTS)}, nor the folder of a bundle"
         )
     return text
+
+
+def _second_cut(text: str) -> SecondCut:
+    """Read a second cut: the checked name of a Transfer Layer, "@" and a slicing point."""
+    codec, _, point = text.partition("@")
+    if not point:
+        raise typer.BadParameter(f"--then {text} lacks its slicing point: {text}@NAME")
+    return SecondCut(point, spec_named(codec))
 
 
 def variant_name(text: str) -> str:

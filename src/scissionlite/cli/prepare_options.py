@@ -100,6 +100,16 @@ VariantOption = Annotated[
         show_default=False,
     ),
 ]
+ThenOption = Annotated[
+    str | None,
+    typer.Option(
+        parser=variant_name,
+        metavar="<Transfer Layer@slicing point>",
+        help="With --at: cut a second time there, between the edge and a next edge, as "
+        "pool1-int8@layer3 (`serve --next`).",
+        show_default="none",
+    ),
+]
 AccuracyDropOption = Annotated[
     float | None,
     typer.Option(
@@ -119,6 +129,12 @@ EdgeProfileOption = Annotated[
     typer.Option(
         help="Profile of the edge machine, with --device-profile. With --accuracy-drop and neither "
         "of them, this machine is profiled for both."
+    ),
+]
+CloudProfileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Profile of the edge's next edge, with the other two: plans with three tiers, too."
     ),
 ]
 RuntimeOption = Annotated[

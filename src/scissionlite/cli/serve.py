@@ -15,8 +15,15 @@ import typer
 
 from scissionlite.bundle import Bundle
 from scissionlite.cli.config_file import ConfigOption
-from scissionlite.cli.key_options import KeyOption, TrustOption, edge_keys
-from scissionlite.cli.link_options import endpoint_to_bind, page_address
+from scissionlite.cli.key_options import (
+    KeyOption,
+    NextEdgeKeysOption,
+    NextKeyOption,
+    TrustOption,
+    edge_keys,
+    keys_of_edges,
+)
+from scissionlite.cli.link_options import endpoint_to_bind, endpoints_to_connect, page_address
 from scissionlite.cli.logs import LogFormatOption, LogLevelOption, logs_json, set_up_logging
 from scissionlite.cli.model_options import SliceRuntimeOption, ThreadsOption
 from scissionlite.cli.output import JsonOption, error_console, print_table
@@ -59,8 +66,34 @@ def serve(
     ] = None,
     threads: ThreadsOption = None,
     workers: Annotated[
-        int, typer.Option(help="Requests that are worked on at once.", min=1, max=1024)
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Requests that are worked on at once.",
+            min=1,
+            max=1024,
+            show_default="1; with --next, 16",
+        ),
+    ] = None,
+    next: Annotated[
+        list[str],
+        typer.Option(
+            help="Of bundles with three tiers, run the middle slice, and have the next edge's "
+            "daemon at this tensor endpoint answer; without, the last slice is run. May be "
+            "repeated: requests go to the first that is there.",
+            show_default="none",
+            callback=endpoints_to_connect,
+        ),
+    ] = [],  # noqa: B006 - typer reads it and never changes it
+    next_control: Annotated[
+        list[str],
+        typer.Option(
+            help="Its control endpoint; one for each --next.",
+            show_default="the next port",
+            callback=endpoints_to_connect,
+        ),
+    ] = [],  # noqa: B006
+    next_key: NextKeyOption = None,
+    next_edge_key: NextEdgeKeysOption = [],  # noqa: B006
     runtime: SliceRuntimeOption = None,
     processor: Annotated[
         Literal["cpu", "cuda"],
@@ -137,6 +170,7 @@ def serve(
     leave_at_once()
     set_up_logging(log_format, log_level)
     keys = edge_keys(key, authorized, admin)
+    next_keys = keys_of_edges(next_key, next_edge_key, next, "next-")
     with usage_errors():
         server = EdgeServer(
             bundle,
@@ -144,6 +178,9 @@ def serve(
             control=control,
             threads=threads,
             workers=workers,
+            next=next or None,
+            next_control=next_control or None,
+            next_keys=next_keys,
             runtime=runtime,
             processor=processor,
             limits=limits,
@@ -209,6 +246,8 @@ def _print_ready(server: EdgeServer, keys: EdgeKeys | None, json: bool) -> None:
 def _described(bundle: Bundle) -> str:
     manifest = bundle.manifest
     transfer = f", {manifest.transfer.label}" if manifest.transfer is not None else ""
+    if manifest.next_hop is not None:
+        transfer += f", then {manifest.next_hop.transfer.label}, tier 2"
     return f"{manifest.model} ({manifest.kind}{transfer}, bundle {bundle.id[:12]})"
 
 

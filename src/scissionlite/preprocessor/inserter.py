@@ -37,7 +37,8 @@ class SlicedNetwork(nn.Module):
     Attributes
     ----------
     device_slice, edge_slice : torch.nn.Module
-        The two slices; copies, so the captured network keeps its weights.
+        The two slices; copies, so the captured network keeps its weights. With three tiers the
+        edge slice is such a network itself: its device slice is the middle.
     transfer_layers : torch.nn.ModuleList of TransferLayer
         The Transfer Layers between them, one per tensor that crosses.
     train_device_slice, train_edge_slice : bool
@@ -112,8 +113,14 @@ class SlicedNetwork(nn.Module):
         return _with_encoders(self.device_slice, [each.encoder for each in self.layers]).eval()
 
     def deployed_edge_slice(self) -> nn.Module:
-        """The edge slice for deployment, with the decoders of learned Transfer Layers."""
-        return _with_decoders([each.decoder for each in self.layers], self.edge_slice).eval()
+        """The edge slice for deployment, with the decoders of learned Transfer Layers.
+
+        With three tiers it is the middle slice.
+        """
+        own = self.edge_slice
+        if isinstance(own, SlicedNetwork):
+            own = own.deployed_device_slice()
+        return _with_decoders([each.decoder for each in self.layers], own).eval()
 
     def encoders(self) -> nn.Module:
         """The encoders of learned Transfer Layers alone, from the features at the slicing point."""
@@ -129,6 +136,8 @@ class SlicedNetwork(nn.Module):
         """Make constants of the learned scales, drop the rate, switch to evaluation mode."""
         for layer in self.layers:
             layer.settle()
+        if isinstance(self.edge_slice, SlicedNetwork):
+            self.edge_slice.settle()
         self.rate = None
         self.eval()
 
@@ -228,6 +237,58 @@ def insert(
     """
     recipe = recipe or Recipe()
     cut = graph.point(point)
+    # One copy for both, so that a weight used on either side of the cut stays one weight.
+    device_slice, edge_slice = copy.deepcopy(graph.split(cut))
+    layers = transfer_layers(
+        cut,
+        spec,
+        int8_device_slice or device_slice,
+        calibration,
+        recipe,
+        multiplications(device_slice, graph.example),
+        lambda own, seen: _encoder_layer(own, seen, edge_slice, recipe, kept_encoder),
+    )
+    return SlicedNetwork(
+        int8_device_slice or device_slice,
+        layers,
+        edge_slice,
+        train_device_slice=recipe.train_device_slice,
+        train_edge_slice=recipe.train_edge_slice,
+        quantized=int8_device_slice is not None,
+    )
+
+
+def transfer_layers(
+    cut: SlicingPoint,
+    spec: TransferSpec,
+    sender: Callable[..., object],
+    calibration: Iterable[tuple[torch.Tensor, ...]] | None,
+    recipe: Recipe,
+    sender_multiplications: float,
+    encoder_layer: Callable[[TransferSpec, torch.Tensor], TransferLayer] | None = None,
+) -> list[TransferLayer]:
+    """Make the calibrated Transfer Layers of a cut.
+
+    Parameters
+    ----------
+    cut
+        Where they stand.
+    spec, recipe
+        As :func:`insert` takes them.
+    sender
+        The slice before them.
+    calibration
+        Batches of the sender's inputs.
+    sender_multiplications
+        Of the sender for the example, of which learned ones may use a share.
+    encoder_layer
+        Makes a shallow encoder from its spec and images.
+
+    Raises
+    ------
+    PrepareError
+        As :func:`insert`.
+    """
     shapes = [tensor.shape for tensor in cut.crossing]
     if not any(map(spec.valid_for, shapes)):
         raise PrepareError(
@@ -241,8 +302,6 @@ def insert(
             f"{spec.label} cannot stand {cut}: a shallow encoder stands at the slicing point "
             f"{INPUT_POINT!r}, and nothing else does (TransferSpec.shallow_encoder(), --encoder)"
         )
-    # One copy for both, so that a weight used on either side of the cut stays one weight.
-    device_slice, edge_slice = copy.deepcopy(graph.split(cut))
     layers = []
     specs = [spec.adapted_to(shape) for shape in shapes]
     features: list[torch.Tensor] | list[None] = [None] * len(specs)
@@ -252,27 +311,21 @@ def insert(
                 f"{spec.label} needs training data to calibrate its scale: give train= or "
                 "unlabelled="
             )
-        features = _features(int8_device_slice or device_slice, calibration, len(specs))
+        features = _features(sender, calibration, len(specs))
     # Several learned Transfer Layers share the multiplications that the device may spend.
     learned = sum(each.learned for each in specs)
-    budget = recipe.encoder_share * multiplications(device_slice, graph.example)
+    budget = recipe.encoder_share * sender_multiplications
     for own, shape, seen in zip(specs, shapes, features, strict=True):
         try:
             if own.encoder is not None:
                 assert seen is not None
-                layers.append(_encoder_layer(own, seen, edge_slice, recipe, kept_encoder))
+                assert encoder_layer is not None  # it stands at the input, as a first cut
+                layers.append(encoder_layer(own, seen))
             else:
                 layers.append(_layer(own, shape, seen, recipe, budget / max(1, learned)))
         except CodecError as error:
             raise PrepareError(f"{spec.label} cannot stand {cut}: {error}") from error
-    return SlicedNetwork(
-        int8_device_slice or device_slice,
-        layers,
-        edge_slice,
-        train_device_slice=recipe.train_device_slice,
-        train_edge_slice=recipe.train_edge_slice,
-        quantized=int8_device_slice is not None,
-    )
+    return layers
 
 
 def _layer(

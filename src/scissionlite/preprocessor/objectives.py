@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
+from scissionlite.graph.analysis import flat
 from scissionlite.preprocessor.batches import Batch, Placement
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.tasks import Task, normalised_error
@@ -99,6 +100,8 @@ class Distillation:
       arXiv 1412.6550, equation 3, there without the division). Divided by its variance, an error
       of features weighs as much as one of outputs.
 
+    - With three tiers there are no hints.
+
     Where the network has a :class:`.Rate`, its term is added, here and in :class:`LabelLoss`.
 
     With s = 1 labels are not looked at, and ``target`` may be None.
@@ -130,7 +133,13 @@ class Distillation:
         temperature: float,
     ) -> None:
         self._network, self._task, self._placement = network, task, placement
-        self._edge_slice = with_hints(network.edge_slice, teacher.hint_nodes)
+        self._edge_slice: Callable[..., Sequence[torch.Tensor]]
+        if isinstance(whole := network.edge_slice, SlicedNetwork):
+            # Three tiers: no hints, as features of the teacher do not have the second Transfer
+            # Layer's losses.
+            self._edge_slice = lambda *arrived: flat(whole(*arrived))
+        else:
+            self._edge_slice = with_hints(whole, teacher.hint_nodes)
         self._share, self._temperature = share, temperature
         learned_layer = any(layer.spec.learned for layer in network.layers)
         self._features_learn = network.train_device_slice or learned_layer

@@ -18,9 +18,12 @@ from scissionlite.errors import PrepareError
 from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
 from scissionlite.manifest import (
+    FORMAT_VERSION,
     MAX_BATCH,
+    THREE_TIERS_VERSION,
     Accuracy,
     Manifest,
+    NextHop,
     Precision,
     Role,
     SliceFile,
@@ -37,6 +40,7 @@ from scissionlite.preprocessor.kept_encoder import keep_encoder
 from scissionlite.preprocessor.opened_data import OpenedData, open_data
 from scissionlite.preprocessor.quantized import Int8Slices, check_int8
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.second_cut import check_second_cut
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.preprocessor.variants import Split, modules_of, split_all
 from scissionlite.runtimes.export import check_runtimes, export_slices, load_exported
@@ -142,8 +146,9 @@ def prepare(
     Raises
     ------
     PrepareError
-        If the plan has three tiers, the variants cannot share a device slice, the device's part
-        cannot be made int8, a kept encoder does not fit, data is missing or
+        If the plan's second cut does not come behind the first, the variants cannot share a device
+        slice or stand beside a second cut, the device's part cannot be made int8, a kept encoder
+        does not fit, data is missing or
         empty, an image's header cannot be read, the classes of the data or the network's outputs
         differ, the Transfer Layer is not valid at the slicing point, training diverges, the
         checkpoint is of another training, or a runtime's slices do not answer the same as the
@@ -209,8 +214,10 @@ def prepare(
             local = splitter.LocalInference(load_exported(slices, "network", "onnx", folder))
             fallback = _accuracy(local, plan, data, task, uncut_score)
         made = _made(splits, accuracies)
+        next_hop = splits[0].next_hop if splits else None
         manifest = structs.replace(
-            _manifest(graph, plan, made, slices, accuracies[0], preprocessing=preprocessing),
+            _manifest(graph, plan, made, next_hop, slices, preprocessing=preprocessing),
+            accuracy=accuracies[0],
             max_batch=max_batch,
             classes=data.classes,
             local_accuracy=fallback,
@@ -233,13 +240,14 @@ def _manifest(
     graph: Graph,
     plan: Plan,
     made: Sequence[Variant],
+    next_hop: NextHop | None,
     slices: dict[Role, tuple[SliceFile, ...]],
-    accuracy: Accuracy | None,
     *,
     preprocessing: Preprocessing | None,
 ) -> Manifest:
     """The manifest, but for what does not depend on the plan."""
     return Manifest(
+        version=FORMAT_VERSION if next_hop is None else THREE_TIERS_VERSION,
         kind=plan.kind,
         model=graph.name,
         inputs=graph.inputs,
@@ -253,9 +261,9 @@ def _manifest(
         image_format=plan.image_format,
         jpeg_quality=plan.jpeg_quality,
         preprocessing=preprocessing,
-        accuracy=accuracy,
         training=made[0].training if made else None,
         variants=tuple(made[1:]),
+        next_hop=next_hop,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=_versions(),
     )
@@ -269,12 +277,8 @@ def score_uncut(graph: Graph, validate: Data, task: Task) -> float:
 
 
 def _check_plan(graph: Graph, plan: Plan, max_batch: int) -> None:
-    """Check that a plan has two tiers, and that its tensors can have so many inputs at once."""
-    if plan.second is not None:
-        raise PrepareError(
-            f"the plan has three tiers ({plan.place}), and the Offloader runs two: take one "
-            "without a cloud, or give the cloud's profile as the edge's"
-        )
+    """Check a plan's cuts, and that its tensors can have so many inputs at once."""
+    check_second_cut(graph, plan)
     if not 1 <= max_batch <= MAX_BATCH:
         raise PrepareError(f"max_batch must be 1 to {MAX_BATCH}, got {max_batch}")
     if max_batch == 1:
@@ -282,6 +286,8 @@ def _check_plan(graph: Graph, plan: Plan, max_batch: int) -> None:
     tensors = [*graph.inputs, *graph.outputs]
     if plan.slicing_point is not None:
         tensors += graph.point(plan.slicing_point).crossing
+    if plan.second is not None:
+        tensors += graph.point(plan.second.slicing_point).crossing
     batch = graph.inputs[0].shape[0]
     if not graph.dynamic_batch or any(t.shape[:1] != (batch,) for t in tensors):
         raise PrepareError(
@@ -323,7 +329,9 @@ def _verified(
     pairs: list[tuple[str, nn.Module, splitter.Inference]] = []
     for runtime in runtimes:
         for split in splits:
-            joined = splitter.SplitInference(split.variant, slices, runtime, folder)
+            joined = splitter.SplitInference(
+                split.variant, slices, runtime, folder, next_hop=split.next_hop
+            )
             pairs.append((runtime, split.network, joined))
     for runtime in runtimes if "network" in slices else ():
         network = load_exported(slices, "network", runtime, folder)

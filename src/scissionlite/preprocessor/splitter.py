@@ -17,7 +17,7 @@ from scissionlite.graph.analysis import flat, varied_inputs
 from scissionlite.graph.graph import Graph
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.images import ImageFormat, image_decode, image_encode
-from scissionlite.manifest import Accuracy, Role, SliceFile, Variant
+from scissionlite.manifest import Accuracy, NextHop, Role, SliceFile, Variant
 from scissionlite.preprocessor.data import Data, Photographs, samples_of
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.metrics import constant_answer, recalls
@@ -72,6 +72,8 @@ class SplitInference:
         The manifest's description of the split.
     slices, runtime, folder
         As :func:`.load_exported` takes them.
+    next_hop
+        The manifest's description of the second hop, with three tiers.
     """
 
     def __init__(
@@ -80,9 +82,15 @@ class SplitInference:
         slices: dict[Role, tuple[SliceFile, ...]],
         runtime: str,
         folder: Path,
+        *,
+        next_hop: NextHop | None = None,
     ) -> None:
         self._device = [load_exported(slices, role, runtime, folder) for role in variant.device]
-        self._edge = load_exported(slices, variant.edge, runtime, folder)
+        self.edge: Slice
+        if next_hop is None:
+            self.edge = load_exported(slices, variant.edge, runtime, folder)
+        else:
+            self.edge = SplitInference(_beyond(variant, next_hop), slices, runtime, folder)
         self._crossing = variant.crossing
         self.sent_bytes = 0
 
@@ -94,7 +102,7 @@ class SplitInference:
         PrepareError
             As for :meth:`arrived`.
         """
-        return self._edge(*self.arrived(*inputs))
+        return self.edge(*self.arrived(*inputs))
 
     def arrived(self, *inputs: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
         """Run the device's part, and decode what it sends: the edge slice's inputs.
@@ -129,6 +137,18 @@ class SplitInference:
             if not _worst(x, y) <= 1.001 * step:
                 return False
         return True
+
+
+def _beyond(variant: Variant, hop: NextHop) -> Variant:
+    """The second hop of three tiers as a split of its own: the edge is the device there."""
+    return Variant(
+        name=hop.transfer.name,
+        slicing_point=hop.slicing_point,
+        crossing=hop.crossing,
+        transfer=hop.transfer,
+        device=(variant.edge,),
+        edge="cloud",
+    )
 
 
 class ImageInference:
@@ -271,7 +291,10 @@ def _to_what_arrived(
         own = [x.numpy() for x in network.transfer(network.features(*example))]
         if not exported.differ_by_rounding(arrived, own):
             return []
-        return [x.numpy() for x in flat(network.edge_slice(*map(torch.from_numpy, arrived)))]
+        received = tuple(map(torch.from_numpy, arrived))
+        # Where three tiers send on, the codes of the second hop may differ by rounding, too.
+        further = _to_what_arrived(network.edge_slice, exported.edge, received)
+        return further or [x.numpy() for x in flat(network.edge_slice(*received))]
 
 
 def _worst(answer: npt.NDArray[np.float32], correct: npt.NDArray[np.float32]) -> float:

@@ -17,7 +17,14 @@ from torch import nn
 from scissionlite.errors import PrepareError
 from scissionlite.graph.graph import Graph, SlicingPoint
 from scissionlite.graph.tensors import TensorInfo
-from scissionlite.manifest import MAX_VARIANTS, CrossingTensor, Role, SlicingPointInfo, Variant
+from scissionlite.manifest import (
+    MAX_VARIANTS,
+    CrossingTensor,
+    NextHop,
+    Role,
+    SlicingPointInfo,
+    Variant,
+)
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import input_batches, loader_of
 from scissionlite.preprocessor.entropy_fitting import entropy_tables
@@ -26,6 +33,7 @@ from scissionlite.preprocessor.kept_encoder import KeptEncoder
 from scissionlite.preprocessor.opened_data import OpenedData
 from scissionlite.preprocessor.quantized import Int8Slices
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.second_cut import arrived, cut_again
 from scissionlite.preprocessor.tasks import Task
 from scissionlite.preprocessor.teacher import Teacher
 from scissionlite.scissiontl.plans import Plan
@@ -38,10 +46,14 @@ Modules = dict[Role, tuple[nn.Module, tuple[torch.Tensor, ...]]]
 
 @dataclass(frozen=True)
 class Split:
-    """A network with its Transfer Layer, retrained, and the manifest's description of it."""
+    """A network with its Transfer Layer, retrained, and the manifest's description of it.
+
+    With three tiers, the network's edge slice has the second Transfer Layer.
+    """
 
     network: SlicedNetwork
     variant: Variant
+    next_hop: NextHop | None = None
 
 
 def split_all(
@@ -87,8 +99,15 @@ def split_all(
             device=tuple(map(_device_role, range(points.index(cut.index) + 1))),
             edge=shared.variant.edge if shared else f"edge-{edges + 1}" if edges else "edge",
         )
+        if data.train is None and not _lossless(each):
+            raise PrepareError(
+                f"{each.label} changes what crosses, so the network has to be retrained with it: "
+                "give train= or unlabelled="
+            )
         network = _inserted(graph, cut, each.spec, data, recipe, shared, int8, kept_encoder)
-        lossless = each.spec.lossless and int8 is None
+        lossless = _lossless(each) and int8 is None
+        if each.second is not None:
+            cut_again(graph, network, cut, each.second, lambda: _inputs(data, recipe), recipe)
         if shared is None and not lossless and data.train is not None and recipe.epochs:
             distil = not data.labelled or recipe.distillation > 0
             training = trainer.train(
@@ -111,7 +130,8 @@ def split_all(
         else:
             tables = [kept_encoder.crossing.tables]
         crossing = tuple(map(_crossing_tensor, cut.crossing, network.layers, tables))
-        splits.append(Split(network, structs.replace(variant, crossing=crossing)))
+        variant = structs.replace(variant, crossing=crossing)
+        splits.append(Split(network, variant, _next_hop(graph, each, network, data, recipe)))
     return splits
 
 
@@ -143,6 +163,12 @@ def modules_of(
                 arriving = split.network.arriving(*graph.example)
             edge = split.network.deployed_edge_slice()
             modules[split.variant.edge] = (edge, tuple(x.clone() for x in arriving))
+        if isinstance(network := split.network.edge_slice, SlicedNetwork):
+            with torch.no_grad():
+                received = split.network.transfer(split.network.features(*graph.example))
+                arriving = network.arriving(*received)
+            last = network.deployed_edge_slice()
+            modules["cloud"] = (last, tuple(x.clone() for x in arriving))
         previous = split
     return modules
 
@@ -164,6 +190,8 @@ def _plans(
         plans.append(each)
     if len(plans) == 1:
         return plans
+    if plan.second is not None:
+        raise PrepareError("variants go with two tiers, and the plan has three")
     if len(plans) > MAX_VARIANTS:
         raise PrepareError(f"{len(plans)} variants: a bundle holds at most {MAX_VARIANTS}")
     if recipe.train_device_slice:
@@ -231,11 +259,6 @@ def _inserted(
     kept_encoder: KeptEncoder | None,
 ) -> SlicedNetwork:
     """The network with a calibrated Transfer Layer, and the edge slice of another if shared."""
-    if data.train is None and not spec.lossless:
-        raise PrepareError(
-            f"{spec.label} changes what crosses, so the network has to be retrained with it: "
-            "give train= or unlabelled="
-        )
     network = insert(
         graph,
         cut,
@@ -254,6 +277,28 @@ def _inserted(
             scales = [tensor.quantization for tensor in shared.variant.crossing]
             network.transfer_layers = nn.ModuleList(map(TransferLayer, specs, scales))
     return network
+
+
+def _lossless(plan: Plan) -> bool:
+    """Whether what crosses arrives as it was, on both hops if there are two."""
+    second = plan.second is None or plan.second.spec.lossless
+    return second and plan.spec is not None and plan.spec.lossless
+
+
+def _next_hop(
+    graph: Graph, plan: Plan, network: SlicedNetwork, data: OpenedData, recipe: Recipe
+) -> NextHop | None:
+    """The manifest's description of the second hop of a trained network; None with two tiers."""
+    edge = network.edge_slice
+    if plan.second is None or not isinstance(edge, SlicedNetwork):
+        return None
+    cut = graph.point(plan.second.slicing_point)
+    tables = entropy_tables(edge, arrived(network, _inputs(data, recipe)))
+    return NextHop(
+        slicing_point=SlicingPointInfo(cut.index, cut.after, cut.before),
+        crossing=tuple(map(_crossing_tensor, cut.crossing, edge.layers, tables)),
+        transfer=plan.second.spec,
+    )
 
 
 def _device_role(position: int) -> Role:

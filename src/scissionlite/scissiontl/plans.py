@@ -71,6 +71,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             raise PlanError("an 'image' plan has image_format, others have not")
         if (self.image_format == "jpeg") != (self.jpeg_quality is not None):
             raise PlanError("jpeg_quality goes with the image format 'jpeg', and only with it")
+        if self.second is not None and self.kind != "split":
+            raise PlanError("a second cut goes with a 'split' plan, and only with it")
         if self.device_precision == "int8" and self.kind == "image":
             raise PlanError("the device of an 'image' plan computes nothing that could be in int8")
 

@@ -189,6 +189,10 @@ class Answering:
             seconds["edge_queue"] = outcome.queue
             seconds["edge_decode"] = outcome.decode
             seconds["edge_run"] = outcome.run
+            if (hop := outcome.hop) is not None:
+                seconds["edge_encode"], seconds["relay"] = hop.encode, hop.transfer
+                seconds["cloud_queue"], seconds["cloud_decode"] = hop.queue, hop.decode
+                seconds["cloud_run"] = hop.run
             self.adaptation.answered(work.choice, work.bytes_sent, seconds, time.monotonic())
             answer = self._answer(work, outcome.outputs, "edge", "transfer", outcome.edge)
             if self._fallback == "last":

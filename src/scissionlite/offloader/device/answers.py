@@ -33,8 +33,10 @@ class Answer(msgspec.Struct, frozen=True):
     timings : dict of str to float
         Seconds, adding up to ``latency``: on the device ``preprocess``, ``device_slice``,
         ``encode``, ``local_run`` and ``wait`` (for a connection, for credit, for another
-        inference of this device); at the edge ``edge_queue``, ``edge_decode``, ``edge_run``;
-        and ``transfer``, which is the rest. Stages that did not happen have no entry.
+        inference of this device); at the edge ``edge_queue``, ``edge_decode``, ``edge_run``; with
+        three tiers ``edge_encode``, ``relay`` (the second link), and at the next edge
+        ``cloud_queue``, ``cloud_decode``, ``cloud_run``; and ``transfer``, which is the rest.
+        Stages that did not happen have no entry.
     edge : str or None
         Tensor endpoint of the edge that answered, or whose last answer it is; None if it is local.
     variant : str or None

@@ -24,13 +24,17 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.02, 0.5  # seconds before a request is sent to a b
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """The edge's answer to a request: its tensor endpoint, the outputs, its times in seconds."""
+    """The edge's answer to a request: its tensor endpoint, the outputs, its times in seconds.
+
+    ``hop`` has those behind the edge, with three tiers.
+    """
 
     edge: str
     outputs: Outputs
     queue: float
     decode: float
     run: float
+    hop: control.HopTimes | None = None
 
 
 class Request(msgspec.Struct, eq=False):
@@ -148,4 +152,5 @@ class DeviceMessages:
             np.frombuffer(payload, dtype=np.float32).copy().reshape(tensor.shape)
             for payload, tensor in zip(payloads, tensors, strict=True)
         )
-        return Reply(self.endpoints.tensors, outputs, result.queue, result.decode, result.run)
+        times = (result.queue, result.decode, result.run, result.hop)
+        return Reply(self.endpoints.tensors, outputs, *times)

@@ -34,8 +34,9 @@ Outcome = Literal["served", "failed", "expired", "busy"]
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-Stage = Literal["queue", "decode", "run", "send"]
-"""Waiting for its turn; decoding the payload; the slice's run; packing and sending the result."""
+Stage = Literal["queue", "decode", "run", "next", "send"]
+"""Waiting for its turn; decoding the payload; the slice's run; with three tiers, packing for the
+next edge and waiting for its answer; packing and sending the result."""
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
@@ -176,7 +177,12 @@ class BundleMetrics:
         stages["queue"].add(done.queue)
         stages["decode"].add(done.decode)
         stages["run"].add(done.run)
-        stages["send"].add(max(0.0, whole - done.queue - done.decode - done.run))
+        spent = done.queue + done.decode + done.run
+        if (hop := done.hop) is not None:
+            beyond = hop.encode + hop.transfer + hop.queue + hop.decode + hop.run
+            stages["next"].add(beyond)
+            spent += beyond
+        stages["send"].add(max(0.0, whole - spent))
         self.latency.add(whole)
 
 

@@ -147,12 +147,15 @@ class Requests:
         job = done.job
         if done.frames:
             self._end(job, "served", _nbytes(done.frames))  # before the device can know
-            result = Result(job.request_id, done.queue, done.decode, done.run)
+            result = Result(job.request_id, done.queue, done.decode, done.run, done.hop)
             self._send(job.device_id, result, done.frames)
             job.served.record.time(done)
         elif done.expired:
             self._end(job, "expired")
             self._fail(job.device_id, job.request_id, "expired", done.reason)
+        elif done.busy:
+            self._end(job, "busy")
+            self._fail(job.device_id, job.request_id, "busy", done.reason)
         else:
             self._end(job, "failed")
             self._fail(job.device_id, job.request_id, "execution", done.reason)

@@ -12,6 +12,7 @@ import msgspec
 from scissionlite.offloader.edge.metrics import DeviceUsage
 from scissionlite.offloader.limits import EdgeLimits
 from scissionlite.offloader.wire import Buffer, TensorHeader
+from scissionlite.offloader.wire.control import HopTimes
 
 if TYPE_CHECKING:
     from scissionlite.offloader.edge.served import Served
@@ -37,7 +38,9 @@ class Job(msgspec.Struct, eq=False):
 class Done(msgspec.Struct, frozen=True, eq=False):
     """The end of a job: the result's frames, or the reason why there are none; times in seconds.
 
-    ``expired`` says that the deadline passed before an engine had an answer.
+    ``expired`` says that the deadline passed before an engine had an answer, ``busy`` that the next
+    edge of three tiers had no room until then. ``hop`` has the times behind this edge, if there are
+    three tiers.
     """
 
     job: Job
@@ -47,6 +50,8 @@ class Done(msgspec.Struct, frozen=True, eq=False):
     decode: float
     run: float
     expired: bool = False
+    busy: bool = False
+    hop: HopTimes | None = None
 
 
 class _Device(msgspec.Struct, eq=False):

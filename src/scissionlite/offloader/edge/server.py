@@ -21,7 +21,7 @@ from scissionlite.offloader.edge.page_address import PageAddress
 from scissionlite.offloader.edge.status import liveness_trouble
 from scissionlite.offloader.edge.threads import EdgeThreads
 from scissionlite.offloader.limits import EdgeLimits
-from scissionlite.offloader.link_keys import EdgeKeys
+from scissionlite.offloader.link_keys import DeviceKeys, EdgeKeys
 from scissionlite.offloader.wire.control import StatsReply, Welcome
 from scissionlite.offloader.wire.endpoints import Endpoints, is_local
 
@@ -56,6 +56,10 @@ class EdgeServer:
     engine
         What runs the slices; by default this process (:class:`.engines.local.LocalEngine`). It is
         closed with the server.
+    next, next_control, next_keys
+        Of a bundle of three tiers, run the middle slice and have the next edge answer, whose
+        endpoints these are, and this daemon's keys for it; as ``connect``, ``control`` and ``keys``
+        of :class:`.device.device.Device`. Without, the last slice is run.
     runtime
         The runtime that runs the slice here, one of those that the bundle was prepared for; by
         default the first of them that can.
@@ -108,6 +112,9 @@ class EdgeServer:
         threads: int | None = None,
         workers: int | None = None,
         engine: Engine | None = None,
+        next: str | Sequence[str] | None = None,
+        next_control: str | Sequence[str | None] | None = None,
+        next_keys: DeviceKeys | Sequence[DeviceKeys | None] | None = None,
         runtime: str | None = None,
         processor: Literal["cpu", "cuda"] = "cpu",
         limits: EdgeLimits | None = None,
@@ -120,6 +127,14 @@ class EdgeServer:
         page: str | None = None,
     ) -> None:
         limits = limits or EdgeLimits()
+        if next is None and (next_control is not None or next_keys is not None):
+            raise ValueError("control endpoints and keys of a next edge need its endpoint, next=")
+        if next is not None:
+            if engine is not None:
+                raise ValueError("next= is an engine of its own: give no other one")
+            from scissionlite.offloader.edge.engines.relay import RelayEngine  # a device's modules
+
+            engine = RelayEngine(next, next_control, next_keys, (name or platform.node())[:256])
         self._engine: Engine = LocalEngine() if engine is None else engine
         workers = self._engine.workers if workers is None else workers
         if workers < 1:

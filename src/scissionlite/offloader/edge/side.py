@@ -39,7 +39,8 @@ class EdgeSide:
     Parameters
     ----------
     bundle
-        Of kind "split" (runs its edge slices) or "image" (runs the uncut network).
+        Of kind "split" (runs its edge slices) or "image" (runs the uncut network). Of one of
+        three tiers the last slice is run; :class:`.engines.relay.RelaySide` runs the middle.
     threads
         For one run of the slice; None is the runtime's default.
     runtime
@@ -52,7 +53,7 @@ class EdgeSide:
     Attributes
     ----------
     bundle : Bundle
-        As given.
+        As given; of one of three tiers, that of the second hop.
     check : callable
         Checks the tensors of a request; :func:`.bundle_tensors.request_checker` made it.
     run : Slice
@@ -74,13 +75,15 @@ class EdgeSide:
         batch: int = 1,
         processor: str = "cpu",
     ) -> None:
+        if bundle.manifest.tiers == 3:
+            bundle = bundle.second_hop
         manifest = bundle.manifest
         request_tensors(manifest)
         self.bundle = bundle
         self._manifest = manifest
         self.check = request_checker(manifest)
         self._slices: dict[Role, Slice] = {}
-        self._decode_tensor: Callable[..., Any] = _decode
+        self._decode_tensor: Callable[..., Any] = decode_tensor
         self._join: Callable[..., Any] = np.concatenate
         if processor != "cpu":
             from scissionlite.offloader.edge.gpu import GpuDecoder  # imports torch
@@ -236,9 +239,10 @@ def _role(variant: Variant | None) -> Role:
     return "network" if variant is None else variant.edge
 
 
-def _decode(
+def decode_tensor(
     tensor: CrossingTensor, header: TensorHeader, payload: memoryview
 ) -> npt.NDArray[np.float32]:
+    """Decode a payload of a checked request into one of the slice's inputs."""
     quantization, coded = tensor.quantization, header.entropy_coded
     packed = Packed(payload, tensor.transfer, header.shape, quantization, coded, tensor.tables)
     # Slices take their inputs as PyTorch's contiguous tensors are, in NCHW.

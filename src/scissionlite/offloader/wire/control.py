@@ -87,17 +87,34 @@ class Pong(msgspec.Struct, tag="pong", frozen=True, forbid_unknown_fields=True):
     sequence: Count
 
 
-class Result(msgspec.Struct, tag="result", frozen=True, forbid_unknown_fields=True):
+class HopTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The times behind the edge, in seconds, where it sends on to a next edge.
+
+    ``encode`` is the edge's packing, ``transfer`` the second link's; the others are the next
+    edge's, as those of :class:`Result`.
+    """
+
+    encode: Seconds
+    transfer: Seconds
+    queue: Seconds
+    decode: Seconds
+    run: Seconds
+
+
+class Result(
+    msgspec.Struct, tag="result", frozen=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """Edge to device: an answer; the frames of its tensor message follow.
 
     ``queue``, ``decode`` and ``run`` are the edge's times in seconds: waiting for its turn,
-    decoding the payload, running the slice.
+    decoding the payload, running the slice. ``hop`` is there only with three tiers.
     """
 
     request: RequestId
     queue: Seconds
     decode: Seconds
     run: Seconds
+    hop: HopTimes | None = None
 
 
 FailureCode = Literal[

@@ -2,6 +2,7 @@
 
 ``engine``     Engine, which opens bundles; Computation, which finishes Jobs of one: the interface
 ``local``      LocalEngine: in the daemon's own threads; the default
+``relay``      RelayEngine: the middle of three tiers, which is a device of the next edge
 
 A worker of :mod:`..threads` calls Computation.finish, which waits for the answers; so an engine
 that has many machines has many workers, which wait.
