@@ -70,6 +70,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
         A folder of them, with which this machine is profiled.
     """
 
+    # More than 12 attributes: the options of a command.
+
     at: str | None
     codec: Codec
     encoder: str | None

@@ -23,7 +23,6 @@ from scissionlite.manifest import (
     THREE_TIERS_VERSION,
     Accuracy,
     Manifest,
-    NextHop,
     Precision,
     Role,
     SliceFile,
@@ -213,11 +212,8 @@ def prepare(
         if int8 is not None and splits and local_fallback:
             local = splitter.LocalInference(load_exported(slices, "network", "onnx", folder))
             fallback = _accuracy(local, plan, data, task, uncut_score)
-        made = _made(splits, accuracies)
-        next_hop = splits[0].next_hop if splits else None
         manifest = structs.replace(
-            _manifest(graph, plan, made, next_hop, slices, preprocessing=preprocessing),
-            accuracy=accuracies[0],
+            _manifest(graph, plan, splits, accuracies, slices, preprocessing=preprocessing),
             max_batch=max_batch,
             classes=data.classes,
             local_accuracy=fallback,
@@ -239,13 +235,15 @@ def _int8_slices(
 def _manifest(
     graph: Graph,
     plan: Plan,
-    made: Sequence[Variant],
-    next_hop: NextHop | None,
+    splits: Sequence[Split],
+    accuracies: Sequence[Accuracy | None],
     slices: dict[Role, tuple[SliceFile, ...]],
     *,
     preprocessing: Preprocessing | None,
 ) -> Manifest:
     """The manifest, but for what does not depend on the plan."""
+    made = _made(splits, accuracies)
+    next_hop = splits[0].next_hop if splits else None
     return Manifest(
         version=FORMAT_VERSION if next_hop is None else THREE_TIERS_VERSION,
         kind=plan.kind,
@@ -264,6 +262,7 @@ def _manifest(
         training=made[0].training if made else None,
         variants=tuple(made[1:]),
         next_hop=next_hop,
+        accuracy=accuracies[0],
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=_versions(),
     )
