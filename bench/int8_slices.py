@@ -30,7 +30,7 @@ from scissionlite.manifest import Precision
 from scissionlite.models import load_model
 from scissionlite.preprocessor.data import Sample
 from scissionlite.preprocessor.recipe import Recipe
-from scissionlite.preprocessor.trainer import evaluate
+from scissionlite.preprocessor.scoring import evaluate
 from scissionlite.runtimes import Slice, keep_memory, load_slice, onnx, torchscript
 from scissionlite.runtimes.onnx_int8 import quantize
 

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from scissionlite.errors import PrepareError
-from scissionlite.preprocessor import metrics, splitter, trainer
+from scissionlite.preprocessor import metrics, splitter
 from scissionlite.preprocessor.classes import MetricName
+from scissionlite.preprocessor.scoring import evaluate
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Scored, Task
 
 
@@ -32,7 +33,7 @@ def test_a_metric_sees_the_whole_set(batch_size: int) -> None:
     target = (torch.arange(100) % 10 == 0).long()
     data = torch.utils.data.TensorDataset(answers, target)
     task = Task.of(lambda answer, target: 0 * answer.sum(), _balanced_accuracy)
-    assert trainer.evaluate(nn.Identity(), data, task=task, batch_size=batch_size) == 0.5
+    assert evaluate(nn.Identity(), data, task=task, batch_size=batch_size) == 0.5
     # The exported network is scored one sample at a time: the same.
     accuracy = splitter.measure(
         splitter.LocalInference(lambda *inputs: inputs), data, task, before=0.5

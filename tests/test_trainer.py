@@ -26,7 +26,6 @@ import scissionlite as sl
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
 from scissionlite.preprocessor import feature_cache, inserter, trainer
-from scissionlite.preprocessor.calibration import calibrate
 from scissionlite.preprocessor.data import (
     ImageFolder,
     Photographs,
@@ -36,8 +35,10 @@ from scissionlite.preprocessor.data import (
 )
 from scissionlite.preprocessor.metrics import IGNORED
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.scoring import evaluate
 from scissionlite.preprocessor.tasks import SEGMENTATION, Task
 from scissionlite.preprocessor.teacher import Teacher
+from scissionlite.transfer_layer.calibration import calibrate
 from scissionlite.transfer_layer.layers import TransferLayer
 
 OURS = sl.TransferSpec()
@@ -451,9 +452,9 @@ def test_a_loss_and_metric_of_ones_own(tmp_path: Path) -> None:
         nn.Flatten(),
         nn.Linear(4, 1),
     )
-    untrained = trainer.evaluate(network, data, task=task)
+    untrained = evaluate(network, data, task=task)
     trainer.train(network, data, Recipe(epochs=30, learning_rate=2e-2), task=task)
-    trained = trainer.evaluate(network, data, task=task)
+    trained = evaluate(network, data, task=task)
     assert trained > untrained / 2
     bundle = sl.prepare(
         sl.capture(network, torch.zeros(1, 3, 8, 8), name="brightness"),

@@ -26,7 +26,7 @@ from bench.accuracy.photographs import Frame, Pictures
 from bench.accuracy.records import JPEGS, RUNS, Jpeg, Run, append, read, seeds_together
 from scissionlite.images import image_decode, image_encode
 from scissionlite.preprocessor.data import Sample
-from scissionlite.preprocessor.trainer import evaluate
+from scissionlite.preprocessor.scoring import evaluate
 
 Coder: TypeAlias = Callable[[Frame, int], bytes]
 """Codes a frame at a quality as a JPEG."""

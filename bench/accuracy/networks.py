@@ -38,8 +38,8 @@ from bench.accuracy.photographs import (
 )
 from scissionlite.models import load_model
 from scissionlite.preprocessor.data import ImageFolder, Sample
+from scissionlite.preprocessor.scoring import evaluate
 from scissionlite.preprocessor.tasks import CLASSIFICATION, SEGMENTATION, Task
-from scissionlite.preprocessor.trainer import evaluate
 
 CLASSES = 6
 TRAINING_MOSAICS = 2472  # two a training photograph

@@ -25,7 +25,7 @@ from scissionlite.graph.graph import Graph
 from scissionlite.manifest import Accuracy, Manifest
 from scissionlite.preprocessor.data import Sample
 from scissionlite.preprocessor.recipe import Recipe
-from scissionlite.preprocessor.trainer import evaluate
+from scissionlite.preprocessor.scoring import evaluate
 from scissionlite.scissiontl.profile import cpu_name
 
 FOLDS = 5

@@ -40,6 +40,15 @@ def progress_bar(enabled: bool) -> Iterator[Progress]:
         yield progress
 
 
+def duration(seconds: float) -> str:
+    """A time in words that promise no more than is known: "8 s", "40 s", "3 min", "2.5 h"."""
+    if seconds < 10:
+        return f"{max(1, seconds):.0f} s"
+    if seconds < 100:
+        return f"{10 * round(seconds / 10)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class _ProgressLines(Progress):
     """Tasks as plain lines for a log: the start, the end, and what is between at intervals."""
 

@@ -67,13 +67,14 @@ from scissionlite.images import Preprocessing
 from scissionlite.manifest import Precision
 from scissionlite.preprocessor.classes import MetricName, class_folders, read_class_names
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.progress import duration
 from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
 
 if TYPE_CHECKING:
     from scissionlite.graph.graph import Graph
-    from scissionlite.preprocessor.choosing import Attempt
+    from scissionlite.preprocessor.choosing import Choice, Outlook
     from scissionlite.preprocessor.tasks import Task
 
 
@@ -249,7 +250,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
             preprocessing=self.preprocessing,
             task=self.task(),
             tries=tries,
-            on_try=_print_plan,
+            on_try=_print_outlook if self.progress else lambda outlook: None,
             train=self.train,
             unlabelled=self.unlabelled,
             classes=self.classes,
@@ -261,7 +262,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
             progress=self.progress,
         )
         if self.progress:
-            _print_attempts(choice.attempts, parse_link(request.link))
+            _print_attempts(choice, parse_link(request.link))
         return choice.bundle
 
 
@@ -299,29 +300,38 @@ def _check_accuracy_drop(
         raise typer.BadParameter("--checkpoint is one training's; --accuracy-drop has several")
 
 
-def _print_plan(plan: Plan) -> None:
-    error_console.print(
-        f"Trying {plan.label} at {plan.place}, predicted {milliseconds(plan.predicted.latency)} ms",
-        markup=False,
-        highlight=False,
+def _print_outlook(outlook: Outlook) -> None:
+    plan = outlook.plan
+    text = (
+        f"Trying {plan.label} at {plan.place}, predicted {milliseconds(plan.predicted.latency)} ms"
     )
+    if plan.predicted.drop is not None:
+        text += f" and {plan.predicted.drop * 100:.1f} points lost before training"
+    if outlook.seconds:
+        text += (
+            f"; at most about {duration(outlook.seconds)}, "
+            f"all tries {duration(outlook.most_seconds)}"
+        )
+    error_console.print(text, markup=False, highlight=False)
 
 
-def _print_attempts(attempts: Sequence[Attempt], link: Link) -> None:
+def _print_attempts(choice: Choice, link: Link) -> None:
     rows = [
         [
             str(number),
             attempt.plan.place,
             attempt.plan.label,
             milliseconds(attempt.plan.predicted.latency),
-            f"{attempt.accuracy.sent_bytes / 1e3:.2f}",
-            f"{attempt.accuracy.after * 100:.2f}",
-            f"{(attempt.accuracy.after - attempt.accuracy.before) * 100:+.2f}",
+            "" if attempt.sent_bytes is None else f"{attempt.sent_bytes / 1e3:.2f}",
+            f"{attempt.after * 100:.2f}",
+            f"{(attempt.after - attempt.before) * 100:+.2f}",
+            str(attempt.epochs),
             f"{attempt.seconds:.0f}",
-            "kept" if attempt.held else "",
+            "held" if attempt.held else "stopped" if attempt.stopped else "",
         ]
-        for number, attempt in enumerate(attempts, 1)
+        for number, attempt in enumerate(choice.attempts, 1)
     ]
     columns = ["try (#)", "slicing point", "what crosses", "predicted (ms)", "sent (kB)"]
-    columns += [f"{attempts[0].accuracy.metric} (%)", "change (points)", "took (s)", ""]
-    print_table(f"Tried for {link}", columns, rows)
+    columns += [f"{choice.metric} (%)", "change (points)", "epochs (#)", "took (s)", ""]
+    caption = "The last plan that held is kept: it is the fastest of them."
+    print_table(f"Tried for {link}", columns, rows, caption=caption)

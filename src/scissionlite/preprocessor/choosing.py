@@ -15,43 +15,75 @@ from scissionlite.bundle import Bundle
 from scissionlite.errors import PrepareError
 from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
-from scissionlite.manifest import Accuracy, Precision
+from scissionlite.manifest import Precision
 from scissionlite.preprocessor.data import Data
+from scissionlite.preprocessor.floor import BelowFloorError
 from scissionlite.preprocessor.opened_data import open_data
 from scissionlite.preprocessor.pipeline import prepare, score_uncut
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.search import REMAINING, FloorSearch, front
 from scissionlite.preprocessor.splitter import AccuracyWarning
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
+from scissionlite.preprocessor.training_time import TryTimes
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
 
 
-class Attempt(msgspec.Struct, frozen=True):
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """A plan that was tried, and its result.
 
     Attributes
     ----------
     plan
         The plan that was prepared.
-    accuracy
-        As in its bundle.
+    before, after
+        Score of the uncut network, and of the prepared one; or that when training was stopped.
+    sent_bytes
+        Mean bytes of a request; None where training was stopped.
     held
         Whether the score is high enough.
+    epochs
+        Epochs of training; 0 where the calibrated network held, or needed no training.
+    stopped
+        Whether training was stopped, because the network could not reach the score any more.
     seconds
         Time for calibrating, training, exporting and measuring.
     """
 
     plan: Plan
-    accuracy: Accuracy
+    before: float
+    after: float
+    sent_bytes: float | None
     held: bool
+    epochs: int
+    stopped: bool
     seconds: float
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """The bundle that was kept, and everything that was tried, in order."""
+    """The bundle that was kept, its metric, and everything that was tried, in order."""
 
     bundle: Bundle
+    metric: str
     attempts: tuple[Attempt, ...]
+
+
+class Outlook(msgspec.Struct, frozen=True):
+    """What is known before a plan is tried.
+
+    Attributes
+    ----------
+    plan
+        The plan.
+    seconds
+        Time that the try is predicted to take, if it is trained to the end.
+    most_seconds
+        Time that this and all further tries are predicted to take at most.
+    """
+
+    plan: Plan
+    seconds: float
+    most_seconds: float
 
 
 def choose(
@@ -73,22 +105,27 @@ def choose(
     device_precision: Precision | None = None,
     progress: bool = False,
     tries: int = 5,
-    on_try: Callable[[Plan], None] = lambda plan: None,
+    on_try: Callable[[Outlook], None] = lambda outlook: None,
 ) -> Choice:
-    """Prepare the most promising plans in order of predicted latency; keep the first that holds.
+    """Find the fastest plan that scores at most ``accuracy_drop`` less than the uncut network.
 
-    As plans come in order, the first whose score is no more than ``accuracy_drop`` below the uncut
-    network's is the fastest of them. A plan is left out if it cannot score better than one that has
-    failed: it has the same or a harsher Transfer Layer where a feature map of the same shape
-    crosses. Once ``tries`` plans were trained and failed, only plans are tried that need no
-    training: a float32 split, images, or running locally, which always holds in float32.
+    Where the plans have a predicted drop (:attr:`.Prediction.drop`), plans are left out that are
+    slower than another one and predicted to lose as much or more, and the search goes to the
+    fastest that holds in a few steps (:mod:`.search`). Without it, plans are tried in order of
+    latency, and the first that holds is the fastest. In either case a plan is left out if it cannot
+    score better than one that has failed: it has the same or a harsher Transfer Layer where a
+    feature map of the same shape crosses.
+
+    A plan that holds when it is calibrated is not trained, and a training is stopped as soon as it
+    cannot hold (:mod:`.floor`). Once ``tries`` plans were trained or have failed, only plans are
+    tried that need no training or are predicted to need none.
 
     Parameters
     ----------
     graph
         The captured network.
     plans
-        Ranked, best first (:func:`scissionlite.plan`).
+        Ranked by latency, best first (:func:`scissionlite.plan`).
     accuracy_drop
         Most that the score may fall, 0 to 1.
     validate
@@ -116,6 +153,7 @@ def choose(
     """
     if not 0 <= accuracy_drop <= 1:
         raise PrepareError(f"accuracy_drop={accuracy_drop!r} must be 0 to 1")
+    recipe = recipe or Recipe()
     data = open_data(
         graph,
         train=train,
@@ -128,6 +166,9 @@ def choose(
     )
     assert data.validate is not None  # as it was given
     uncut_score = score_uncut(graph, data.validate, task)
+    times = None
+    if data.train is not None:
+        times = TryTimes.measured(graph, data.train, data.validate, recipe)
     prepare_plan = partial(
         prepare,
         graph,
@@ -137,48 +178,152 @@ def choose(
         classes=data.classes or None,
         preprocessing=preprocessing,
         task=task,
-        recipe=recipe,
         runtimes=runtimes,
         local_fallback=local_fallback,
         max_batch=max_batch,
         device_precision=device_precision,
         uncut_score=uncut_score,
+        floor=uncut_score - accuracy_drop,
         progress=progress,
     )
+    candidates = _candidates(graph, plans, device_precision)
+    # What trains loses nothing at first where there are no epochs.
+    likely = accuracy_drop / (REMAINING if recipe.epochs else 1)
+    search = FloorSearch([each.drop for each in candidates], likely)
+    clock = _Clock(times)
     attempts: list[Attempt] = []
-    failed: list[_LossyTransfer] = []
+    failed: list[LossyTransfer] = []
+    bundle: Bundle | None = None
     folder = Path(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for plan in plans:
-        int8 = (device_precision or plan.device_precision) == "int8"
-        lossy = _LossyTransfer.of(graph, plan, int8)
-        if lossy and (len(failed) >= tries or any(map(lossy.as_harsh_as, failed))):
+    while (place := search.next()) is not None:
+        plan, drop, lossy = msgspec.structs.astuple(candidates[place])
+        spent = sum(attempt.epochs > 0 or not attempt.held for attempt in attempts)
+        trains = spent < tries
+        needs_training = lossy and (drop is None or drop > accuracy_drop)
+        if (needs_training and not trains) or (lossy and any(map(lossy.as_harsh_as, failed))):
+            search.tell(place, held=False)
             continue
-        on_try(plan)
-        started = time.perf_counter()
+        own = recipe if trains else msgspec.structs.replace(recipe, epochs=0)
+        on_try(clock.outlook(plan, own, search.left, tries - spent))
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-try-", dir=folder.parent) as tried:
             checkpoint = folder.with_name(f".{folder.name}-try-{len(attempts)}.checkpoint")
-            with warnings.catch_warnings():
-                # How far a score may fall is said by accuracy_drop.
-                warnings.simplefilter("ignore", AccuracyWarning)
-                bundle = prepare_plan(plan, out=Path(tried) / "bundle", checkpoint=checkpoint)
-            attempts.append(_attempt(plan, bundle, accuracy_drop, time.perf_counter() - started))
-            if attempts[-1].held:
-                files = {entry.file: bundle.path / entry.file for entry in bundle.files}
-                return Choice(Bundle.write(folder, bundle.manifest, files), tuple(attempts))
-        if lossy:
+            action = partial(
+                prepare_plan, plan, recipe=own, out=Path(tried) / "bundle", checkpoint=checkpoint
+            )
+            attempt, made = _tried(plan, action, uncut_score, accuracy_drop)
+            attempts.append(attempt)
+            clock.tell(attempt, own)
+            if attempt.held:
+                assert made is not None
+                files = {entry.file: made.path / entry.file for entry in made.files}
+                bundle = Bundle.write(folder, made.manifest, files)
+        search.tell(place, held=attempt.held)
+        if lossy and not attempt.held:
             failed.append(lossy)
-    raise _nothing_holds(attempts, uncut_score, accuracy_drop)
+    if bundle is None:
+        raise _nothing_holds(attempts, uncut_score, accuracy_drop)
+    return Choice(bundle, task.metric, tuple(attempts))
 
 
-def _attempt(plan: Plan, bundle: Bundle, accuracy_drop: float, seconds: float) -> Attempt:
-    accuracy = bundle.manifest.accuracy
+def _tried(
+    plan: Plan, prepare_it: Callable[[], Bundle], uncut_score: float, accuracy_drop: float
+) -> tuple[Attempt, Bundle | None]:
+    """Prepare a plan: the result, and the bundle if training was not stopped."""
+    started = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            # How far a score may fall is said by accuracy_drop.
+            warnings.simplefilter("ignore", AccuracyWarning)
+            bundle = prepare_it()
+    except BelowFloorError as error:
+        attempt = Attempt(
+            plan=plan,
+            before=uncut_score,
+            after=error.score,
+            sent_bytes=None,
+            held=False,
+            epochs=error.epoch,
+            stopped=True,
+            seconds=time.perf_counter() - started,
+        )
+        return attempt, None
+    accuracy, training = bundle.manifest.accuracy, bundle.manifest.training
     assert accuracy is not None  # as there are validation data
-    held = accuracy.after >= accuracy.before - accuracy_drop
-    return Attempt(plan, accuracy, held, seconds)
+    attempt = Attempt(
+        plan=plan,
+        before=accuracy.before,
+        after=accuracy.after,
+        sent_bytes=accuracy.sent_bytes,
+        held=accuracy.after >= accuracy.before - accuracy_drop,
+        epochs=0 if training is None else training.epochs,
+        stopped=False,
+        seconds=time.perf_counter() - started,
+    )
+    return attempt, bundle
 
 
-class _LossyTransfer(msgspec.Struct, frozen=True):
+class _Candidate(msgspec.Struct, frozen=True):
+    """A plan to try, its predicted drop where it has one, and what loses something in it."""
+
+    plan: Plan
+    drop: float | None
+    lossy: LossyTransfer | None
+
+
+def _candidates(
+    graph: Graph, plans: Sequence[Plan], device_precision: Precision | None
+) -> list[_Candidate]:
+    """The plans that can be the fastest that holds, in order of latency.
+
+    Where the device is to compute in int8 in every plan, what was predicted for another precision
+    is no prediction.
+    """
+    drops = [
+        None
+        if each.prediction is None
+        or (device_precision or each.device_precision) != each.device_precision
+        else each.prediction.drop
+        for each in plans
+    ]
+    found = []
+    for place in front(drops):
+        plan = plans[place]
+        int8 = (device_precision or plan.device_precision) == "int8"
+        found.append(_Candidate(plan, drops[place], LossyTransfer.of(graph, plan, int8)))
+    return found
+
+
+class _Clock:
+    """Predicts the time of tries, and corrects itself by those that ended.
+
+    Parameters
+    ----------
+    times
+        What was measured before; None where nothing can be trained.
+    """
+
+    def __init__(self, times: TryTimes | None) -> None:
+        self._times = times
+        self._predicted = self._real = 0.0
+
+    def outlook(self, plan: Plan, recipe: Recipe, plans: int, tries: int) -> Outlook:
+        """Predict the try of a plan, where at most so many plans and trainings are left."""
+        if self._times is None:
+            return Outlook(plan, 0.0, 0.0)
+        seconds = self._times.seconds(plan, recipe)
+        if self._predicted:
+            seconds *= self._real / self._predicted
+        return Outlook(plan, seconds, seconds * max(1, min(plans, tries)))
+
+    def tell(self, attempt: Attempt, recipe: Recipe) -> None:
+        """Take the time of a try that was trained to the end; others say nothing of it."""
+        if self._times is not None and attempt.epochs and not attempt.stopped:
+            self._predicted += self._times.seconds(attempt.plan, recipe)
+            self._real += attempt.seconds
+
+
+class LossyTransfer(msgspec.Struct, frozen=True):
     """A Transfer Layer and a device slice that lose something together.
 
     Attributes
@@ -196,14 +341,14 @@ class _LossyTransfer(msgspec.Struct, frozen=True):
     int8: bool
 
     @classmethod
-    def of(cls, graph: Graph, plan: Plan, int8: bool) -> _LossyTransfer | None:
+    def of(cls, graph: Graph, plan: Plan, int8: bool) -> LossyTransfer | None:
         """The one of a plan; None if the plan needs no training."""
         if plan.spec is None or plan.slicing_point is None or (plan.spec.lossless and not int8):
             return None
         crossing = graph.point(plan.slicing_point).crossing
         return cls(plan.spec, tuple(tensor.shape for tensor in crossing), int8)
 
-    def as_harsh_as(self, other: _LossyTransfer) -> bool:
+    def as_harsh_as(self, other: LossyTransfer) -> bool:
         """Whether this one loses all that another one does, or more.
 
         Entropy coding loses nothing, and is not compared.
@@ -224,9 +369,7 @@ class _LossyTransfer(msgspec.Struct, frozen=True):
 def _nothing_holds(
     attempts: Sequence[Attempt], uncut_score: float, accuracy_drop: float
 ) -> PrepareError:
-    scores = "; ".join(
-        f"{a.plan.label} at {a.plan.place}: {a.accuracy.after:.2%}" for a in attempts
-    )
+    scores = "; ".join(f"{a.plan.label} at {a.plan.place}: {a.after:.2%}" for a in attempts)
     return PrepareError(
         f"no plan holds {uncut_score - accuracy_drop:.2%} (the uncut network has "
         f"{uncut_score:.2%}): {scores or 'there are none'}. Allow a larger drop, train longer, or "

@@ -14,15 +14,14 @@ from scissionlite.errors import CodecError, PrepareError
 from scissionlite.graph.analysis import flat, multiplications, placeholders
 from scissionlite.graph.graph import Graph, SlicingPoint
 from scissionlite.graph.tensors import INPUT_POINT
-from scissionlite.preprocessor.calibration import calibrate
 from scissionlite.preprocessor.importance import IMPORTANCE_INPUTS, importance
 from scissionlite.preprocessor.kept_encoder import KeptEncoder
 from scissionlite.preprocessor.rate import Rate
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.transfer_layer import TransferSpec
+from scissionlite.transfer_layer.calibration import calibrated_layer
 from scissionlite.transfer_layer.image_encoder import image_coder
 from scissionlite.transfer_layer.layers import TransferLayer
-from scissionlite.transfer_layer.learned import bottleneck, initialise
 
 CALIBRATION_INPUTS = 256
 """Most inputs that calibration uses."""
@@ -322,31 +321,19 @@ def transfer_layers(
                 assert encoder_layer is not None  # it stands at the input, as a first cut
                 layers.append(encoder_layer(own, seen))
             else:
-                layers.append(_layer(own, shape, seen, recipe, budget / max(1, learned)))
+                layers.append(
+                    calibrated_layer(
+                        own,
+                        shape,
+                        seen,
+                        method=recipe.calibration,
+                        learn_scales=recipe.learn_scales,
+                        most_multiplications=budget / max(1, learned),
+                    )
+                )
         except CodecError as error:
             raise PrepareError(f"{spec.label} cannot stand {cut}: {error}") from error
     return layers
-
-
-def _layer(
-    spec: TransferSpec,
-    shape: tuple[int, ...],
-    features: torch.Tensor | None,
-    recipe: Recipe,
-    budget: float,
-) -> TransferLayer:
-    halves = None
-    if spec.learned:
-        assert features is not None
-        halves = bottleneck(spec, shape, most_multiplications=budget)
-        initialise(*halves, features.split(32))
-        with torch.no_grad():
-            features = torch.cat([halves[0](part) for part in features.split(32)])
-    quantization = None
-    if spec.quantized:
-        assert features is not None
-        quantization = calibrate(features, spec, recipe.calibration)
-    return TransferLayer(spec, quantization, learn_scales=recipe.learn_scales, halves=halves)
 
 
 def _encoder_layer(

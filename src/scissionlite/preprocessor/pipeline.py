@@ -28,17 +28,19 @@ from scissionlite.manifest import (
     SliceFile,
     Variant,
 )
-from scissionlite.preprocessor import splitter, trainer
+from scissionlite.preprocessor import splitter
 from scissionlite.preprocessor.data import (
     Data,
     Photographs,
     loader_of,
     spread_inputs,
 )
+from scissionlite.preprocessor.floor import Floor
 from scissionlite.preprocessor.kept_encoder import keep_encoder
 from scissionlite.preprocessor.opened_data import OpenedData, open_data
 from scissionlite.preprocessor.quantized import Int8Slices, check_int8
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.scoring import evaluate
 from scissionlite.preprocessor.second_cut import check_second_cut
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.preprocessor.variants import Split, modules_of, split_all
@@ -70,6 +72,7 @@ def prepare(
     encoder: str | Path | None = None,
     checkpoint: str | Path | None = None,
     uncut_score: float | None = None,
+    floor: float | None = None,
     progress: bool = False,
 ) -> Bundle:
     """Carry out a plan: insert the Transfer Layer, retrain, split, and write the bundle.
@@ -129,6 +132,9 @@ def prepare(
         default it is beside `out`; it is removed at the end.
     uncut_score
         The uncut network's score on `validate`, if it was measured before.
+    floor
+        Least score on `validate`, 0 to 1. A calibrated network that reaches it is not trained, and
+        a training stops as soon as it cannot reach it any more. By default neither is looked at.
     progress
         Show progress bars.
 
@@ -152,6 +158,8 @@ def prepare(
         differ, the Transfer Layer is not valid at the slicing point, training diverges, the
         checkpoint is of another training, or a runtime's slices do not answer the same as the
         trained network.
+    BelowFloorError
+        If training was stopped because the floor cannot be reached; a PrepareError.
     ImageError
         If an image is damaged, or its values have no plain meaning.
     RuntimeUnavailableError
@@ -194,6 +202,7 @@ def prepare(
             recipe,
             int8=int8,
             kept_encoder=kept,
+            floor=_floor(graph, floor, data, task),
             checkpoint=Path(checkpoint or _checkpoint_beside(out)),
             progress=progress,
         )
@@ -220,6 +229,14 @@ def prepare(
         )
         files = [each.file for written in slices.values() for each in written]
         return Bundle.write(out, manifest, {file: folder / file for file in files})
+
+
+def _floor(graph: Graph, least: float | None, data: OpenedData, task: Task) -> Floor | None:
+    if least is None:
+        return None
+    if data.validate is None:
+        raise PrepareError("a floor needs data to score on: give validate=")
+    return Floor(data.validate, task, least, _scoring_batch(graph))
 
 
 def _int8_slices(
@@ -270,9 +287,12 @@ def _manifest(
 
 def score_uncut(graph: Graph, validate: Data, task: Task) -> float:
     """Score the uncut network, in batches of a size that it takes."""
-    if graph.dynamic_batch:
-        return trainer.evaluate(graph.module, validate, task=task)
-    return trainer.evaluate(graph.module, validate, task=task, batch_size=len(graph.example[0]))
+    return evaluate(graph.module, validate, task=task, batch_size=_scoring_batch(graph))
+
+
+def _scoring_batch(graph: Graph) -> int:
+    """The batch size of scoring: 32, or the only one that a network takes."""
+    return 32 if graph.dynamic_batch else len(graph.example[0])
 
 
 def _check_plan(graph: Graph, plan: Plan, max_batch: int) -> None:

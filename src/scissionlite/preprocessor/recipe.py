@@ -9,11 +9,8 @@ from msgspec import Meta
 
 from scissionlite.errors import PrepareError
 from scissionlite.fields import check_fields
+from scissionlite.transfer_layer.quantization import Calibration
 from scissionlite.transfer_layer.spec import ENCODER_SHARE
-
-Calibration = Literal["range", "percentile", "mse"]
-"""How scales are found: "range" takes the whole range of what crosses, "percentile" leaves out the
-outermost 0.01% at either end, "mse" minimises the mean squared error of quantization."""
 
 Processor = Literal["auto", "cpu", "cuda"]
 """Where to train; "auto" takes the GPU if there is one."""

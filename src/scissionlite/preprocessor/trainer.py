@@ -10,19 +10,21 @@ import torch
 from torch import nn
 
 from scissionlite.errors import PrepareError
-from scissionlite.graph.analysis import flat
 from scissionlite.manifest import Training
 from scissionlite.preprocessor.batch_norm import recalibrate_batch_norms
 from scissionlite.preprocessor.batches import SampleBatches
 from scissionlite.preprocessor.checkpoint import Checkpoint, TrainingState, data_digest
-from scissionlite.preprocessor.data import Data, loader_of
+from scissionlite.preprocessor.data import Data
+from scissionlite.preprocessor.floor import BelowFloorError, Floor
 from scissionlite.preprocessor.inserter import SlicedNetwork
 from scissionlite.preprocessor.objectives import Step, TooSmallBatchError, step_or_too_small
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.scoring import evaluate
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Scored, Task
 from scissionlite.preprocessor.teacher import Teacher
 from scissionlite.preprocessor.training_setup import TrainingSetup, set_up
-from scissionlite.progress import progress_bar
+from scissionlite.preprocessor.training_time import epoch_seconds
+from scissionlite.progress import duration, progress_bar
 
 
 def train(
@@ -33,6 +35,7 @@ def train(
     task: Task = CLASSIFICATION,
     teacher: Teacher | None = None,
     labelled: bool = True,
+    floor: Floor | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
     description: str = "training",
@@ -59,6 +62,8 @@ def train(
         The uncut network, for distillation; needs a :class:`.SlicedNetwork`.
     labelled
         Whether the targets are labels; if not, a teacher is needed.
+    floor
+        A least score on validation data: training stops when it cannot be reached any more.
     checkpoint
         File that is written after every epoch, and from which an interrupted training goes on;
         removed at the end.
@@ -78,6 +83,8 @@ def train(
         If the data set is empty, nothing is trainable, there are neither labels nor a teacher, the
         teacher's student is not a :class:`.SlicedNetwork`, the loss stops being a finite number, or
         the checkpoint is of another training.
+    BelowFloorError
+        If the floor cannot be reached any more.
     """
     recipe = recipe or Recipe()
     started = time.perf_counter()
@@ -90,7 +97,10 @@ def train(
     steps = len(setup.batches)
     with progress_bar(progress) as bar:
         shown = bar.add_task(
-            description, total=recipe.epochs * steps, completed=state.epoch * steps, status=""
+            description,
+            total=recipe.epochs * steps,
+            completed=state.epoch * steps,
+            status=_estimate(setup, state) if progress else "",
         )
         while state.epoch < recipe.epochs and not state.stopping.stopped:
             for status in _train_epoch(setup, state):
@@ -99,6 +109,8 @@ def train(
             started = time.perf_counter()
             if saved is not None:
                 saved.save(state)
+            if floor is not None and floor.looks(state.epoch, recipe.epochs):
+                _check_floor(setup, state, floor, saved)
     weight, estimated = _finish(setup, state)
     if saved is not None:
         saved.remove()
@@ -114,6 +126,27 @@ def train(
         rate=weight,
         estimated_bytes=estimated,
     )
+
+
+def _estimate(setup: TrainingSetup, state: TrainingState) -> str:
+    """The time that training will take, for the progress bar; nothing where that is not known."""
+    each = epoch_seconds(setup, state.network)
+    left = setup.recipe.epochs - state.epoch
+    return f"{left} epochs of about {duration(each)}: {duration(left * each)}" if each else ""
+
+
+def _check_floor(
+    setup: TrainingSetup, state: TrainingState, floor: Floor, saved: Checkpoint | None
+) -> None:
+    """Score the network as it is after an epoch; what training needs does not change."""
+    if setup.holdout is None:
+        recalibrate_batch_norms(state.network, setup.batches, setup.objective)
+    try:
+        floor.check(state.network, state.epoch, setup.recipe.epochs)
+    except BelowFloorError:
+        if saved is not None:
+            saved.remove()  # it would not go on
+        raise
 
 
 def _train_epoch(setup: TrainingSetup, state: TrainingState) -> Iterator[str]:
@@ -189,26 +222,6 @@ def _holdout_score(setup: TrainingSetup, holdout: SampleBatches, network: nn.Mod
     with torch.no_grad():
         losses = [setup.objective.step(batch).loss.item() for batch in holdout]
     return -sum(losses) / len(losses)
-
-
-def evaluate(
-    network: nn.Module, data: Data, *, task: Task = CLASSIFICATION, batch_size: int = 32
-) -> float:
-    """Score a network in evaluation mode.
-
-    Raises
-    ------
-    PrepareError
-        If the data set is empty.
-    """
-    network.eval()
-    processor = next((p.device for p in network.parameters()), torch.device("cpu"))
-    scored = Scored(task)
-    with torch.inference_mode():
-        for x, target in loader_of(data, batch_size):
-            answer = network(*(part.to(processor) for part in flat(x)))
-            scored.add(answer, target.to(processor))
-    return scored.score()
 
 
 def _finish(setup: TrainingSetup, state: TrainingState) -> tuple[float, float | None]:

@@ -28,6 +28,7 @@ from scissionlite.manifest import (
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.data import input_batches, loader_of
 from scissionlite.preprocessor.entropy_fitting import entropy_tables
+from scissionlite.preprocessor.floor import Floor
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert
 from scissionlite.preprocessor.kept_encoder import KeptEncoder
 from scissionlite.preprocessor.opened_data import OpenedData
@@ -66,10 +67,13 @@ def split_all(
     *,
     int8: Int8Slices | None,
     kept_encoder: KeptEncoder | None,
+    floor: Floor | None,
     checkpoint: Path,
     progress: bool,
 ) -> list[Split]:
     """Insert the Transfer Layers of a plan and its variants, and retrain the network with each.
+
+    Where there is a floor, a calibrated network that reaches it is not trained.
 
     Parameters and errors as :func:`.pipeline.prepare`. With ``int8`` the device's slices are
     written first, and the networks learn from their features.
@@ -108,7 +112,9 @@ def split_all(
         lossless = _lossless(each) and int8 is None
         if each.second is not None:
             cut_again(graph, network, cut, each.second, lambda: _inputs(data, recipe), recipe)
-        if shared is None and not lossless and data.train is not None and recipe.epochs:
+        learns = shared is None and not lossless and data.train is not None and recipe.epochs > 0
+        if learns and (floor is None or not floor.holds(network)):
+            assert data.train is not None
             distil = not data.labelled or recipe.distillation > 0
             training = trainer.train(
                 network,
@@ -117,6 +123,7 @@ def split_all(
                 task=task,
                 teacher=Teacher(graph, cut.name) if distil else None,
                 labelled=data.labelled,
+                floor=floor,
                 checkpoint=own,
                 progress=progress,
                 description=f"retraining with {each.spec.label} after {cut.name}"

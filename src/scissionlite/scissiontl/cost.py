@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scissionlite.manifest import Precision
 from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.profile import Profile, TransferProfile
+from scissionlite.transfer_layer import TransferSpec
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +48,9 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         nothing does, 1 for an image, None where it was not measured.
     energy
         Joules on the device, where its power is known.
+    drop
+        The accuracy that it costs before training, 0 to 1; None where it was not measured. Where
+        several parts of a plan lose something, it is the sum of theirs.
     """
 
     # More than 12 attributes: the parts of a latency, which users read in the plan's JSON.
@@ -68,6 +72,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     device_memory: int = 0
     leakage: float | None = None
     energy: float | None = None
+    drop: float | None = None
 
     @property
     def latency(self) -> float:
@@ -124,6 +129,9 @@ class Machine:
         ``(block, spec)`` to the codec's profile.
     images : dict
         ``(format, quality)`` to the image's profile.
+    drops : dict
+        ``(block, spec)`` to the predicted accuracy drop; where it was not measured, between those
+        of the measured neighbours.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -138,11 +146,30 @@ class Machine:
         self.edge_memory = [*_memory(weights[::-1], peaks[::-1])[-2::-1], 0]
         self.transfers = {(t.block, t.spec): t for t in profile.transfers}
         self.images = {(i.format, i.quality): i for i in profile.images}
+        self.drops = codec_drops(profile)
 
     def between(self, first: int, last: int) -> float:
         """Seconds of the blocks from ``first`` to ``last``, both included."""
         total = sum(block.latency for block in self.profile.blocks[first : last + 1])
         return total * self.profile.fusion
+
+
+def codec_drops(profile: Profile) -> dict[tuple[int, TransferSpec], float]:
+    """The predicted accuracy drop of every codec; empty where none was measured.
+
+    A drop that was measured is kept. Between two slicing points with measured ones, it is
+    interpolated by the number of the block; before the first and behind the last, it is theirs.
+    """
+    measured: dict[TransferSpec, list[tuple[int, float]]] = {}
+    for each in sorted(profile.transfers, key=lambda t: t.block):
+        if each.drop is not None:
+            measured.setdefault(each.spec, []).append((each.block, each.drop))
+    found = {}
+    for each in profile.transfers:
+        if each.spec in measured:
+            blocks, drops = zip(*measured[each.spec], strict=True)
+            found[each.block, each.spec] = float(np.interp(each.block, blocks, drops))
+    return found
 
 
 def slice_times(profile: Profile) -> tuple[list[float], list[float]]:
@@ -211,6 +238,7 @@ class SecondHop(msgspec.Struct, frozen=True, kw_only=True):
     relay_serial_time: float = 0.0
     relayed_bytes: int = 0
     cloud_time: float = 0.0
+    drop: float | None = 0.0
 
 
 _NO_SECOND_HOP = SecondHop()
@@ -229,6 +257,7 @@ def offloaded(
     edge_blocks: int,
     offload_time: float,
     power: float | None,
+    drop: float | None,
     precision: Precision = "float32",
     second: SecondHop = _NO_SECOND_HOP,
 ) -> Prediction:
@@ -246,6 +275,8 @@ def offloaded(
         As in :class:`Prediction`.
     power
         Watts of the device at work, or None.
+    drop
+        The accuracy that what crosses costs before training, or None.
     precision
         Numbers in which the device computes. In int8 its weights and feature maps take a quarter of
         the bytes.
@@ -272,4 +303,11 @@ def offloaded(
         device_memory=device_memory(source, cut, precision),
         leakage=profile.blocks[cut - 1].leakage if cut else 1.0,
         energy=None if power is None else power * (device_time + encode_time),
+        drop=_sum(drop, profile.network_drop_int8 if precision == "int8" else 0.0, second.drop),
     )
+
+
+def _sum(*drops: float | None) -> float | None:
+    """The drop of several parts together: their sum, unless one of them is not known."""
+    known = [drop for drop in drops if drop is not None]
+    return min(1.0, sum(known)) if len(known) == len(drops) else None

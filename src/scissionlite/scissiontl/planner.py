@@ -170,6 +170,7 @@ def _local(source: Machine, power: float | None) -> Iterator[Plan]:
                 device_memory=device_memory(source, len(profile.blocks), precision),
                 leakage=0.0,
                 energy=None if power is None else power * seconds,
+                drop=profile.network_drop_int8 if precision == "int8" else 0.0,
             ),
         )
 
@@ -198,6 +199,7 @@ def _images(source: Machine, target: Machine, between: Link, power: float | None
                 edge_blocks=len(device.blocks),
                 offload_time=offload_time(device, edge, image.nbytes),
                 power=power,
+                drop=received.drop if image.drop is None else image.drop,
             ),
         )
 
@@ -209,7 +211,8 @@ def _splits(source: Machine, target: Machine, between: Link, power: float | None
         "int8": source.int8_device_slice,
     }
     for transfer, (precision, times) in itertools.product(device.transfers, slices.items()):
-        received = target.transfers.get((transfer.block, transfer.spec))
+        key = (transfer.block, transfer.spec)
+        received = target.transfers.get(key)
         if received is None or times is None:
             continue
         cut = transfer.block + 1
@@ -232,6 +235,7 @@ def _splits(source: Machine, target: Machine, between: Link, power: float | None
                 edge_blocks=len(device.blocks) - cut,
                 offload_time=offload_time(device, edge, transfer.nbytes),
                 power=power,
+                drop=source.drops.get(key, target.drops.get(key)),
                 precision=precision,
             ),
         )

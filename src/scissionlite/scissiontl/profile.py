@@ -63,7 +63,8 @@ class TransferProfile(msgspec.Struct, frozen=True):
     """The codec at one slicing point: median seconds to encode and decode, and bytes sent.
 
     Where several tensors cross, the figures are their sums. ``spec`` is adapted to each of them
-    (:meth:`scissionlite.TransferSpec.adapted_to`).
+    (:meth:`scissionlite.TransferSpec.adapted_to`). ``drop`` is the accuracy that it is predicted to
+    cost before training, 0 to 1 (:mod:`.drops`); None where that was not measured.
     """
 
     block: int
@@ -71,6 +72,7 @@ class TransferProfile(msgspec.Struct, frozen=True):
     encode: float
     decode: float
     nbytes: int
+    drop: float | None = None
 
 
 class SliceProfile(msgspec.Struct, frozen=True):
@@ -112,6 +114,8 @@ class ImageProfile(msgspec.Struct, frozen=True, kw_only=True):
         Mean bytes.
     source
         The images that were measured.
+    drop
+        The accuracy that it is predicted to cost, 0 to 1; None where that was not measured.
     """
 
     format: ImageFormat = "jpeg"
@@ -120,6 +124,7 @@ class ImageProfile(msgspec.Struct, frozen=True, kw_only=True):
     decode: float
     nbytes: int
     source: str
+    drop: float | None = None
 
 
 class OffloadProfile(msgspec.Struct, frozen=True):
@@ -186,6 +191,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         Median seconds of the uncut network.
     network_latency_int8
         The same in int8, run by ONNX Runtime; None where it was not measured.
+    network_drop_int8
+        The accuracy that int8 is predicted to cost the uncut network, 0 to 1; None where that was
+        not measured.
     offload
         The seconds that the Offloader adds to a request.
     slowdown
@@ -209,6 +217,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     preprocess: float = 0.0
     network_latency: float
     network_latency_int8: float | None = None
+    network_drop_int8: float | None = None
     offload: OffloadProfile = OffloadProfile()
     slowdown: float = 1.0
 

@@ -1,7 +1,8 @@
 """The profiler: every block, slice, codec and image format of a network, measured on this host.
 
 :mod:`.timing` times blocks and slices, :mod:`.codecs` packing, :mod:`.offload_timing` the
-Offloader. They take turns (:mod:`.turns`). :mod:`.leakage` has the privacy figure.
+Offloader. They take turns (:mod:`.turns`). :mod:`.leakage` has the privacy figure, :mod:`.drops`
+what accuracy the codecs cost before training.
 docs/profile-format.md describes the result.
 """
 
@@ -35,8 +36,9 @@ from scissionlite.scissiontl.codecs import (
     codecs_after,
     image_formats,
 )
-from scissionlite.scissiontl.inputs import codec_inputs, measured_frames
-from scissionlite.scissiontl.leakage import leakages
+from scissionlite.scissiontl.drops import MOST_IMAGES, Drops, measured_drops
+from scissionlite.scissiontl.inputs import Frames, codec_inputs, measured_frames
+from scissionlite.scissiontl.leakage import MIN_IMAGES, leakages
 from scissionlite.scissiontl.offload_timing import OffloadTurns
 from scissionlite.scissiontl.profile import (
     BlockProfile,
@@ -56,7 +58,7 @@ from scissionlite.scissiontl.timing import (
 )
 from scissionlite.scissiontl.turns import Part, take_turns
 
-_MOST_IMAGES = 48  # for leakage
+_LEAKAGE_IMAGES = 48  # at most
 _MOST_WEIGHTS = 2 << 30  # bytes of slices that are in memory at the same time
 
 
@@ -96,7 +98,8 @@ def profile(
         Threads of an inference; None leaves the runtime's default.
     images
         Frames, uint8 ``(height, width, channels)``. Images to the edge and the codecs are measured
-        with them, and from 16 frames on the leakage at every slicing point. Without any, both are
+        with them, and from 16 frames on the leakage at every slicing point, and the accuracy that
+        codecs cost before training at those where slices are timed. Without any, both are
         measured with noise that has the 1/f spectrum of photographs (Field, 1987), and the profile
         says so (``codec_inputs``). Where the network's input is no image, codecs are measured with
         the example, or with noise where all its values are the same.
@@ -196,11 +199,11 @@ class Profiler:
         frames = measured_frames(graph, images, preprocessing)
         points = promising(graph.slicing_points, slices)
         groups = _groups(graph, points)
-        steps = 2 * len(graph.blocks) + 2 * len(points) + rounds * len(groups)
+        steps = 2 * len(graph.blocks) + 3 * len(points) + rounds * len(groups)
         self._report = _reporter(progress, steps)
         self._inputs, sized = codec_inputs(graph, frames, given=len(images) > 0)
         entering = [entering_tensors(graph, inputs) for inputs in sized]
-        self._leakages = leakages(graph, frames.inputs(images[:_MOST_IMAGES]))
+        self._leakages = leakages(graph, frames.inputs(images[:_LEAKAGE_IMAGES]))
         self._number = 0
         self._stack = ExitStack()
         with ExitStack() as stack:
@@ -210,6 +213,12 @@ class Profiler:
             preprocess = frames.preprocess
             blocks = Blocks(graph, runner, entering, preprocess, quantized, self._report)
             in_int8 = quantized is not None
+            self._drops = Drops()
+            if len(images) >= MIN_IMAGES:
+                shown = Frames(images[:MOST_IMAGES], frames.source, frames.preprocessing)
+                self._drops = measured_drops(
+                    graph, shown, points, jpeg_qualities, quantized, self._report
+                )
             self._parts = _Parts(
                 blocks,
                 [
@@ -261,7 +270,7 @@ class Profiler:
         measured = [each.profile for each in parts.codecs]
         measured += [each.profile for each in parts.learned]
         transfers = _beside_slices(sorted(measured, key=lambda each: each.block), parts.slices)
-        return Profile(
+        profile = Profile(
             name=self._name or platform.node() or "this host",
             model=graph.name,
             runtime=self._runtime,
@@ -278,6 +287,7 @@ class Profiler:
             network_latency_int8=parts.blocks.network_int8,
             offload=parts.offload.profile,
         )
+        return self._drops.added_to(profile)
 
     def _load(self, group: Sequence[Slices]) -> None:
         for each in group:

@@ -31,6 +31,7 @@ COLUMNS = (
     "sent, kB",
     "a second",
     "leakage",
+    "drop before training",
     "accuracy",
     "energy, mJ",
 )
@@ -136,6 +137,7 @@ def _row(plan: Plan, rank: int, on_front: bool) -> str:
         f"{cost.sent_bytes / 1e3:.2f}",
         f"{cost.throughput:.1f}",
         "" if cost.leakage is None else f"{cost.leakage:.2f}",
+        "" if cost.drop is None else f"{cost.drop:.1%}",
         "" if plan.accuracy is None else f"{plan.accuracy:.2%}",
         "" if cost.energy is None else f"{cost.energy * 1e3:.1f}",
     ]

@@ -69,11 +69,13 @@ def three_tiers(
                     offload_time=offload_time(device, edge, sent.nbytes)
                     + offload_time(edge, cloud, relayed.nbytes),
                     power=power,
+                    drop=source.drops.get((first, sent.spec)),
                     second=SecondHop(
                         relay_time=hop(relayed, arrived, links[1], answer),
                         relay_serial_time=relayed.nbytes * 8 / links[1].bandwidth,
                         relayed_bytes=relayed.nbytes,
                         cloud_time=last.edge_slice[second],
+                        drop=source.drops.get((second, relayed.spec)),
                     ),
                 ),
             )

@@ -9,7 +9,8 @@ A call, from top to bottom, all on the caller's thread::
 
 ``spec`` describes a TL, ``quantization`` holds scales and zero points, ``layouts`` orders elements
 in memory, ``table_fitting`` makes EntropyTables from packed maps. ``layers``, ``learned``
-and ``image_encoder`` are the TL for training; they need torch, so import them explicitly.
+and ``image_encoder`` are the TL for training, ``calibration`` makes one ready; they need torch, so
+import them explicitly.
 """
 
 from scissionlite.transfer_layer.codec import Packed, decode, encode

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
     Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
+
+Calibration = Literal["range", "percentile", "mse"]
+"""How scales are found: "range" takes the whole range of what crosses, "percentile" leaves out the
+outermost 0.01% at either end, "mse" minimises the mean squared error of quantization."""
 
 # The least float32 with a finite reciprocal. The reciprocal of the next lower one is infinity.
 _LEAST_SCALE = float(np.nextafter(np.float32(2.0**-128), np.float32(1)))

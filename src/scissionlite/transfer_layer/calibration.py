@@ -1,18 +1,22 @@
-"""Calibration: find the scales and zero points of a tensor that crosses.
+"""Calibration: make a Transfer Layer ready for the feature maps of a slicing point.
 
-They come from the tensor's values for some real inputs. From the range of the values they follow as
-:meth:`.Quantization.from_range` says; the methods differ in the range that they take.
+Scales and zero points come from the tensor's values for some real inputs. From the range of the
+values they follow as :meth:`.Quantization.from_range` says; the methods differ in the range that
+they take. The halves of a learned Transfer Layer start from the same values.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
-from scissionlite.errors import PrepareError
-from scissionlite.preprocessor.recipe import Calibration
-from scissionlite.transfer_layer import Quantization, TransferSpec
+from scissionlite.errors import CodecError
 from scissionlite.transfer_layer.layers import TransferLayer, pooled
+from scissionlite.transfer_layer.learned import bottleneck, initialise
+from scissionlite.transfer_layer.quantization import Calibration, Quantization
+from scissionlite.transfer_layer.spec import TransferSpec
 
 _OUTERMOST = 1e-4
 """Share of the values that "percentile" leaves out at either end."""
@@ -22,6 +26,52 @@ _RANGE_SHARES = np.linspace(1.0, 0.2, 41)
 
 _MAX_VALUES = 1 << 20
 """Most values that "percentile" and "mse" read."""
+
+
+def calibrated_layer(
+    spec: TransferSpec,
+    shape: tuple[int, ...],
+    features: torch.Tensor | None,
+    *,
+    method: Calibration = "mse",
+    learn_scales: bool = False,
+    most_multiplications: float = math.inf,
+) -> TransferLayer:
+    """Make a Transfer Layer that is calibrated and not trained.
+
+    Parameters
+    ----------
+    spec
+        The tensor's Transfer Layer.
+    shape
+        Shape of the tensor, batch first.
+    features
+        Its values for some inputs, float32, batch first; None where the spec needs none, because it
+        is neither quantized nor learned.
+    method
+        How the scales are found (:data:`.quantization.Calibration`).
+    learn_scales
+        Whether training may change them.
+    most_multiplications
+        Most multiplications of the device's half of a learned one.
+
+    Raises
+    ------
+    CodecError
+        If a learned one costs more, or as :func:`calibrate`.
+    """
+    halves = None
+    if spec.learned:
+        assert features is not None
+        halves = bottleneck(spec, shape, most_multiplications=most_multiplications)
+        initialise(*halves, features.split(32))
+        with torch.no_grad():
+            features = torch.cat([halves[0](part) for part in features.split(32)])
+    quantization = None
+    if spec.quantized:
+        assert features is not None
+        quantization = calibrate(features, spec, method)
+    return TransferLayer(spec, quantization, learn_scales=learn_scales, halves=halves)
 
 
 def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -> Quantization:
@@ -36,7 +86,7 @@ def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -
         The tensor's Transfer Layer, int8 or int4. It says which values share a scale, and how many
         levels the range is divided into.
     method
-        How to find the range: "range", "percentile" or "mse" (:data:`.recipe.Calibration`).
+        How to find the range: "range", "percentile" or "mse" (:data:`.quantization.Calibration`).
 
     Returns
     -------
@@ -45,7 +95,7 @@ def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -
 
     Raises
     ------
-    PrepareError
+    CodecError
         If there are no features, or they are not finite.
     """
     spec = spec.packing
@@ -54,7 +104,7 @@ def calibrate(features: torch.Tensor, spec: TransferSpec, method: Calibration) -
     per_channel = spec.granularity == "channel"
     groups = (values.transpose(0, -3) if per_channel else values[None]).flatten(1)
     if not groups.numel() or not torch.isfinite(groups).all():
-        raise PrepareError(
+        raise CodecError(
             "the device slice answers NaN, infinities or nothing on the calibration data: "
             "check that the network was trained and that the data set is not empty"
         )
