@@ -16,12 +16,11 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import scissionlite as sl
 from bench.accuracy.networks import NETWORKS, load, training_mosaics
@@ -30,12 +29,11 @@ from bench.accuracy.records import JPEGS, RUNS, Jpeg, Run, read, seeds_together
 from scissionlite.graph.analysis import flat
 from scissionlite.preprocessor.choosing import LossyTransfer
 from scissionlite.preprocessor.search import REMAINING, FloorSearch, front
-from scissionlite.scissiontl.drops import DropMeter, losses_of
+from scissionlite.scissiontl.drops import MOST_IMAGES, answer_distance, drop_of, losses_of
 from scissionlite.transfer_layer.calibration import calibrated_layer
 
 RECORDS = Path("docs/accuracy")
 DROPS = "drops.jsonl"
-IMAGES = 32
 
 SPECS = [
     sl.TransferSpec(
@@ -68,25 +66,31 @@ class Drop(msgspec.Struct, frozen=True, kw_only=True):
         As in the records; ``transfer`` without its entropy stage.
     images
         Number of photographs.
-    predicted
-        What ``profile`` measures.
-    disagreement, divergence, output_error, feature_error
-        Other figures: the share of photographs with another class, the Kullback-Leibler divergence
-        of the classes, and the squared errors of outputs and of features over their variances.
+    divergence
+        The Kullback-Leibler divergence of the classes, of which ``profile`` makes its figure.
+    variation, disagreement, output_error, feature_error
+        Other figures: the total variation distance of the probabilities of the classes, the share
+        of photographs with another class, and the squared errors of outputs and of features over
+        their variances.
     """
 
     network: str
     cut: str
     transfer: str
     images: int
-    predicted: float
-    disagreement: float
     divergence: float
+    variation: float
+    disagreement: float
     output_error: float
     feature_error: float
 
+    @property
+    def predicted(self) -> float:
+        """The drop that ``profile`` shows."""
+        return drop_of(self.divergence)
 
-FIGURES = ("predicted", "disagreement", "divergence", "output_error", "feature_error")
+
+FIGURES = ("divergence", "variation", "disagreement", "output_error", "feature_error")
 
 
 class Outcome(NamedTuple):
@@ -142,14 +146,13 @@ def measure(name: str, images: int) -> Iterator[Drop]:
     entry = NETWORKS[name]
     network = load(name, Path("build/accuracy"))
     graph = sl.capture(network, torch.zeros(1, 3, *entry.preprocessing.size), name=entry.model)
+    data: Any
     if name == "imagenet":
         data = ImageNetPhotographs(DATA / "imagenet-sample-100")
     else:
-        data = training_mosaics(DATA) if name == "segmentation" else steel(DATA, "train").side(None)
+        data = training_mosaics(DATA) if name == "segmentation" else steel(DATA, "train")
     chosen = np.linspace(0, len(data) - 1, images).round().astype(int)
-    inputs = [(data[int(i)][0][None],) for i in chosen]
-    batch = torch.cat([each[0] for each in inputs])
-    meter = DropMeter(graph, inputs)
+    batch = torch.stack([data[int(i)][0] for i in chosen])
     with torch.inference_mode():
         reference = flat(graph.module(batch))[0]
     wanted = {
@@ -166,17 +169,14 @@ def measure(name: str, images: int) -> Iterator[Drop]:
             with torch.no_grad():
                 restored = layer(features)
                 answer = flat(edge_slice(restored))[0]
-            expected, found = reference.log_softmax(1), answer.log_softmax(1)
             yield Drop(
                 network=name,
                 cut=cut,
                 transfer=spec.label,
                 images=images,
-                predicted=meter.at(graph.point(cut), [spec])[spec],
-                disagreement=float((expected.argmax(1) != found.argmax(1)).float().mean()),
-                divergence=float(
-                    F.kl_div(found, expected, reduction="none", log_target=True).sum(1).mean()
-                ),
+                divergence=answer_distance([answer], [reference]),
+                variation=float((answer.softmax(1) - reference.softmax(1)).abs().sum(1).mean() / 2),
+                disagreement=float((answer.argmax(1) != reference.argmax(1)).float().mean()),
                 output_error=float((answer - reference).square().mean() / reference.var()),
                 feature_error=float((restored - features).square().mean() / features.var()),
             )
@@ -212,10 +212,14 @@ def table() -> str:
         for each in outcomes()
         if (key := (each.network, each.cut, losses_of(LABELS[each.transfer]).label)) in figures
     ]
-    columns = ("network", "after", "Transfer Layer", *FIGURES, "before training", "after training")
+    columns = ("network", "after", "Transfer Layer", "predicted, points", *FIGURES)
+    columns += ("before training", "as recorded")
     lines = [_row(columns), _row(["---"] * len(columns))]
-    for each, drop in sorted(rows, key=lambda row: row[1].predicted):
-        values = [f"{getattr(drop, name):.4f}" for name in FIGURES]
+    for each, drop in sorted(rows, key=lambda row: row[1].divergence):
+        values = [
+            f"{100 * drop.predicted:.1f}",
+            *(f"{getattr(drop, name):.4f}" for name in FIGURES),
+        ]
         losses = [f"{each.untrained:+.2f}", f"{each.trained:+.2f}"]
         labels = "" if each.labels else ", without labels"
         lines.append(_row([each.network, each.cut, each.transfer + labels, *values, *losses]))
@@ -231,7 +235,22 @@ def table() -> str:
             ]
             what = "before training" if when == "untrained" else "as recorded"
             lines.append(_row([f"{what}, {name}", f"{len(own)}", *found]))
+    lines += ["", _reliability()]
     return "\n".join(lines)
+
+
+def _reliability() -> str:
+    """How well one seed of the recorded trainings predicts the other seeds."""
+    first, rest = [], []
+    for group in seeds_together(read(RECORDS / RUNS, Run)):
+        drops = [100 * (run.before - run.after) for run in group]
+        if group[0].network == "lite0" and len(group) > 1:
+            first.append(drops[0])
+            rest.append(float(np.mean(drops[1:])))
+    return (
+        f"lite0, one seed against the mean of the others, {len(first)} experiments: rank "
+        f"correlation of the recorded drops {spearman(first, rest):.2f}"
+    )
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -396,15 +415,20 @@ def _summary(network: str, floor: str, pairs: Sequence[tuple[Replayed, Replayed]
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.drops")
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    whole = argparse.ArgumentParser(prog="python -m bench.drops")
+    commands = whole.add_subparsers(dest="command", required=True)
     each = commands.add_parser("measure", help="measure the figures of networks")
     each.add_argument("networks", nargs="+", choices=list(NETWORKS))
-    each.add_argument("--images", type=int, default=IMAGES)
+    each.add_argument("--images", type=int, default=MOST_IMAGES)
     commands.add_parser("table", help="figures, recorded drops and rank correlations")
     commands.add_parser("replay", help="trainings of --accuracy-drop, before and now")
-    options = parser.parse_args()
+    return whole
+
+
+def main() -> None:
+    options = parser().parse_args()
     if options.command == "measure":
         torch.set_num_threads(1)
         for name in options.networks:

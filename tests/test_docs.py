@@ -44,6 +44,8 @@ NOT_RUN = {  # first words of a command
     ".ci/run": "runs this test",
     "pytest ": "tests, which `make test` runs, or benchmarks",
     "python -m bench.accuracy ": "trains networks for hours, on the project's shared/data",
+    "python -m bench.curves ": "trains on the networks of bench.accuracy",
+    "python -m bench.drops ": "needs the networks of bench.accuracy",
     "python -m bench.rates ": "trains on the networks of bench.accuracy",
     "python -m bench.encoders ": "measures and trains on the networks of bench.accuracy",
     "python -m bench.int8_slices ": "measures and trains for minutes, on the project's shared/data",

@@ -250,7 +250,7 @@ def test_profiles_are_json_files(measured: sl.Profile, tmp_path: Path) -> None:
         sl.Profile.load(tmp_path / "old.json")
 
 
-NOT_SLOWED = {"name", "slowdown", "offload", "leakage"}
+NOT_SLOWED = {"name", "slowdown", "offload", "leakage", "drop", "network_drop_int8"}
 """Fields of a profile that say nothing of how fast the machine computes."""
 
 

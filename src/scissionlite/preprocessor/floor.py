@@ -12,8 +12,9 @@ from scissionlite.preprocessor.scoring import evaluate
 from scissionlite.preprocessor.tasks import Task
 
 MOST_GAIN = ((0.125, 0.10), (0.25, 0.05), (0.5, 0.03))
-"""Shares of a training that is done, and the most that the score still rose from there to the end,
-0 to 1. docs/training.md has the measured curves, and what margin is added to them."""
+"""Shares of a training that is done, and the most that its score may still rise to the end, 0 to 1.
+
+Generous on purpose: in the recorded curves (docs/training.md) scores rose much less."""
 
 
 class BelowFloorError(PrepareError):

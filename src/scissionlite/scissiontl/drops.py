@@ -8,6 +8,7 @@ and others, with the drops that were measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -31,8 +32,8 @@ from scissionlite.transfer_layer import TransferSpec
 from scissionlite.transfer_layer.calibration import calibrated_layer
 from scissionlite.transfer_layer.spec import ENCODER_SHARE
 
-MOST_IMAGES = 32
-"""Most photographs with which drops are predicted."""
+MOST_IMAGES = 16
+"""Most photographs with which drops are predicted: a pass for each Transfer Layer takes long."""
 
 _BATCH = 16
 
@@ -57,7 +58,7 @@ class DropMeter:
             self._answers = [flat(graph.module(*batch)) for batch in self._batches]
 
     def of(self, network: Callable[..., Any], inputs: Sequence[Inputs]) -> float:
-        """Mean distance of another network's answers, or of its answers to changed inputs.
+        """The drop of another network, or of the network with changed inputs.
 
         Parameters
         ----------
@@ -71,10 +72,10 @@ class DropMeter:
             singles = ([part.split(len(inputs[0][0])) for part in own] for own in self._answers)
             references = [list(each) for parts in singles for each in zip(*parts, strict=True)]
         pairs = zip(answers, references, strict=True)
-        return sum(answer_distance(*pair) for pair in pairs) / len(inputs)
+        return drop_of(sum(answer_distance(*pair) for pair in pairs) / len(inputs))
 
     def at(self, point: SlicingPoint, specs: Iterable[TransferSpec]) -> dict[TransferSpec, float]:
-        """Mean distances with untrained Transfer Layers at a slicing point.
+        """The drops with untrained Transfer Layers at a slicing point.
 
         Those that lose the same share one measurement. A learned one that would cost the device too
         much is left out, and so are all where a tensor has no batch dimension.
@@ -134,7 +135,7 @@ class DropMeter:
         for batch, own, reference in zip(self._batches, answers, self._answers, strict=True):
             total += len(batch[0]) * answer_distance(own, reference)
             inputs += len(batch[0])
-        return total / inputs
+        return drop_of(total / inputs)
 
 
 def losses_of(spec: TransferSpec) -> TransferSpec:
@@ -147,22 +148,31 @@ def losses_of(spec: TransferSpec) -> TransferSpec:
 
 
 def answer_distance(answer: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
-    """How far an answer is from the uncut network's, 0 to 1.
+    """How far an answer is from the uncut network's: 0 where they are equal, without a bound.
 
     Where the first output can be classes, ``(N, classes)`` or ``(N, classes, height, width)``, it
-    is the mean total variation distance of their probabilities: the most by which the expected
-    share of right answers can differ. Otherwise it is the squared error of each output over the
-    variance of the reference, the mean over outputs, and at most 1.
+    is the Kullback-Leibler divergence of their probabilities, the mean over samples or pixels.
+    Otherwise it is the squared error of each output over the variance of the reference, the mean
+    over outputs.
     """
     first, expected = answer[0], reference[0]
     if first.ndim in (2, 4) and first.shape[1] > 1:
-        distance = (first.softmax(1) - expected.softmax(1)).abs().sum(1).mean() / 2
-        return float(distance)
+        own, other = first.log_softmax(1), expected.log_softmax(1)
+        return float(F.kl_div(own, other, reduction="none", log_target=True).sum(1).mean())
     errors = [
         F.mse_loss(own, other) / other.var(correction=0).clamp_min(1e-12)
         for own, other in zip(answer, reference, strict=True)
     ]
-    return min(1.0, float(torch.stack(errors).mean()))
+    return float(torch.stack(errors).mean())
+
+
+def drop_of(distance: float) -> float:
+    """The predicted drop, 0 to 1, of a mean distance: its order, and about its size.
+
+    For classes its square root bounds the total variation distance of the probabilities
+    (Bretagnolle and Huber, 1979), and so the change of the expected share of right answers.
+    """
+    return -math.expm1(-max(distance, 0.0))
 
 
 def _joined(inputs: Sequence[Inputs]) -> list[Inputs]:

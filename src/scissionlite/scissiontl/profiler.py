@@ -1,9 +1,8 @@
 """The profiler: every block, slice, codec and image format of a network, measured on this host.
 
-:mod:`.timing` times blocks and slices, :mod:`.codecs` packing, :mod:`.offload_timing` the
-Offloader. They take turns (:mod:`.turns`). :mod:`.leakage` has the privacy figure, :mod:`.drops`
-what accuracy the codecs cost before training.
-docs/profile-format.md describes the result.
+:mod:`.timing` times blocks and slices, :mod:`.codecs` packing, :mod:`.offload_timing` the Offloader
+in turns (:mod:`.turns`). :mod:`.leakage` has the privacy figure, :mod:`.drops` the accuracy that
+codecs cost before training. docs/profile-format.md describes the result.
 """
 
 from __future__ import annotations
@@ -98,8 +97,8 @@ def profile(
         Threads of an inference; None leaves the runtime's default.
     images
         Frames, uint8 ``(height, width, channels)``. Images to the edge and the codecs are measured
-        with them, and from 16 frames on the leakage at every slicing point, and the accuracy that
-        codecs cost before training at those where slices are timed. Without any, both are
+        with them; from 16 frames on also the leakage at every slicing point, and what accuracy
+        codecs cost before training. Without any, both are
         measured with noise that has the 1/f spectrum of photographs (Field, 1987), and the profile
         says so (``codec_inputs``). Where the network's input is no image, codecs are measured with
         the example, or with noise where all its values are the same.
