@@ -16,8 +16,8 @@ from scissionlite.preprocessor.choosing import Choice, choose
 from scissionlite.preprocessor.data import ImageFolder
 from scissionlite.preprocessor.floor import BelowFloorError, Floor
 from scissionlite.preprocessor.inserter import insert
-from scissionlite.preprocessor.pipeline import score_uncut
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.scoring import score_uncut
 from scissionlite.preprocessor.tasks import CLASSIFICATION
 from scissionlite.preprocessor.training_time import TryTimes
 from scissionlite.progress import duration

@@ -19,8 +19,9 @@ from scissionlite.manifest import Precision
 from scissionlite.preprocessor.data import Data
 from scissionlite.preprocessor.floor import BelowFloorError
 from scissionlite.preprocessor.opened_data import open_data
-from scissionlite.preprocessor.pipeline import prepare, score_uncut
+from scissionlite.preprocessor.pipeline import prepare
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.preprocessor.scoring import score_uncut
 from scissionlite.preprocessor.search import REMAINING, FloorSearch, front
 from scissionlite.preprocessor.splitter import AccuracyWarning
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task

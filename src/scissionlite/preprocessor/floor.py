@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from scissionlite.errors import PrepareError
+from scissionlite.graph.graph import Graph
 from scissionlite.preprocessor.data import Data
-from scissionlite.preprocessor.scoring import evaluate
+from scissionlite.preprocessor.scoring import batch_size_of, evaluate
 from scissionlite.preprocessor.tasks import Task
 
 MOST_GAIN = ((0.125, 0.10), (0.25, 0.05), (0.5, 0.03))
@@ -87,3 +88,18 @@ class Floor:
         """The most that the score still rises after an epoch; None before the first entry."""
         done = epoch / epochs
         return next((gain for share, gain in reversed(MOST_GAIN) if done >= share), None)
+
+
+def floor_of(graph: Graph, least: float | None, data: Data | None, task: Task) -> Floor | None:
+    """The floor of a network's splits; None without a least score.
+
+    Raises
+    ------
+    PrepareError
+        If there is a least score and no data to score on.
+    """
+    if least is None:
+        return None
+    if data is None:
+        raise PrepareError("a floor needs data to score on: give validate=")
+    return Floor(data, task, least, batch_size_of(graph))

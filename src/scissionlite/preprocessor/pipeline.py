@@ -35,12 +35,12 @@ from scissionlite.preprocessor.data import (
     loader_of,
     spread_inputs,
 )
-from scissionlite.preprocessor.floor import Floor
+from scissionlite.preprocessor.floor import floor_of
 from scissionlite.preprocessor.kept_encoder import keep_encoder
 from scissionlite.preprocessor.opened_data import OpenedData, open_data
 from scissionlite.preprocessor.quantized import Int8Slices, check_int8
 from scissionlite.preprocessor.recipe import Recipe
-from scissionlite.preprocessor.scoring import evaluate
+from scissionlite.preprocessor.scoring import score_uncut
 from scissionlite.preprocessor.second_cut import check_second_cut
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.preprocessor.variants import Split, modules_of, split_all
@@ -202,7 +202,7 @@ def prepare(
             recipe,
             int8=int8,
             kept_encoder=kept,
-            floor=_floor(graph, floor, data, task),
+            floor=floor_of(graph, floor, data.validate, task),
             checkpoint=Path(checkpoint or _checkpoint_beside(out)),
             progress=progress,
         )
@@ -229,14 +229,6 @@ def prepare(
         )
         files = [each.file for written in slices.values() for each in written]
         return Bundle.write(out, manifest, {file: folder / file for file in files})
-
-
-def _floor(graph: Graph, least: float | None, data: OpenedData, task: Task) -> Floor | None:
-    if least is None:
-        return None
-    if data.validate is None:
-        raise PrepareError("a floor needs data to score on: give validate=")
-    return Floor(data.validate, task, least, _scoring_batch(graph))
 
 
 def _int8_slices(
@@ -283,16 +275,6 @@ def _manifest(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         versions=_versions(),
     )
-
-
-def score_uncut(graph: Graph, validate: Data, task: Task) -> float:
-    """Score the uncut network, in batches of a size that it takes."""
-    return evaluate(graph.module, validate, task=task, batch_size=_scoring_batch(graph))
-
-
-def _scoring_batch(graph: Graph) -> int:
-    """The batch size of scoring: 32, or the only one that a network takes."""
-    return 32 if graph.dynamic_batch else len(graph.example[0])
 
 
 def _check_plan(graph: Graph, plan: Plan, max_batch: int) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from scissionlite.graph.analysis import flat
+from scissionlite.graph.graph import Graph
 from scissionlite.preprocessor.data import Data, loader_of
 from scissionlite.preprocessor.tasks import CLASSIFICATION, Scored, Task
 
@@ -28,3 +29,13 @@ def evaluate(
             answer = network(*(part.to(processor) for part in flat(x)))
             scored.add(answer, target.to(processor))
     return scored.score()
+
+
+def score_uncut(graph: Graph, validate: Data, task: Task) -> float:
+    """Score the uncut network, in batches of a size that it takes."""
+    return evaluate(graph.module, validate, task=task, batch_size=batch_size_of(graph))
+
+
+def batch_size_of(graph: Graph) -> int:
+    """The batch size of scoring: 32, or the only one that a network takes."""
+    return 32 if graph.dynamic_batch else len(graph.example[0])

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 REMAINING = 0.01
 """Share of a predicted drop that is left after training, about: where the search begins.
 
-Of the shares from 0.001 to 0.05 it needs the fewest trainings in ``python -m bench.drops replay``.
+Of the shares from 0.001 to 0.05 it needs the fewest trainings in ``python -m bench.floor_search``.
 Where the guess is wrong, the search takes some more steps.
 """
 

@@ -27,6 +27,7 @@ from scissionlite.images import ImageFormat, image_decode, image_encode
 from scissionlite.runtimes import Slice
 from scissionlite.scissiontl.codecs import CODECS, LEARNED
 from scissionlite.scissiontl.inputs import Frames
+from scissionlite.scissiontl.leakage import MIN_IMAGES
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 from scissionlite.transfer_layer.calibration import calibrated_layer
@@ -219,9 +220,8 @@ def measured_drops(
     points: Iterable[SlicingPoint],
     jpeg_qualities: Iterable[int],
     int8: Slice | None,
-    report: Callable[[], None],
 ) -> Drops:
-    """Measure the drops with some frames.
+    """Measure the drops with some frames; none with fewer than those for leakage.
 
     Parameters
     ----------
@@ -235,16 +235,15 @@ def measured_drops(
         Qualities of the JPEGs.
     int8
         The uncut network in int8, if there is one.
-    report
-        Called after each slicing point.
     """
+    if len(frames.frames) < MIN_IMAGES:
+        return Drops()
     inputs = frames.inputs(frames.frames)
     meter = DropMeter(graph, inputs)
     transfers: dict[tuple[int, TransferSpec], float] = {}
     for point in points:
         found = meter.at(point, (*CODECS, *LEARNED))
         transfers |= {(point.index, spec): drop for spec, drop in found.items()}
-        report()
     images: dict[tuple[ImageFormat, int | None], float] = {("uint8", None): 0.0, ("png", None): 0.0}
     for quality in jpeg_qualities:
         sent = [_as_jpeg(frame, quality) for frame in frames.frames]

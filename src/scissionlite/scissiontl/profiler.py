@@ -35,9 +35,9 @@ from scissionlite.scissiontl.codecs import (
     codecs_after,
     image_formats,
 )
-from scissionlite.scissiontl.drops import MOST_IMAGES, Drops, measured_drops
-from scissionlite.scissiontl.inputs import Frames, codec_inputs, measured_frames
-from scissionlite.scissiontl.leakage import MIN_IMAGES, leakages
+from scissionlite.scissiontl.drops import MOST_IMAGES, measured_drops
+from scissionlite.scissiontl.inputs import codec_inputs, measured_frames
+from scissionlite.scissiontl.leakage import leakages
 from scissionlite.scissiontl.offload_timing import OffloadTurns
 from scissionlite.scissiontl.profile import (
     BlockProfile,
@@ -198,7 +198,7 @@ class Profiler:
         frames = measured_frames(graph, images, preprocessing)
         points = promising(graph.slicing_points, slices)
         groups = _groups(graph, points)
-        steps = 2 * len(graph.blocks) + 3 * len(points) + rounds * len(groups)
+        steps = 2 * len(graph.blocks) + 2 * len(points) + rounds * len(groups)
         self._report = _reporter(progress, steps)
         self._inputs, sized = codec_inputs(graph, frames, given=len(images) > 0)
         entering = [entering_tensors(graph, inputs) for inputs in sized]
@@ -209,22 +209,14 @@ class Profiler:
             scratch = stack.enter_context(TemporaryDirectory(prefix="scissionlite-"))
             runner = Runner(runtime, threads, Path(scratch))
             quantized = _quantized(graph, runner, sized, wanted=int8)
-            preprocess = frames.preprocess
+            preprocess, in_int8 = frames.preprocess, quantized is not None
             blocks = Blocks(graph, runner, entering, preprocess, quantized, self._report)
-            in_int8 = quantized is not None
-            self._drops = Drops()
-            if len(images) >= MIN_IMAGES:
-                shown = Frames(images[:MOST_IMAGES], frames.source, frames.preprocessing)
-                self._drops = measured_drops(
-                    graph, shown, points, jpeg_qualities, quantized, self._report
-                )
+            shown = msgspec.structs.replace(frames, frames=images[:MOST_IMAGES])
+            self._drops = measured_drops(graph, shown, points, jpeg_qualities, quantized)
             self._parts = _Parts(
                 blocks,
                 [
-                    [
-                        Slices(graph, runner, point, entering, preprocess, int8=in_int8)
-                        for point in group
-                    ]
+                    [Slices(graph, runner, p, entering, preprocess, int8=in_int8) for p in group]
                     for group in groups
                 ],
                 [each for point in points for each in bottlenecks(graph, runner, point)],
