@@ -13,7 +13,7 @@ import scissionlite as sl
 from scissionlite.errors import PrepareError
 from scissionlite.preprocessor import trainer
 from scissionlite.preprocessor.choosing import Choice, choose
-from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.preprocessor.data import ImageFolder, input_batches, loader_of
 from scissionlite.preprocessor.floor import BelowFloorError, Floor
 from scissionlite.preprocessor.inserter import insert
 from scissionlite.preprocessor.recipe import Recipe
@@ -162,7 +162,7 @@ def test_a_floor_does_not_change_what_is_learned(small_graph: sl.Graph, textures
     states = []
     for floor in (None, Floor(test, CLASSIFICATION, least=0.0)):
         data = ImageFolder(textures / "train", TEXTURES)
-        batches = [(torch.stack([data[i][0] for i in range(0, len(data), 12)]),)]
+        batches = input_batches(loader_of(data, 32))
         network = insert(small_graph, "1", sl.TransferSpec(), calibration=batches, recipe=recipe)
         trainer.train(network, data, recipe, floor=floor)
         states.append(network.state_dict())
