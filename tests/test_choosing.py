@@ -190,6 +190,7 @@ def test_a_try_is_predicted_to_take_longer_where_it_trains_more(
 ) -> None:
     train, test = (ImageFolder(textures / name, TEXTURES) for name in ("train", "test"))
     times = TryTimes.measured(small_graph, train, test, Recipe())
+    assert times is not None
     early, late = split("0", MILD), split("2", MILD)
     seconds = times.seconds(early, Recipe(epochs=8))
     assert 0 < times.seconds(early, CALIBRATED) < times.seconds(early, Recipe(epochs=2)) < seconds

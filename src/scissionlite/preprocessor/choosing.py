@@ -70,7 +70,7 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Outlook(msgspec.Struct, frozen=True):
-    """What is known before a plan is tried.
+    """The time that a try is predicted to take.
 
     Attributes
     ----------
@@ -87,6 +87,7 @@ class Outlook(msgspec.Struct, frozen=True):
     most_seconds: float
 
 
+# Longer than 60 lines: half of them hand its options on to `prepare`.
 def choose(
     graph: Graph,
     plans: Sequence[Plan],
@@ -167,9 +168,6 @@ def choose(
     )
     assert data.validate is not None  # as it was given
     uncut_score = score_uncut(graph, data.validate, task)
-    times = None
-    if data.train is not None:
-        times = TryTimes.measured(graph, data.train, data.validate, recipe)
     prepare_plan = partial(
         prepare,
         graph,
@@ -188,13 +186,12 @@ def choose(
         progress=progress,
     )
     candidates = _candidates(graph, plans, device_precision)
-    # What trains loses nothing at first where there are no epochs.
     likely = accuracy_drop / (REMAINING if recipe.epochs else 1)
     search = FloorSearch([each.drop for each in candidates], likely)
-    clock = _Clock(times)
+    clock = _Clock(TryTimes.measured(graph, data.train, data.validate, recipe))
     attempts: list[Attempt] = []
     failed: list[LossyTransfer] = []
-    bundle: Bundle | None = None
+    bundle = None
     folder = Path(out)
     folder.parent.mkdir(parents=True, exist_ok=True)
     while (place := search.next()) is not None:
@@ -207,18 +204,12 @@ def choose(
             continue
         own = recipe if trains else msgspec.structs.replace(recipe, epochs=0)
         on_try(clock.outlook(plan, own, search.left, tries - spent))
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-try-", dir=folder.parent) as tried:
-            checkpoint = folder.with_name(f".{folder.name}-try-{len(attempts)}.checkpoint")
-            action = partial(
-                prepare_plan, plan, recipe=own, out=Path(tried) / "bundle", checkpoint=checkpoint
-            )
-            attempt, made = _tried(plan, action, uncut_score, accuracy_drop)
-            attempts.append(attempt)
-            clock.tell(attempt, own)
-            if attempt.held:
-                assert made is not None
-                files = {entry.file: made.path / entry.file for entry in made.files}
-                bundle = Bundle.write(folder, made.manifest, files)
+        checkpoint = folder.with_name(f".{folder.name}-try-{len(attempts)}.checkpoint")
+        prepare_it = partial(prepare_plan, plan, recipe=own, checkpoint=checkpoint)
+        attempt, kept = _tried(plan, prepare_it, uncut_score, accuracy_drop, folder)
+        bundle = kept or bundle
+        attempts.append(attempt)
+        clock.tell(attempt, own)
         search.tell(place, held=attempt.held)
         if lossy and not attempt.held:
             failed.append(lossy)
@@ -228,40 +219,48 @@ def choose(
 
 
 def _tried(
-    plan: Plan, prepare_it: Callable[[], Bundle], uncut_score: float, accuracy_drop: float
+    plan: Plan,
+    prepare_it: Callable[..., Bundle],
+    uncut_score: float,
+    accuracy_drop: float,
+    folder: Path,
 ) -> tuple[Attempt, Bundle | None]:
-    """Prepare a plan: the result, and the bundle if training was not stopped."""
+    """Prepare a plan beside a folder; where it holds, write the bundle there."""
     started = time.perf_counter()
-    try:
-        with warnings.catch_warnings():
-            # How far a score may fall is said by accuracy_drop.
-            warnings.simplefilter("ignore", AccuracyWarning)
-            bundle = prepare_it()
-    except BelowFloorError as error:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-try-", dir=folder.parent) as tried:
+        try:
+            with warnings.catch_warnings():
+                # How far a score may fall is said by accuracy_drop.
+                warnings.simplefilter("ignore", AccuracyWarning)
+                bundle = prepare_it(out=Path(tried) / "bundle")
+        except BelowFloorError as error:
+            attempt = Attempt(
+                plan=plan,
+                before=uncut_score,
+                after=error.score,
+                sent_bytes=None,
+                held=False,
+                epochs=error.epoch,
+                stopped=True,
+                seconds=time.perf_counter() - started,
+            )
+            return attempt, None
+        accuracy, training = bundle.manifest.accuracy, bundle.manifest.training
+        assert accuracy is not None  # as there are validation data
         attempt = Attempt(
             plan=plan,
-            before=uncut_score,
-            after=error.score,
-            sent_bytes=None,
-            held=False,
-            epochs=error.epoch,
-            stopped=True,
+            before=accuracy.before,
+            after=accuracy.after,
+            sent_bytes=accuracy.sent_bytes,
+            held=accuracy.after >= accuracy.before - accuracy_drop,
+            epochs=0 if training is None else training.epochs,
+            stopped=False,
             seconds=time.perf_counter() - started,
         )
-        return attempt, None
-    accuracy, training = bundle.manifest.accuracy, bundle.manifest.training
-    assert accuracy is not None  # as there are validation data
-    attempt = Attempt(
-        plan=plan,
-        before=accuracy.before,
-        after=accuracy.after,
-        sent_bytes=accuracy.sent_bytes,
-        held=accuracy.after >= accuracy.before - accuracy_drop,
-        epochs=0 if training is None else training.epochs,
-        stopped=False,
-        seconds=time.perf_counter() - started,
-    )
-    return attempt, bundle
+        if not attempt.held:
+            return attempt, None
+        files = {entry.file: bundle.path / entry.file for entry in bundle.files}
+        return attempt, Bundle.write(folder, bundle.manifest, files)
 
 
 class _Candidate(msgspec.Struct, frozen=True):

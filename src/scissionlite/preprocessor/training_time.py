@@ -73,8 +73,12 @@ class TryTimes:
     views: int | None
 
     @classmethod
-    def measured(cls, graph: Graph, train: Data, validate: Data, recipe: Recipe) -> TryTimes:
-        """Measure the uncut network with a batch of training data."""
+    def measured(
+        cls, graph: Graph, train: Data | None, validate: Data, recipe: Recipe
+    ) -> TryTimes | None:
+        """Measure the uncut network with a batch of training data; None without such data."""
+        if train is None:
+            return None
         inputs = flat(next(iter(loader_of(train, recipe.batch_size)))[0])
         with torch.inference_mode():
             graph.module(*inputs)  # the first run also takes memory
