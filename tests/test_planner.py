@@ -15,10 +15,10 @@ from profiles import JPEG, SPECS, written
 import scissionlite as sl
 from scissionlite.errors import PlanError, ProfileError
 from scissionlite.graph.tensors import TensorInfo
-from scissionlite.manifest import Accuracy
+from scissionlite.manifest import Accuracy, NextHop
 from scissionlite.scissiontl.cost import Machine, Prediction, slice_times
 from scissionlite.scissiontl.planner import Objective, pareto
-from scissionlite.scissiontl.plans import MeasuredAccuracy
+from scissionlite.scissiontl.plans import MeasuredAccuracy, SecondCut
 from scissionlite.scissiontl.profile import (
     BlockProfile,
     ImageProfile,
@@ -329,6 +329,41 @@ def test_a_bundle_tells_its_accuracy(make_bundle: BundleFactory) -> None:
     uncut, own = MeasuredAccuracy.of(bundle, profile)
     assert (uncut.kind, uncut.accuracy) == ("local", 0.9)
     assert (own.slicing_point, own.spec, own.accuracy) == ("stem", sl.TransferSpec(), 0.8)
+    assert own.second is None
+    # With three tiers it is that of both cuts together.
+    point = bundle.manifest.slicing_point
+    assert point is not None
+    hop = NextHop(slicing_point=point, crossing=bundle.manifest.crossing, transfer=SPECS[1])
+    slices = bundle.manifest.slices
+    bundle.manifest = msgspec.structs.replace(
+        bundle.manifest, next_hop=hop, slices=slices | {"cloud": slices["edge"]}
+    )
+    _, own = MeasuredAccuracy.of(bundle, profile)
+    assert own.second == SecondCut("stem", SPECS[1])
+
+
+def test_an_accuracy_of_three_tiers_is_not_that_of_two() -> None:
+    cloud = written("cloud", EDGE)
+    measured = MeasuredAccuracy(
+        kind="split",
+        slicing_point="b0",
+        spec=SPECS[2],
+        second=SecondCut("b1", SPECS[2]),
+        accuracy=0.8,
+    )
+    uncut = MeasuredAccuracy(kind="local", accuracy=0.99)
+    plans = sl.plan(
+        written(), written("edge", EDGE), LINK, cloud=cloud, accuracies=[measured, uncut]
+    )
+    assert {p.accuracy for p in plans if p.second == measured.second} >= {0.8}
+    for each in plans:
+        if each.kind != "split":
+            continue
+        specs = [each.spec] if each.second is None else [each.spec, each.second.spec]
+        if (each.slicing_point, each.spec, each.second) == ("b0", SPECS[2], measured.second):
+            assert each.accuracy == 0.8
+        else:  # nobody measured it; float32 loses nothing
+            assert each.accuracy == (0.99 if set(specs) == {SPECS[0]} else None)
 
 
 def test_profiles_of_different_networks_are_refused() -> None:

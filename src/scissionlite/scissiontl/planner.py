@@ -269,14 +269,13 @@ def _with_accuracies(plans: list[Plan], accuracies: Iterable[MeasuredAccuracy]) 
     uncut = by_kind.get(_accuracy_key(Plan(kind="local")))
 
     def measured(each: Plan) -> float | None:
-        if each.second is not None:
-            return None
         key = _accuracy_key(each)
         if key in by_kind:
             return by_kind[key]
         # A lossless plan answers as the uncut network.
-        lossless = each.image_format in ("uint8", "png") or (
-            each.spec is not None and each.spec.lossless
+        specs = [each.spec] if each.second is None else [each.spec, each.second.spec]
+        lossless = each.image_format in ("uint8", "png") or all(
+            spec is not None and spec.lossless for spec in specs
         )
         return uncut if lossless and each.device_precision == "float32" else None
 
@@ -292,6 +291,7 @@ def _accuracy_key(each: Plan | MeasuredAccuracy) -> tuple[object, ...]:
         each.image_format,
         each.jpeg_quality,
         each.device_precision,
+        each.second,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from scissionlite.errors import PlanError
 from scissionlite.graph.tensors import INPUT_POINT
 from scissionlite.images import ImageFormat
-from scissionlite.manifest import Kind, Precision
+from scissionlite.manifest import CrossingTensor, Kind, Precision, SlicingPointInfo
 from scissionlite.scissiontl.cost import Prediction
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
@@ -125,6 +126,7 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     image_format: ImageFormat | None = None
     jpeg_quality: int | None = None
     device_precision: Precision = "float32"
+    second: SecondCut | None = None
     accuracy: float
 
     @classmethod
@@ -141,20 +143,12 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
         manifest = bundle.manifest
         if manifest.accuracy is None:
             raise PlanError(f"{bundle.path} tells no accuracy: prepare it with validate=")
-        name = None
+        name, second = None, None
         if manifest.slicing_point is not None:
-            index = manifest.slicing_point.index
-            at_input = index < 0
-            blocks = profile.blocks[index : index + 1]
-            crossing = profile.inputs if at_input else blocks[0].crossing if blocks else ()
-            shapes = [t.feature_shape or t.shape for t in manifest.crossing]
-            if [t.shape for t in crossing] != shapes:
-                raise PlanError(
-                    f"{bundle.path} was cut after {manifest.slicing_point.after}, but something "
-                    f"else crosses there in the profile of {profile.name}: they are not of the "
-                    "same network"
-                )
-            name = INPUT_POINT if at_input else blocks[0].name
+            name = _point_in(profile, bundle, manifest.slicing_point, manifest.crossing)
+        if (hop := manifest.next_hop) is not None:
+            point = _point_in(profile, bundle, hop.slicing_point, hop.crossing)
+            second = SecondCut(point, hop.transfer)
         local = manifest.local_accuracy
         own = [] if local is None else [local.after]
         return [
@@ -167,6 +161,22 @@ class MeasuredAccuracy(msgspec.Struct, frozen=True, kw_only=True):
                 image_format=manifest.image_format,
                 jpeg_quality=manifest.jpeg_quality,
                 device_precision=manifest.device_precision,
+                second=second,
                 accuracy=manifest.accuracy.after,
             ),
         ]
+
+
+def _point_in(
+    profile: Profile, bundle: Bundle, point: SlicingPointInfo, crossing: Sequence[CrossingTensor]
+) -> str:
+    """The profile's name of the slicing point at which a bundle was cut."""
+    at_input = point.index < 0
+    blocks = profile.blocks[point.index : point.index + 1]
+    crosses = profile.inputs if at_input else blocks[0].crossing if blocks else ()
+    if [t.shape for t in crosses] != [t.feature_shape or t.shape for t in crossing]:
+        raise PlanError(
+            f"{bundle.path} was cut after {point.after}, but something else crosses there in the "
+            f"profile of {profile.name}: they are not of the same network"
+        )
+    return INPUT_POINT if at_input else blocks[0].name
