@@ -336,7 +336,7 @@ def test_a_bundle_tells_its_accuracy(make_bundle: BundleFactory) -> None:
     hop = NextHop(slicing_point=point, crossing=bundle.manifest.crossing, transfer=SPECS[1])
     slices = bundle.manifest.slices
     bundle.manifest = msgspec.structs.replace(
-        bundle.manifest, next_hop=hop, slices=slices | {"cloud": slices["edge"]}
+        bundle.manifest, version=8, next_hop=hop, slices=slices | {"cloud": slices["edge"]}
     )
     _, own = MeasuredAccuracy.of(bundle, profile)
     assert own.second == SecondCut("stem", SPECS[1])
