@@ -245,7 +245,8 @@ class MessageSocket {
   };
 
   static constexpr std::size_t most_copied_ = 1 << 16;  // bytes that are copied faster than lent
-  static constexpr std::size_t most_thrown_ = 256;      // messages at a time
+  // Messages thrown away at a time: who is read slowly can send only slowly.
+  static constexpr std::size_t most_thrown_ = 4;
   static constexpr std::size_t slice_ = 20'000;  // frames thrown away at a time: milliseconds
 
   static py::tuple nothing() { return py::make_tuple(py::list(), -1, py::str()); }

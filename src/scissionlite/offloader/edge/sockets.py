@@ -241,6 +241,8 @@ class EdgeSockets:
         frames, descriptor, peer = messages.receive()
         if not frames:
             self._drained[port] = not (discards or messages.busy)
+            if messages.busy and not discards:
+                self._rejected += _MANY_REJECTED  # a muted connection sends more and more
             if self._drained[port]:
                 self._inputs.empty(messages)
             return _NOTHING
