@@ -18,7 +18,7 @@ def lowest_versions(pyproject: Path) -> dict[str, str]:
         requirements += extra
     bounds: dict[str, str] = {}
     for requirement in requirements:
-        match = re.match(r"([A-Za-z0-9-]+)>=([0-9.]+)", requirement)
+        match = re.match(r"([A-Za-z0-9-]+)(?:\[\w+\])?>=([0-9.]+)", requirement)
         if match is not None:
             name, version = match.groups()
             # torch stands in two extras: installed together, the higher bound holds.

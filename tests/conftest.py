@@ -36,7 +36,7 @@ pytest_plugins = ["torch_fixtures" if importlib.util.find_spec("torch") else "st
 _LONGEST_FIRST = (
     *("test_cli", "test_end_to_end", "test_graph", "test_offloader_commands", "test_preprocessor"),
     *("test_runtimes", "test_trainer", "test_capture", "test_remote_profile", "test_profiler"),
-    *("test_faults", "test_usage", "test_recovery", "test_fork"),
+    *("test_faults", "test_usage", "test_recovery", "test_fork", "test_ray_engine"),
 )
 """The files that take longest: `make test` gives a file to one process, and none at the end."""
 

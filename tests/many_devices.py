@@ -1,8 +1,9 @@
 """Many devices at once, each with inputs of its own, and every answer checked.
 
-``python -m many_devices BUNDLE ENDPOINT CONTROL FIRST COUNT SECONDS`` runs ``COUNT`` devices in
-threads of one process, one thread each. It writes a line when all are connected, waits for a line,
-asks for so many seconds, and writes a :class:`Tally` as JSON.
+``python -m many_devices BUNDLE ENDPOINT CONTROL FIRST COUNT SECONDS [DEADLINE]`` runs ``COUNT``
+devices in threads of one process, one thread each. It writes a line when all are connected, waits
+for a line, asks for so many seconds, and writes a :class:`Tally` as JSON. Several endpoints are
+joined by commas: each device prefers the next one, and uses the others when that is lost.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Tally(msgspec.Struct):
     right: int = 0
     wrong: int = 0
     failed: int = 0
+    latest: float = -LONG  # seconds after its deadline at which a request ended
     latencies: list[float] = []  # seconds
 
     def add(self, other: Tally) -> None:
@@ -46,6 +48,7 @@ class Tally(msgspec.Struct):
         self.right += other.right
         self.wrong += other.wrong
         self.failed += other.failed
+        self.latest = max(self.latest, other.latest)
         self.latencies = self.latencies + other.latencies
 
 
@@ -68,28 +71,31 @@ class Inputs:
             self.answers.append(edge.answer(tensors, views, Stopwatch())[0])
 
 
-def use(device: Device, inputs: Inputs, until: float) -> Tally:
+def use(device: Device, inputs: Inputs, until: float, deadline: float = LONG) -> Tally:
     """Keep some requests of a device under way, and check every answer."""
     tally = Tally()
-    under_way: list[tuple[int, Any]] = []
+    under_way: list[tuple[int, float, Any]] = []
     for asked in count():
         if time.monotonic() < until:
             number = asked % INPUTS
             tally.asked += 1
             try:
-                under_way.append((number, device.submit(inputs.frames[number])))
+                begun = time.monotonic()
+                under_way.append((number, begun, device.submit(inputs.frames[number])))
             except OffloadError:
                 tally.failed += 1
             if len(under_way) < IN_FLIGHT:
                 continue
         if not under_way:
             return tally
-        number, future = under_way.pop(0)
+        number, begun, future = under_way.pop(0)
         try:
             answer = future.result(2 * LONG)
         except OffloadError:
             tally.failed += 1
+            tally.latest = max(tally.latest, time.monotonic() - begun - deadline)
             continue
+        tally.latest = max(tally.latest, answer.latency - deadline)
         tally.latencies.append(answer.latency)
         if np.abs(answer.output - inputs.answers[number]).max() <= SAME:
             tally.right += 1
@@ -100,14 +106,21 @@ def use(device: Device, inputs: Inputs, until: float) -> Tally:
 
 def main() -> None:
     """Be some of the devices."""
-    path, endpoint, control, first, number, seconds = sys.argv[1:]
+    path, endpoint, control, first, number, seconds = sys.argv[1:7]
+    deadline = float(sys.argv[7]) if sys.argv[7:] else LONG
+    edges = list(zip(endpoint.split(","), control.split(","), strict=True))
     bundle = Bundle.load(path)
     sides = (DeviceSide(bundle, 1), EdgeSide(bundle, 1))
     inputs = [Inputs(bundle, sides, each) for each in range(int(first), int(first) + int(number))]
-    devices = [
-        Device(bundle, endpoint, control=control, deadline=LONG, threads=1, name=f"device-{each}")
-        for each in range(int(first), int(first) + int(number))
-    ]
+    devices = []
+    for each in range(int(first), int(first) + int(number)):
+        turn = each % len(edges)
+        endpoints, controls = zip(*edges[turn:], *edges[:turn], strict=True)
+        name = f"device-{each}"
+        device = Device(
+            bundle, endpoints, control=controls, deadline=deadline, threads=1, name=name
+        )
+        devices.append(device)
     for device in devices:
         device.connect(LONG)
     print(flush=True)
@@ -115,8 +128,9 @@ def main() -> None:
     until = time.monotonic() + float(seconds)
     tally = Tally()
     with ThreadPoolExecutor(len(devices)) as threads:
-        for each in threads.map(use, devices, inputs, [until] * len(devices)):
-            tally.add(each)
+        several = len(devices)
+        for one in threads.map(use, devices, inputs, [until] * several, [deadline] * several):
+            tally.add(one)
     for device in devices:
         device.close()
     assert threading.active_count() == 1

@@ -38,11 +38,16 @@ class Process:
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         )
 
-    def write_line(self) -> None:
-        """Write an empty line to its input."""
+    def write_line(self, line: str = "") -> None:
+        """Write a line to its input, by default an empty one."""
         assert self._popen.stdin is not None
-        self._popen.stdin.write("\n")
+        self._popen.stdin.write(f"{line}\n")
         self._popen.stdin.flush()
+
+    def close_input(self) -> None:
+        """End its input."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.close()
 
     def read_line(self) -> str:
         """Read the next line of output; empty if the process ended instead."""

@@ -33,6 +33,7 @@ import scissionlite as sl
 from scissionlite.cli import app
 from scissionlite.demo.textures import write_dataset
 from scissionlite.models import load_model
+from scissionlite.runtimes import RuntimeName
 from scissionlite.scissiontl.profile import Profile
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,10 @@ NOT_RUN = {  # first words of a command
         "needs a broker; tests/test_run_mqtt.py has one"
     ),
     "mosquitto_sub ": "needs a broker",
+    "ray ": "makes this machine a node of a cluster; tests/test_ray_engine.py has one",
+    "scissionlite serve /shared/line --engine ray ": "needs a cluster",
+    "tritonserver ": "no Triton server is at hand",
+    "scissionlite serve bundle --engine triton ": "needs a server; tests/test_triton.py has one",
 }
 
 
@@ -149,7 +154,7 @@ def lay_steel(folder: Path) -> None:
         image.rename(image.with_name(f"{image.parent.name}_1{image.name}"))
 
 
-def lay_security(folder: Path) -> None:
+def lay_security(folder: Path, runtime: RuntimeName = "torchscript") -> None:
     write_dataset(folder / "steel", train=1, test=1)
     shutil.copytree(folder / "steel" / "test", folder / "photos")
     network = load_model("torchvision:squeezenet1_1", num_classes=6)
@@ -160,6 +165,7 @@ def lay_security(folder: Path) -> None:
         train=folder / "steel" / "train",
         preprocessing=sl.Preprocessing(size=(64, 64)),
         recipe=sl.Recipe(epochs=0),
+        runtimes=(runtime,),
         out=folder / "bundle",
     )
 
@@ -202,6 +208,7 @@ LAID: dict[str, Callable[[Path], None]] = {
     "docs/security.md": lay_security,
     "docs/daemon.md": lay_security,
     "docs/device.md": lay_security,
+    "docs/engines.md": lambda folder: lay_security(folder, "onnx"),
     "docs/training.md": lay_training,
     "docs/int8.md": lay_training,
     "docs/planning.md": lay_planning,
@@ -214,6 +221,7 @@ MADE = {
     "docs/security.md": ("bundle/manifest.sig",),
     "docs/daemon.md": ("bundle",),
     "docs/device.md": ("bundle",),
+    "docs/engines.md": ("repository",),
     "docs/training.md": ("bundle",),
     "docs/int8.md": ("bundle",),
     "docs/planning.md": ("links.csv", "report.html"),

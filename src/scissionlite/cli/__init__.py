@@ -22,6 +22,7 @@ from scissionlite import __version__
 from scissionlite.cli.bundles import bundles
 from scissionlite.cli.demo import demo
 from scissionlite.cli.doctor import doctor
+from scissionlite.cli.export import export
 from scissionlite.cli.fleet import fleet
 from scissionlite.cli.inspect import inspect
 from scissionlite.cli.keys import keys, sign
@@ -41,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich cuts the names of options in a terminal of 80 columns
 )
 _COMMANDS = (
-    *(profile, probe, plan, fleet, prepare, inspect, sign),
+    *(profile, probe, plan, fleet, prepare, inspect, sign, export),
     *(serve, bundles, run, demo, doctor),
 )
 for command in _COMMANDS:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import typer
@@ -31,12 +31,17 @@ from scissionlite.cli.struct_options import FieldOptions, struct_options
 from scissionlite.cli.systemd import edge_unit, notify, print_unit_file, watchdog
 from scissionlite.cli.usage import usage_errors
 from scissionlite.offloader import EdgeKeys, EdgeLimits, EdgeServer
+from scissionlite.offloader.edge.engines.ray_options import RayOptions
 from scissionlite.offloader.wire.control import StatsReply
 from scissionlite.signals import leave_at_once
+
+if TYPE_CHECKING:
+    from scissionlite.offloader.edge.engines.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 _DEFAULTS = EdgeLimits()
+_RAY = RayOptions()
 
 
 @struct_options
@@ -68,10 +73,24 @@ def serve(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Requests that are worked on at once.",
+            help="Requests that are worked on at once; with another engine, calls under way.",
             min=1,
             max=1024,
-            show_default="1; with --next, 16",
+            show_default="1; with --next or triton, 16; with ray, 8 or twice its replicas",
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray", "triton"],
+        typer.Option(
+            help="Where the slices run: here, in replicas of Ray Serve, or in a Triton server."
+        ),
+    ] = "local",
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="With --engine triton: the server's gRPC port.",
+            show_default="none",
         ),
     ] = None,
     next: Annotated[
@@ -104,6 +123,7 @@ def serve(
         typer.Option(help="The daemon's name for devices.", show_default="the host's name"),
     ] = None,
     limits: Annotated[EdgeLimits, FieldOptions("Limits")] = _DEFAULTS,
+    ray: Annotated[RayOptions, FieldOptions("Ray")] = _RAY,
     key: KeyOption = None,
     authorized: Annotated[
         Path | None,
@@ -178,6 +198,7 @@ def serve(
             control=control,
             threads=threads,
             workers=workers,
+            engine=_engine(engine, ray, url),
             next=next or None,
             next_control=next_control or None,
             next_keys=next_keys,
@@ -215,6 +236,23 @@ def serve(
         # Python's own exit would end the thread amid a runtime's code, which aborts the process.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _engine(name: str, ray: RayOptions, url: str | None) -> Engine | None:
+    """Make the engine of a name; None is the local one."""
+    if name != "ray" and ray != _RAY:
+        raise typer.BadParameter("the options of Ray need --engine ray")
+    if (name == "triton") != (url is not None):
+        raise typer.BadParameter("--engine triton and --url HOST:PORT go together")
+    if url is not None:
+        from scissionlite.offloader.edge.engines.triton import TritonEngine
+
+        return TritonEngine(url)
+    if name == "local":
+        return None
+    from scissionlite.offloader.edge.engines.ray import RayEngine  # takes seconds
+
+    return RayEngine(ray)
 
 
 def _print_ready(server: EdgeServer, keys: EdgeKeys | None, json: bool) -> None:

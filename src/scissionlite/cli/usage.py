@@ -25,10 +25,14 @@ Context: TypeAlias = Any
 
 _EXTRAS = {
     "cv2": "camera",
+    "google": "triton",
     "inotify_simple": "watch",
     "matplotlib": "demo",
+    "onnx": "triton",
     "paho": "mqtt",
+    "ray": "ray",
     "torch": "torch",
+    "tritonclient": "triton",
 }
 """The packages that commands import without asking, and the extras that install them."""
 

@@ -2,6 +2,7 @@
 
     load_slice(path, runtime) -> runtime_module -> torchscript | onnx | aotinductor .load -> Slice
     export.export_slices(modules, runtimes, folder) -> the same module's .export -> SliceFile
+    triton_repository.write_repository(bundle, folder): models of a Triton server
 
 The module of a runtime has the functions ``load(path, threads)``, ``export(module, example, path,
 dynamic_batch=)`` and ``check_export()``, and the constants ``SUFFIX`` and ``SURVIVES_FORK``

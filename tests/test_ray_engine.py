@@ -1,0 +1,202 @@
+"""The Ray engine: a cluster and daemons in processes of their own, replicas and daemons killed.
+
+``python -m bench.ray_engine`` does it with 64 devices, kills a node, and watches the scaling.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import BundleFactory
+from many_devices import Inputs, Tally
+from peers import LONG
+from processes import run_here
+from ray_processes import Front, RayCluster, joined
+
+from scissionlite.bundle import Bundle
+from scissionlite.errors import BundleMismatchError, DeadlineExceededError
+from scissionlite.offloader import Device
+from scissionlite.offloader.device.side import DeviceSide
+from scissionlite.offloader.edge.side import EdgeSide
+from scissionlite.transfer_layer import TransferSpec
+
+pytestmark = [
+    pytest.mark.usefixtures("no_threads_left"),
+    pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed"),
+]
+
+DEADLINE, LATE = 20.0, 0.5
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RayCluster]:
+    """A cluster of one node."""
+    started = RayCluster(2)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def fronts(cluster: RayCluster, onnx_bundle: Bundle) -> Iterator[list[Front]]:
+    """Two daemons for one bundle, with two replicas; the first may be killed."""
+    scale = ("--replicas", "2", "--max-replicas", "2")
+    started = [Front(cluster, str(onnx_bundle.path), *scale) for _ in range(2)]
+    yield started
+    for each in started:
+        each.kill()
+
+
+def device_of(front: Front, bundle: Bundle, deadline: float = DEADLINE) -> Device:
+    return Device(bundle, front.endpoint, control=front.control, threads=1, deadline=deadline)
+
+
+def wait_until(condition: Any) -> None:
+    until = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_the_answers_are_the_local_engine_s_bit_for_bit(
+    cluster: RayCluster, fronts: list[Front], onnx_bundle: Bundle
+) -> None:
+    inputs = Inputs(onnx_bundle, (DeviceSide(onnx_bundle, 1), EdgeSide(onnx_bundle, 1)), 7)
+    for front in fronts:
+        with device_of(front, onnx_bundle) as device:
+            for frame, expected in zip(inputs.frames, inputs.answers, strict=True):
+                answer = device.submit(frame).result()
+                assert answer.where == "edge"
+                np.testing.assert_array_equal(answer.output, expected)
+    # Both daemons use one application: the second has started no replicas of its own.
+    assert len(cluster.replicas(onnx_bundle)) == 2
+
+
+def test_a_replica_and_a_daemon_that_are_killed_lose_nothing(
+    cluster: RayCluster, fronts: list[Front], onnx_bundle: Bundle, start_process: Any
+) -> None:
+    wait_until(lambda: len(cluster.replicas(onnx_bundle)) == 2)
+    where = (str(onnx_bundle.path), *joined(fronts))
+    devices = start_process("many_devices", *where, "0", "8", "6", str(DEADLINE))
+    devices.read_line()
+    devices.write_line()
+    time.sleep(2)
+    killed = cluster.kill_replica(onnx_bundle)
+    time.sleep(1)
+    fronts[0].send_signal(signal.SIGKILL)
+    tally = Tally(**devices.read_json())
+    assert (tally.right, tally.wrong, tally.failed) == (tally.asked, 0, 0)
+    assert tally.asked > 8 * 4
+    assert tally.latest < LATE
+    wait_until(lambda: len({*cluster.replicas(onnx_bundle)} - {killed}) == 2)  # Serve's new one
+
+
+def test_a_request_that_no_replica_answers_ends_at_its_deadline(
+    cluster: RayCluster, fronts: list[Front], onnx_bundle: Bundle
+) -> None:
+    x = np.zeros(onnx_bundle.manifest.inputs[0].shape, np.float32)
+    with device_of(fronts[1], onnx_bundle) as device:
+        device.infer(x)
+        stopped = [*cluster.replicas(onnx_bundle)]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(DeadlineExceededError):
+                device.infer(x, deadline=1.0)
+            os.kill(stopped[0], signal.SIGCONT)
+            # The other one does not answer: the call is made again.
+            for _ in range(4):
+                device.infer(x)
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_a_bundle_is_replaced_amid_traffic(
+    cluster: RayCluster, make_bundle: BundleFactory, tmp_path: Path, background: Any
+) -> None:
+    first = make_bundle(runtime="onnx", transfer=TransferSpec(pool=4))
+    second = make_bundle(runtime="onnx", transfer=TransferSpec(pool=4, pool_kind="average"))
+    shutil.copytree(first.path, tmp_path / "watched" / "line")
+    front = Front(cluster, "--watch", str(tmp_path / "watched"), "--downscale-delay", "1")
+    try:
+        with device_of(front, first) as device:
+            x = np.ones(first.manifest.inputs[0].shape, np.float32)
+            device.infer(x)
+            asking: Future[int] = background(ask_until_refused, device, x)
+            shutil.copytree(second.path, tmp_path / "copy")
+            (tmp_path / "watched" / "line").rename(tmp_path / "old")
+            (tmp_path / "copy").rename(tmp_path / "watched" / "line")
+            assert asking.result(LONG) > 0  # each of them was answered
+        with device_of(front, second) as device:
+            device.infer(x)
+        wait_until(lambda: not cluster.replicas(first))  # Serve ends what nobody calls
+        assert cluster.replicas(second)
+        assert front.terminate() == 0
+    finally:
+        front.kill()
+    assert cluster.replicas(second)  # for other daemons
+
+
+def ask_until_refused(device: Device, x: Any) -> int:
+    """Ask until the bundle is served no longer; how many were answered."""
+    answered = 0
+    while True:
+        try:
+            device.infer(x)
+        except BundleMismatchError:
+            return answered
+        answered += 1
+
+
+def test_a_replica_refuses_another_bundle_and_another_version(onnx_bundle: Bundle) -> None:
+    script = """
+import sys
+from scissionlite.errors import BundleError
+from scissionlite.offloader.edge.engines.engine import SliceOptions
+from scissionlite.offloader.edge.engines.ray_replica import EdgeReplica, Setting
+path, bundle_id = sys.argv[1:]
+for setting in (
+    Setting(path, "0" * 64, SliceOptions(threads=1), 0.0),
+    Setting(path, bundle_id, SliceOptions(threads=1), 0.0, "0.0.0"),
+):
+    try:
+        EdgeReplica(setting)
+    except BundleError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", script, str(onnx_bundle.path), onnx_bundle.id]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=True)
+    other, version = ran.stdout.splitlines()
+    assert f"is bundle {onnx_bundle.id[:12]}, not 000000000000" in other
+    assert "the daemon has ScissionLite 0.0.0" in version
+
+
+def test_a_cluster_that_is_not_there_is_one_clear_line() -> None:
+    command = [sys.executable, "-m", "scissionlite", "serve", "--engine", "ray"]
+    ran = subprocess.run(
+        [*command, "--address", "127.0.0.1:1"], capture_output=True, text=True, timeout=LONG
+    )
+    assert ran.returncode == 1
+    assert "no Ray cluster at '127.0.0.1:1'" in ran.stderr
+    assert "ray start --head" in ran.stderr
+
+
+def test_options_of_ray_need_the_engine() -> None:
+    ran = run_here("serve", "--max-replicas", "2")
+    assert ran.exit_code == 2
+    assert "--engine ray" in ran.stderr
+    ran = run_here("serve", "--engine", "ray", "--replicas", "3", "--max-replicas", "2")
+    assert ran.exit_code == 2
+    assert "--max-replicas 2 is less than --replicas 3" in ran.stderr
