@@ -45,8 +45,7 @@ NOT_RUN = {  # first words of a command
     ".ci/run": "runs this test",
     "pytest ": "tests, which `make test` runs, or benchmarks",
     "python -m bench.accuracy ": "trains networks for hours, on the project's shared/data",
-    "python -m bench.curves ": "trains on the networks of bench.accuracy",
-    "python -m bench.floor_search": "replays records for half a minute",
+    "python -m bench.end_to_end ": "measures for minutes, on the project's shared/data",
     "python -m bench.drops ": "needs the networks of bench.accuracy",
     "python -m bench.rates ": "trains on the networks of bench.accuracy",
     "python -m bench.encoders ": "measures and trains on the networks of bench.accuracy",
@@ -211,6 +210,7 @@ LAID: dict[str, Callable[[Path], None]] = {
     "docs/engines.md": lambda folder: lay_security(folder, "onnx"),
     "docs/training.md": lay_training,
     "docs/int8.md": lay_training,
+    "docs/fleet.md": lambda folder: None,
     "docs/planning.md": lay_planning,
     "docs/tutorial.md": lay_tutorial,
 }
@@ -224,6 +224,7 @@ MADE = {
     "docs/engines.md": ("repository",),
     "docs/training.md": ("bundle",),
     "docs/int8.md": ("bundle",),
+    "docs/fleet.md": ("here.json", "plant.toml"),
     "docs/planning.md": ("links.csv", "report.html"),
     "docs/tutorial.md": ("build/steel/here.json", "build/steel/bundle"),
 }

@@ -179,7 +179,7 @@ def _print(
         "machines": several,
         "cloud (ms)": tiers,
         "leakage": any(c.leakage not in (None, 0.0, 1.0) for c in predictions),
-        "drop before training (points)": any(c.drop is not None for c in predictions),
+        "drop (points)": any(c.drop is not None for c in predictions),
         "accuracy (%)": any(p.accuracy is not None for p in shown),
         "energy (mJ)": any(c.energy is not None for c in predictions),
     }
@@ -200,7 +200,7 @@ def _print(
             "sent (kB)": kilobytes(cost.sent_bytes),
             "rate (1/s)": f"{cost.throughput:.3g}",
             "leakage": "" if cost.leakage is None else f"{cost.leakage:.2f}",
-            "drop before training (points)": "" if cost.drop is None else f"{cost.drop * 100:.1f}",
+            "drop (points)": "" if cost.drop is None else f"{cost.drop * 100:.1f}",
             "accuracy (%)": "" if each.accuracy is None else f"{each.accuracy * 100:.2f}",
             "energy (mJ)": "" if cost.energy is None else f"{cost.energy * 1e3:.1f}",
         }
