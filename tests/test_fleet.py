@@ -219,6 +219,13 @@ def test_a_station_is_first_in_first_out_and_drops_what_is_late() -> None:
     assert ends.tolist() == [1.0, 1.1, 2.0]
     _, ends = served(Station(1, [(1.5, 3.0)]), np.array([0.0, 1.0, 2.0, 3.5]), 1.0)
     assert ends.tolist() == [1.0, np.inf, np.inf, 4.5]
+    # What it held when it went away is not worked off when it is back.
+    station = Station(1, [(1.5, 3.0)])
+    _, ends = served(station, np.array([*np.linspace(0, 0.9, 20), 10.0]), 1.0)
+    assert ends[0] == 1.0
+    assert ends[-1] == 11.0
+    assert np.isinf(ends[1:-1]).all()
+    assert station.worked == 1.0 + 0.5 + 1.0
 
 
 def test_a_station_keeps_what_comes_later() -> None:
@@ -419,6 +426,21 @@ def test_an_edge_that_is_away(fallback: str, cause: str) -> None:
         worked = option.service * COUNT * 2 * (end - start) / 60
         assert outcome.busy["other"] == pytest.approx(worked, rel=0.1)
     assert NOTICED + local < 3.0
+
+
+def test_another_edge_is_asked_over_its_own_link() -> None:
+    devices = (group(count=2, rate=0.5, arrivals="periodic", deadline=9.0, fallback="edge"),)
+    edges = tuple(EdgeMachine(name=name, profile="edge.json") for name in ("box", "other"))
+    slow = sl.Link(rtt=0.010, bandwidth=100e3)
+    links = {("line", "box"): (FAST, False), ("line", "other"): (slow, False)}
+    away = (Outage(edge="box", start=2.0, end=1e6),)
+    inventory = plant(devices, edges, links=links, outages=away)
+    option = msgspec.structs.replace(split(inventory), edge="box")
+    outcome = simulate(inventory, taken(inventory, Share(option, 2)), 400.0)
+    predicted = option.plan.predicted
+    more = predicted.sent_bytes * 8 * (1 / slow.bandwidth - 1 / FAST.bandwidth)
+    answer = inventory.profiles["line"].answer_bytes * 8 * (1 / slow.bandwidth - 1 / FAST.bandwidth)
+    assert outcome.groups[0].p50 == pytest.approx(predicted.latency + more + answer, rel=1e-3)
 
 
 def test_a_late_answer_is_the_devices_own() -> None:

@@ -86,7 +86,7 @@ class Source:
         self._free, self._link_free = np.zeros(share.count), np.zeros(share.count)
         self._arrivals = _Arrivals(self._devices, share.count, rng)
         self._way = self._other = -1
-        self._serial = 0.0
+        self._serial = self._other_serial = 0.0
         away: list[tuple[float, float]] = []
         edge = share.option.edge
         if edge is not None:
@@ -98,19 +98,19 @@ class Source:
             ]
             self._way, self._serial = _add_way(ways, inventory, self._group, edge, self._plan)
             if self._devices.fallback == "edge" and away:
-                self._other = self._other_way(ways, inventory, edge)
+                self._other, self._other_serial = self._other_way(ways, inventory, edge)
         self._outages = _Outages(away, share.count)
         self._ways = ways
 
-    def _other_way(self, ways: list[Way], inventory: Inventory, edge: str) -> int:
+    def _other_way(self, ways: list[Way], inventory: Inventory, edge: str) -> tuple[int, float]:
         """The way to the nearest other edge that can take the same requests."""
         name = self._devices.name
         others = [ends for ends in inventory.links if ends[0] == name and ends[1] != edge]
         for ends in sorted(others, key=lambda each: inventory.links[each][0].rtt):
             found = _same_plan(inventory, self._group, ends[1], self._plan)
             if found is not None:
-                return _add_way(ways, inventory, self._group, ends[1], found)[0]
-        return -1
+                return _add_way(ways, inventory, self._group, ends[1], found)
+        return -1, 0.0
 
     def send(self, start: float, end: float, tally: Tally) -> Requests:
         """Make the requests of a window; return those that go to a station."""
@@ -144,7 +144,8 @@ class Source:
         self, born: Floats, done: Floats, goes: npt.NDArray[np.bool_], away: npt.NDArray[np.bool_]
     ) -> Requests:
         way = np.where(away, self._other, self._way)
-        left = np.maximum(done, self._link_free) + self._serial
+        serial = np.where(away, self._other_serial, self._serial)
+        left = np.maximum(done, self._link_free) + serial
         self._link_free = np.where(goes, left, self._link_free)
         delay = np.array([each.delay for each in self._ways])
         work = np.array([each.work for each in self._ways])

@@ -97,21 +97,25 @@ class Station:
         served = served.take(np.argsort(served.arrival, kind="stable"))
         ends = []
         free = self._free
-        rows = zip(
-            served.arrival.tolist(), served.work.tolist(), served.latest.tolist(), strict=True
-        )
-        for arrival, work, latest in rows:
+        begins, comes_back = self._next_away()
+        columns = (served.arrival, served.work, served.latest)
+        for arrival, work, latest in zip(*(each.tolist() for each in columns), strict=True):
+            while arrival >= comes_back:
+                free[:] = [max(each, comes_back) if each <= begins else comes_back for each in free]
+                self._away.pop(0)
+                begins, comes_back = self._next_away()
             start = free[0]
             if start < arrival:
                 start = arrival
-            if start > latest:
+            if start > latest or start >= begins:
                 ends.append(np.inf)
                 continue
-            heapq.heapreplace(free, start + work)
-            ends.append(start + work)
-            self.worked += work
-        done = np.array(ends, dtype=np.float64)
-        for start, end in self._away:
-            held = (served.arrival < end) & (done > start)
-            done[held] = np.inf
-        return served, done
+            end = start + work
+            heapq.heapreplace(free, end)
+            self.worked += min(end, begins) - start
+            ends.append(end if end <= begins else np.inf)
+        return served, np.array(ends, dtype=np.float64)
+
+    def _next_away(self) -> tuple[float, float]:
+        """When it is away next, or now: from when, and until when."""
+        return self._away[0] if self._away else (np.inf, np.inf)
