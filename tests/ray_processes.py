@@ -54,8 +54,8 @@ class Front(Process):
     """``scissionlite serve --engine ray``, ready."""
 
     def __init__(self, cluster: RayCluster, *arguments: str) -> None:
-        engine = ("--engine", "ray", "--address", cluster.address, "--cpus", "0.5")
-        engine += ("--start-seconds", "300")  # a guard, for machines that are busy
+        engine = ["--engine", "ray", "--address", cluster.address, "--cpus", "0.5"]
+        engine += ["--start-seconds", "300"]  # a guard, for machines that are busy
         local = ("--bind", "tcp://127.0.0.1:*", "--threads", "1", "--json")
         super().__init__("scissionlite", "serve", *arguments, *local, *engine)
         ready = self.read_json()

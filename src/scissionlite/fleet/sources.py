@@ -62,6 +62,16 @@ class Way(NamedTuple):
     after: float
 
 
+class Route(NamedTuple):
+    """The first part of a request's way, and its seconds on the device's own link before."""
+
+    way: int
+    serial: float
+
+
+_NOWHERE = Route(-1, 0.0)
+
+
 class Source:
     """The devices of a share, which send their requests window by window.
 
@@ -85,8 +95,7 @@ class Source:
         self._local = local_seconds(inventory, self._group)
         self._free, self._link_free = np.zeros(share.count), np.zeros(share.count)
         self._arrivals = _Arrivals(self._devices, share.count, rng)
-        self._way = self._other = -1
-        self._serial = self._other_serial = 0.0
+        self._route = self._other = _NOWHERE
         away: list[tuple[float, float]] = []
         edge = share.option.edge
         if edge is not None:
@@ -96,13 +105,13 @@ class Source:
                 for each in inventory.outages
                 if each.edge == edge and each.devices in (None, name)
             ]
-            self._way, self._serial = _add_way(ways, inventory, self._group, edge, self._plan)
+            self._route = _add_way(ways, inventory, self._group, edge, self._plan)
             if self._devices.fallback == "edge" and away:
-                self._other, self._other_serial = self._other_way(ways, inventory, edge)
+                self._other = self._other_way(ways, inventory, edge)
         self._outages = _Outages(away, share.count)
         self._ways = ways
 
-    def _other_way(self, ways: list[Way], inventory: Inventory, edge: str) -> tuple[int, float]:
+    def _other_way(self, ways: list[Way], inventory: Inventory, edge: str) -> Route:
         """The way to the nearest other edge that can take the same requests."""
         name = self._devices.name
         others = [ends for ends in inventory.links if ends[0] == name and ends[1] != edge]
@@ -110,7 +119,7 @@ class Source:
             found = _same_plan(inventory, self._group, ends[1], self._plan)
             if found is not None:
                 return _add_way(ways, inventory, self._group, ends[1], found)
-        return -1, 0.0
+        return _NOWHERE
 
     def send(self, start: float, end: float, tally: Tally) -> Requests:
         """Make the requests of a window; return those that go to a station."""
@@ -119,14 +128,14 @@ class Source:
         for born, valid in self._arrivals.between(start, end):
             away, first = self._outages.meet(born, valid)
             # A request in an outage that was noticed is answered here, or goes to another edge.
-            here = (away & ~first) if self._other < 0 else np.zeros_like(away)
+            here = (away & ~first) if self._other.way < 0 else np.zeros_like(away)
             raises = self._devices.fallback == "raise"
             work = np.full(len(born), predicted.device_stage)
             if here.any():
                 work[here] = 0.0 if raises else self._local
             done = np.maximum(born, self._free) + work
             self._free = np.where(valid, done, self._free)
-            if self._way < 0:
+            if self._route.way < 0:
                 tally.local_answers(self._group, (done - born)[valid])
                 continue
             if here.any():
@@ -143,8 +152,8 @@ class Source:
     def _on_the_way(
         self, born: Floats, done: Floats, goes: npt.NDArray[np.bool_], away: npt.NDArray[np.bool_]
     ) -> Requests:
-        way = np.where(away, self._other, self._way)
-        serial = np.where(away, self._other_serial, self._serial)
+        way = np.where(away, self._other.way, self._route.way)
+        serial = np.where(away, self._other.serial, self._route.serial)
         left = np.maximum(done, self._link_free) + serial
         self._link_free = np.where(goes, left, self._link_free)
         delay = np.array([each.delay for each in self._ways])
@@ -261,9 +270,7 @@ def local_seconds(inventory: Inventory, group: int) -> float:
     return profile.preprocess + profile.network_latency
 
 
-def _add_way(
-    ways: list[Way], inventory: Inventory, group: int, edge: str, taken: Plan
-) -> tuple[int, float]:
+def _add_way(ways: list[Way], inventory: Inventory, group: int, edge: str, taken: Plan) -> Route:
     """Add the way of a plan; return its first part, and the seconds on the device's own link."""
     name = inventory.devices[group].name
     link, shared = inventory.links[name, edge]
@@ -273,9 +280,9 @@ def _add_way(
     work = predicted.decode_time + predicted.edge_time
     ways.append(Way(group, edge, there, work, -1, back))
     if not shared:
-        return len(ways) - 1, predicted.serial_time
+        return Route(len(ways) - 1, predicted.serial_time)
     ways.append(Way(group, link_name(name, edge), 0.0, predicted.serial_time, len(ways) - 1, 0.0))
-    return len(ways) - 1, 0.0
+    return Route(len(ways) - 1, 0.0)
 
 
 def _same_plan(inventory: Inventory, group: int, edge: str, taken: Plan) -> Plan | None:
