@@ -153,11 +153,13 @@ def test_a_bundle_replaced_amid_traffic_loses_no_request(
         assert [each.id for each in edge.bundles] == [new.id]
         wait_until(lambda: edge.stats().devices == 0)
         replaced.set()
+        at_edge = 0
         for each in streams:
             where, refused = each.result(LONG)
-            assert where.count("edge") > 10
+            at_edge += where.count("edge")
             assert where[-1] == ("local" if fallback == "local" else "edge")
             assert (refused == 0) == (fallback == "local")
+        assert at_edge > 50  # by either device: which of them is faster is nobody's promise
         with device_of(edge, new) as device:
             answer = device.infer(frames[0])
             np.testing.assert_array_equal(answer, in_one_process(new, frames[0]))
