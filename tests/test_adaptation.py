@@ -213,7 +213,7 @@ def test_a_bundle_of_version_4_loads_and_one_of_version_3_does_not(
     (only,) = sl.Bundle.load(tmp_path).manifest.every_variant
     assert only.name == "int8"
     (tmp_path / MANIFEST_NAME).write_bytes(msgspec.json.encode(raw | {"version": 3}))
-    with pytest.raises(BundleError, match="format 3, this build reads up to 6: prepare it again"):
+    with pytest.raises(BundleError, match="format 3, this build reads up to 8: prepare it again"):
         sl.Bundle.load(tmp_path)
 
 
