@@ -179,7 +179,7 @@ def _print(
         "machines": several,
         "cloud (ms)": tiers,
         "leakage": any(c.leakage not in (None, 0.0, 1.0) for c in predictions),
-        "drop (points)": any(c.drop is not None for c in predictions),
+        "drop (points)": any(c.drop for c in predictions),  # what loses nothing tells nothing
         "accuracy (%)": any(p.accuracy is not None for p in shown),
         "energy (mJ)": any(c.energy is not None for c in predictions),
     }
@@ -206,4 +206,6 @@ def _print(
         }
         columns = [name for name in cells if optional.get(name, True)]
         rows.append([cells[name] for name in columns])
+    if "drop (points)" in columns:
+        caption += " The drop in accuracy is predicted, before training."
     print_table(title, columns, rows, caption=caption)
