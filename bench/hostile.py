@@ -1,10 +1,12 @@
 """What peers that mean harm do to a good device and to the daemon: ``python -m bench.hostile``.
 
-For each attack: the good device's p95 before and during, and the daemon's memory before and at
-most. Daemon, device and attackers (:mod:`attackers`) are processes of one machine, connected by
-loopback and without keys. Attackers run at the lowest priority, since real ones use no core of
-this machine; what the kernel does for their packets still counts. Options: ``--seconds`` of each
-measurement, ``--only`` attacks whose name contains a text.
+For each attack: the good device's p95 before and during, their ratio, and the ratio while another
+daemon of the machine is attacked in the same way ("elsewhere"), which is what the attacker and a
+busy daemon take from two cores; the cores that the daemon and the attacker use; and the daemon's
+memory before and at most. Daemon, device and attackers (:mod:`attackers`) are processes of one
+machine, connected by loopback and without keys. Attackers run at the lowest priority, since real
+ones use no core of this machine; what the kernel does for their packets still counts. Options:
+``--seconds`` of each measurement, ``--only`` attacks whose name contains a text.
 """
 
 from __future__ import annotations
@@ -49,10 +51,12 @@ class Corner(nn.Module):
 
 
 class Measured(NamedTuple):
-    """Seconds of requests, and the daemon's memory at most, in bytes."""
+    """Seconds of requests, the daemon's memory at most in bytes, and the cores in use."""
 
     p95: float
     memory: int
+    cores: float  # of the daemon
+    attacker: float
 
 
 def make_bundle(folder: Path, end: nn.Module, outputs: int) -> sl.Bundle:
@@ -68,18 +72,10 @@ def resident(process: int) -> int:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def measure(device: sl.Device, seconds: float, process: int) -> Measured:
-    """Infer at a camera's pace for some seconds."""
-    x = np.zeros(SHAPE, np.float32)
-    times, memory = [], 0
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        start = time.perf_counter()
-        device.infer(x)
-        times.append(time.perf_counter() - start)
-        memory = max(memory, resident(process))
-        time.sleep(max(0.0, 0.01 - times[-1]))
-    return Measured(float(np.percentile(times, 95)), memory)
+def worked(process: int) -> float:
+    """Processor time that a process has used, in seconds."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Daemon:
@@ -119,32 +115,55 @@ class Daemon:
         self.process.wait()
 
 
+def measure(daemon: Daemon, seconds: float, attack: tuple[str, Daemon] | None = None) -> Measured:
+    """Infer at a camera's pace for some seconds, while a daemon is attacked or none is."""
+    x = np.zeros(SHAPE, np.float32)
+    attacker = None if attack is None else attack[1].attack(attack[0])
+    pids = [daemon.process.pid, *([] if attacker is None else [attacker.pid])]
+    times, memory = [], 0
+    began, work = time.perf_counter(), [worked(pid) for pid in pids]
+    while time.perf_counter() < began + seconds:
+        start = time.perf_counter()
+        daemon.device.infer(x)
+        times.append(time.perf_counter() - start)
+        memory = max(memory, resident(pids[0]))
+        time.sleep(max(0.0, 0.01 - times[-1]))
+    lasted = time.perf_counter() - began
+    cores = [(worked(pid) - before) / lasted for pid, before in zip(pids, work, strict=True)]
+    if attacker is not None:
+        attacker.kill()
+        attacker.wait()
+    return Measured(float(np.percentile(times, 95)), memory, cores[0], cores[-1])
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
-    print("| attack | p95 before | during | ratio | memory before | at most |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    columns = ["attack", "p95 before", "during", "ratio", "elsewhere", "cores before", "during"]
+    columns += ["the attacker's", "memory before", "at most"]
+    print("|", " | ".join(columns), "|\n|", " | ".join("---" for _ in columns), "|")
     with tempfile.TemporaryDirectory() as folder:
         small = make_bundle(Path(folder, "small"), Corner(), SHAPE[1])
         large = make_bundle(Path(folder, "large"), Large(), ANSWER)
         for name in ATTACKS:
             if options.only not in name:
                 continue
-            daemon = Daemon(large if "reads nothing" in name else small)
-            measure(daemon.device, 1.0, daemon.process.pid)
-            before = measure(daemon.device, options.seconds, daemon.process.pid)
-            attacker = daemon.attack(name)
-            during = measure(daemon.device, options.seconds, daemon.process.pid)
-            attacker.kill()
-            attacker.wait()
+            bundle = large if "reads nothing" in name else small
+            daemon, other = Daemon(bundle), Daemon(bundle)
+            measure(daemon, 1.0)
+            before = measure(daemon, options.seconds)
+            during = measure(daemon, options.seconds, attack=(name, daemon))
+            elsewhere = measure(daemon, options.seconds, attack=(name, other))
             daemon.close()
+            other.close()
             print(
                 f"| {name} | {1e3 * before.p95:.2f} ms | {1e3 * during.p95:.2f} ms "
-                f"| {during.p95 / before.p95:.2f} | {before.memory >> 20} MB "
-                f"| {during.memory >> 20} MB |",
+                f"| {during.p95 / before.p95:.2f} | {elsewhere.p95 / before.p95:.2f} "
+                f"| {before.cores:.2f} | {during.cores:.2f} | {during.attacker:.2f} "
+                f"| {before.memory >> 20} MB | {during.memory >> 20} MB |",
                 flush=True,
             )
 

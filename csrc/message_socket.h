@@ -4,8 +4,10 @@
 #ifndef SCISSIONLITE_MESSAGE_SOCKET_H
 #define SCISSIONLITE_MESSAGE_SOCKET_H
 
+#include <linux/filter.h>
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <atomic>
@@ -156,12 +158,25 @@ class MessageSocket {
 
   // Throws the messages of a connection away from now on, and counts them, until it ends or
   // unmute() is called. Its descriptor may be another's by then, but not with the same inode.
+  // The kernel drops what else a TCP connection brings: its peer has to send that again.
   void mute(int descriptor) {
-    struct stat status{};
-    if (fstat(descriptor, &status) == 0) muted_[descriptor] = Muted{status.st_ino};
+    const ino_t inode = inode_of(descriptor);
+    if (inode == 0) return;
+    muted_[descriptor] = Muted{inode};
+    sock_filter drop_all{BPF_RET | BPF_K, 0, 0, 0};
+    const sock_fprog program{1, &drop_all};
+    // It fails where there are no filters; the messages are thrown away all the same.
+    static_cast<void>(
+        setsockopt(descriptor, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)));
+    if (inode_of(descriptor) != inode) hear(descriptor);
   }
 
-  void unmute() { muted_.clear(); }
+  void unmute() {
+    for (const auto& [descriptor, muted] : muted_) {
+      if (inode_of(descriptor) == muted.inode) hear(descriptor);
+    }
+    muted_.clear();
+  }
 
   // Descriptor, messages, frames and bytes of what was thrown away since the last call.
   py::list thrown() {
@@ -249,6 +264,19 @@ class MessageSocket {
   static constexpr std::size_t most_thrown_ = 4;
   static constexpr std::size_t slice_ = 20'000;  // frames thrown away at a time: milliseconds
 
+  // Of an open file; 0 if there is none.
+  static ino_t inode_of(int descriptor) {
+    struct stat status{};
+    return fstat(descriptor, &status) == 0 ? status.st_ino : 0;
+  }
+
+  // Has the kernel drop nothing of a connection any more.
+  static void hear(int descriptor) {
+    const int unused = 0;
+    static_cast<void>(
+        setsockopt(descriptor, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof(unused)));
+  }
+
   static py::tuple nothing() { return py::make_tuple(py::list(), -1, py::str()); }
 
   void check_open() const {
@@ -289,8 +317,7 @@ class MessageSocket {
     const int descriptor = frames.back()->source();
     const auto found = muted_.find(descriptor);
     if (found == muted_.end()) return false;
-    struct stat status{};
-    if (fstat(descriptor, &status) != 0 || status.st_ino != found->second.inode) return false;
+    if (inode_of(descriptor) != found->second.inode) return false;
     ++found->second.messages;
     for (const auto& frame : frames) {
       if (frame->source() != descriptor) continue;  // an identity, which a ROUTER adds

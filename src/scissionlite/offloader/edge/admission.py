@@ -66,8 +66,8 @@ class Admission:
         if self.peer_of(device_id) not in (None, peer):
             raise ForeignDeviceIdError("the device id in the message belongs to another device")
 
-    def greet(self, device_id: bytes, hello: Hello, peer: str) -> None:
-        """Answer a Hello."""
+    def greet(self, device_id: bytes, hello: Hello, peer: str) -> bool:
+        """Answer a Hello; False if it was refused."""
         refused = None
         if not wire.is_device_id(device_id):
             refused = Refused("identity", "a device's identity is 16 bytes, the first not zero")
@@ -79,16 +79,17 @@ class Admission:
             self._metrics.refuse(refused.code)
             self.access.log_refused(hello.name, peer, refused)
             self._send(device_id, refused)
-            return
+            return False
         if not self._schedule.accepting:
             self._send(device_id, Goodbye())
-            return
+            return True
         who = self.access.describe(peer)
         if (usage := self._schedule.usage(device_id)) is not None:
             usage.address = who
         self.access.log_connected(hello, peer)
         self._send(device_id, structs.replace(self._welcome, credit=self._schedule.credit))
         self.share_queue()
+        return True
 
     def leave(self, device_id: bytes) -> None:
         """Drop a device that said Goodbye."""

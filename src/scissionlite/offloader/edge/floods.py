@@ -2,8 +2,10 @@
 
 Each wrong message is read, checked and answered by the one thread that leads, which costs tens of
 microseconds; a peer may send thousands a second. So a connection that sends too many within a
-second is muted until the second is over: the core throws its messages away, at a microsecond each,
-and counts them.
+second is muted until the second is over. The kernel drops what comes over it, as if the network had
+lost it: neither libzmq's thread nor the leader has work with it, and its peer must send it again.
+The core throws the messages away that had arrived before, at a microsecond each, and counts them.
+Without TCP, the kernel drops nothing, and the core throws all away.
 """
 
 from __future__ import annotations

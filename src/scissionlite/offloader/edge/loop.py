@@ -281,7 +281,8 @@ class EdgeLoop:
                 continue
             now = time.monotonic()
             if isinstance(message, Hello):
-                self._admission.greet(device_id, message, peer)
+                if not self._admission.greet(device_id, message, peer):
+                    self._sockets.reject(connection)
             elif isinstance(message, Ping):
                 if (usage := self._schedule.usage(device_id)) is not None and connection:
                     usage.round_trip = connection.round_trip()
@@ -301,7 +302,10 @@ class EdgeLoop:
             if not frames:
                 return
             try:
-                if self._requests.take(peer, frames):
+                taken = self._requests.take(peer, frames)
+                if taken is None:
+                    self._sockets.reject(connection)
+                elif taken:
                     return  # the next leader reads what else has come
             except (WireError, BundleMismatchError) as error:
                 self._requests.reject(error, peer, frames[0])

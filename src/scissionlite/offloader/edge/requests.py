@@ -64,7 +64,7 @@ class Requests:
         """Monotonic time at which requests that wait for others are run; infinite if none does."""
         return self._batches.due
 
-    def take(self, peer: str, frames: Sequence[memoryview]) -> bool:
+    def take(self, peer: str, frames: Sequence[memoryview]) -> bool | None:
         """Check a tensor message, and queue it if it is a request.
 
         Parameters
@@ -76,8 +76,8 @@ class Requests:
 
         Returns
         -------
-        bool
-            Whether it is to be run at once, before other messages are read.
+        bool or None
+            Whether it is to be run at once, before other messages are read; None if it was refused.
 
         Raises
         ------
@@ -96,7 +96,7 @@ class Requests:
         if served is None:
             self._metrics.refuse("unknown-device")
             self._fail(device_id, request_id, "unknown-device", "say Hello first")
-            return False
+            return None
         if header.bundle_id != served.prefix:
             raise BundleMismatchError("the request is not for the bundle of its Hello")
         samples = served.side.check(header.tensors).samples

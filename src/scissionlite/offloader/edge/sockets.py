@@ -207,8 +207,8 @@ class EdgeSockets:
         if not sent and connection is not None:
             self._connections.end(connection, "reads nothing of what it asks for")
 
-    def reject(self, connection: Connection | None, error: ScissionLiteError) -> None:
-        """Take note that a message was rejected, and end the connection if its key is."""
+    def reject(self, connection: Connection | None, error: ScissionLiteError | None = None) -> None:
+        """Take note of a message that was rejected or refused; end the connection if its key is."""
         self._rejected += 1
         if connection is not None:
             self._floods.count(connection)
