@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scissionlite.bundle import Bundle
 from scissionlite.graph.tensors import TensorInfo
-from scissionlite.offloader import EdgeServer
+from scissionlite.offloader import EdgeLimits, EdgeServer
 from scissionlite.offloader.edge.history import History, quantile
 from scissionlite.offloader.edge.metrics import OUTCOMES, SECONDS, Histogram
 from scissionlite.offloader.wire import control
@@ -85,6 +85,8 @@ def test_stats_page_and_metrics_have_the_same_numbers(
         assert isinstance(stranger.receive()[0], control.Refused)
         wait_for(lambda: sum(edge.stats().rejected.values()) == 2)
 
+        device.send_control(control.LinkReport(0.02, 8e6))
+        stranger.send_control(control.LinkReport(1.0, 1.0))  # which said no Hello: no device
         device.send_control(control.Ping(0))  # with which the link's round trip is noted
         assert isinstance(device.receive()[0], control.Pong)
 
@@ -115,6 +117,10 @@ def test_stats_page_and_metrics_have_the_same_numbers(
         "sent_bytes": sent,
     }
     assert 0 < device_row["round_trip"] < LONG
+    assert (device_row["link_rtt"], device_row["bandwidth"]) == (0.02, 8e6)
+    peer = (device_row["address"],)
+    assert metrics["scissionlite_link_round_trip_seconds", peer] == 0.02
+    assert metrics["scissionlite_link_bits_per_second", peer] == 8e6
     for reason, count in stats.rejected.items():
         assert metrics["scissionlite_rejected_total", (reason,)] == count
     assert metrics["scissionlite_refused_total", ("protocol",)] == 1
@@ -133,6 +139,42 @@ def test_stats_page_and_metrics_have_the_same_numbers(
     ]
     assert min(by_stage) > 0
     assert sum(by_stage) == pytest.approx(metrics["scissionlite_request_seconds_sum", labels])
+
+
+def test_the_slowest_link_of_a_peer_is_its_metric(tiny_bundle: Bundle, sockets: Sockets) -> None:
+    """Two devices of one address: a family with two equal label sets could not be scraped."""
+    links = ((0.02, 8e6), (0.01, 1e6))
+    with EdgeServer(tiny_bundle, LOCAL, page=":*") as edge:
+        for link in links:
+            device = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+            device.hello()
+            device.send_control(control.LinkReport(*link))
+            for wrong in ((-1.0, 1.0), (0.0, 0.0), (float("nan"), 1.0), (0.0, float("inf"))):
+                device.send_control(control.LinkReport(*wrong))
+            device.stats()
+        page, metrics = status(edge), scraped(edge)
+    assert [(each["link_rtt"], each["bandwidth"]) for each in page["devices"]] == list(links)
+    assert page["rejected"] == {"ControlMessageError": 8}
+    peer = (page["devices"][0]["address"],)
+    assert metrics["scissionlite_link_round_trip_seconds", peer] == 0.02
+    assert metrics["scissionlite_link_bits_per_second", peer] == 1e6
+
+
+def test_a_device_tells_its_edge_the_link_that_it_measures(
+    tiny_bundle: Bundle, frames: Frames
+) -> None:
+    with (
+        EdgeServer(tiny_bundle, LOCAL, page=":*", limits=EdgeLimits(heartbeat=0.05)) as edge,
+        device_of(edge, tiny_bundle) as device,
+    ):
+        for _ in range(5):
+            device.infer(frames[0])
+        wait_for(lambda: status(edge)["devices"][0]["bandwidth"] > 0)
+        time.sleep(0.2)  # so that the last estimate is told, too
+        (row,), link = status(edge)["devices"], device.link
+        assert link is not None
+        assert row["bandwidth"] == pytest.approx(link.bandwidth, rel=0.5)
+        assert edge.stats().rejected == {}
 
 
 def test_batches_are_counted_by_their_samples(make_bundle: BundleFactory) -> None:
@@ -235,6 +277,7 @@ def test_the_dashboard_and_the_docs_name_what_is_there(
         stranger.send_control_raw(b"junk")
         stranger.send_control(control.Hello(9, tiny_bundle.id, "future", {}))
         stranger.receive()
+        wait_for(lambda: bool(status(edge)["devices"][0]["bandwidth"]))  # told with a heartbeat
         names = family_names(edge)
         lines = get(edge, "metrics").decode()
     own = {name for name in names if name.startswith("scissionlite_")}

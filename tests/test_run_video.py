@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -311,3 +312,10 @@ def test_a_stream_from_the_network_is_live(
 def test_opening_a_camera_needs_a_camera() -> None:
     with pytest.raises(VideoError, match="there is no camera /dev/video97"):
         open_camera("97", PREPROCESSING, **OPTIONS)
+
+
+def test_a_camera_that_may_not_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/null stands for the camera: whoever runs the tests may be root, who may read all."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(VideoError, match=r"^/dev/null may not be read: add the user to the group"):
+        open_camera("/dev/null", PREPROCESSING, **OPTIONS)

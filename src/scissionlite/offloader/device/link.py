@@ -201,8 +201,13 @@ class EdgeLink:
         return self.welcome is not None and self._push_ready
 
     def _send_ping(self, heartbeat: float, now: float) -> None:
+        since = math.inf if self._ping[0] == 0 else now - self._ping[1]
         self._ping = (self._ping[0] + 1, now)
         self._sockets.send(control.Ping(self._ping[0]))
+        # Behind the Ping, which it must not delay; if it was measured since the last one.
+        estimate = self._path.meter.estimate()
+        if estimate is not None and estimate.age <= since:
+            self._sockets.send(control.LinkReport(estimate.rtt, estimate.bandwidth))
         # The first ones come quickly: they measure the round trip.
         self._next_ping = now + min(heartbeat, _FIRST_HEARTBEAT * 2.0 ** min(self._ping[0], 20))
         # Counts from the first unanswered Ping on; anything that the edge sends answers it.

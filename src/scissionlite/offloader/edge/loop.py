@@ -42,6 +42,7 @@ from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire.control import (
     Goodbye,
     Hello,
+    LinkReport,
     Ping,
     Pong,
     Refused,
@@ -288,6 +289,9 @@ class EdgeLoop:
                     usage.round_trip = connection.round_trip()
                 if self._schedule.hear(device_id, now) or self._services.hear(device_id):
                     self._send(device_id, Pong(message.sequence))
+            elif isinstance(message, LinkReport):
+                if (usage := self._schedule.usage(device_id)) is not None:
+                    usage.link_rtt, usage.bandwidth = message.rtt, message.bandwidth
             elif isinstance(message, Stats):
                 self._send(device_id, self.stats())
             elif isinstance(message, Goodbye):

@@ -90,6 +90,9 @@ class DeviceUsage(msgspec.Struct, eq=False):
         Of its requests and of their results, headers included.
     round_trip
         Of its link, in seconds, as the kernel measured it up to the last heartbeat; 0 is not known.
+    link_rtt, bandwidth
+        Its link as it has measured it itself (:attr:`.Device.link`), in seconds and bit/s. A
+        bandwidth of 0 is not known: it has sent nothing yet, or is older than the message ``link``.
     """
 
     address: str = ""
@@ -100,6 +103,8 @@ class DeviceUsage(msgspec.Struct, eq=False):
     received_bytes: int = 0
     sent_bytes: int = 0
     round_trip: float = 0.0
+    link_rtt: float = 0.0
+    bandwidth: float = 0.0
 
 
 class Traffic(msgspec.Struct, eq=False):

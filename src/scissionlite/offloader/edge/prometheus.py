@@ -59,7 +59,27 @@ class _Record(Collector):
             for key, count in list(counts.items()):
                 family.add_metric((key,), count)
             yield family
+        yield from self._of_links()
         yield from self._of_bundles()
+
+    def _of_links(self) -> Iterator[Metric]:
+        """The links as the devices measure them, by peer: what a device calls itself is no label.
+
+        Devices can call themselves anything, and each new name would be one more time series.
+        """
+        slowest: dict[str, tuple[float, float]] = {}
+        for _, _, usage in self._metrics.schedule.records():
+            if usage.bandwidth:
+                rtt, bandwidth = slowest.get(usage.address, (usage.link_rtt, usage.bandwidth))
+                slowest[usage.address] = max(rtt, usage.link_rtt), min(bandwidth, usage.bandwidth)
+        for which, name, text in (
+            (0, "round_trip_seconds", "Round trip of a peer's slowest link, as it measures it."),
+            (1, "bits_per_second", "Bandwidth of a peer's slowest link, as it measures it."),
+        ):
+            family = GaugeMetricFamily(f"scissionlite_link_{name}", text, labels=("peer",))
+            for peer, link in slowest.items():
+                family.add_metric((peer,), link[which])
+            yield family
 
     def _of_bundles(self) -> Iterator[Metric]:
         records = [(_labels(each), each) for each in list(self._metrics.bundles)]

@@ -34,6 +34,8 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     received_bytes: int
     sent_bytes: int
     round_trip: float
+    link_rtt: float
+    bandwidth: float
 
 
 class BundleStatus(msgspec.Struct, frozen=True):

@@ -87,6 +87,16 @@ class Pong(msgspec.Struct, tag="pong", frozen=True, forbid_unknown_fields=True):
     sequence: Count
 
 
+class LinkReport(msgspec.Struct, tag="link", frozen=True, forbid_unknown_fields=True):
+    """Device to edge, with a heartbeat: the link as the device has measured it; not answered.
+
+    ``rtt`` is the round trip of no bytes, in seconds, ``bandwidth`` the rate in bit/s.
+    """
+
+    rtt: Annotated[float, msgspec.Meta(ge=0, le=3600)]
+    bandwidth: Annotated[float, msgspec.Meta(gt=0, le=1e15)]
+
+
 class HopTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The times behind the edge, in seconds, where it sends on to a next edge.
 
@@ -275,6 +285,7 @@ class BundlesReply(msgspec.Struct, tag="bundles-reply", frozen=True, forbid_unkn
 ToEdge = (
     Hello
     | Ping
+    | LinkReport
     | Goodbye
     | Stats
     | ClientHello
