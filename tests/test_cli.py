@@ -96,6 +96,10 @@ def _with_equal_times(profile: sl.Profile) -> sl.Profile:
         slices=(),
         transfers=tuple(replace(each, encode=1e-4, decode=1e-4) for each in profile.transfers),
         images=tuple(replace(each, encode=1e-4, decode=1e-4) for each in profile.images),
+        encoders=tuple(
+            replace(each, encoder=1e-4, encode=1e-4, decode=1e-4, decoder=1e-4)
+            for each in profile.encoders
+        ),
         preprocess=1e-4,
         network_latency=1e-3 * len(blocks),
         network_latency_int8=None,
@@ -321,6 +325,32 @@ def test_the_best_plan_can_be_prepared_straight_away(folder: Path) -> None:
         *("--link", "1000Gbit/0ms", "--slowdown", "50"),
     )
     assert made["manifest"]["kind"] == "image"
+
+
+def test_a_shallow_encoder_is_planned_and_prepared(folder: Path, tmp_path: Path) -> None:
+    """On a slow device with a thin link it is the best plan: no block runs there, few bytes."""
+    profile = folder / "equal.json"
+    slow = ("--link", "1Mbit/5ms", "--slowdown", "100", "--max-upload", "700")
+    (best, *_) = told("plan", profile, profile, *slow, "--learned")
+    assert best["plan"]["slicing_point"] == "input"
+    assert best["plan"]["spec"]["encoder"] == "tiny"
+    untrained = told("plan", profile, profile, *slow, "--top", "0")
+    assert all(each["plan"]["slicing_point"] != "input" for each in untrained)
+    made = told(
+        *("prepare", MODEL, "--size", "64", "--num-classes", "6", "--out", tmp_path / "bundle"),
+        *("--device-profile", profile, "--edge-profile", profile, *slow, "--learned"),
+        *("--unlabelled", folder / "train", "--validate", folder / "test", "--epochs", "0"),
+    )["manifest"]
+    assert made["slicing_point"]["index"] == -1
+    assert made["transfer"] == best["plan"]["spec"]
+    assert made["accuracy"]["sent_bytes"] < 700
+    # Its measured accuracy makes it a plan that is offered.
+    measured = told("plan", profile, profile, *slow, "--accuracy", tmp_path / "bundle")
+    assert measured[0]["plan"]["accuracy"] == made["accuracy"]["after"]
+    said = scissionlite(
+        *("prepare", MODEL, "--learned", "--at", "features.2", "--out", tmp_path / "b"), fails=2
+    )
+    assert "--learned chooses among plans" in " ".join(said.split())
 
 
 def test_prepare_takes_the_constraints_of_plan(folder: Path, tmp_path: Path) -> None:

@@ -80,15 +80,10 @@ def test_an_answer_that_is_no_class_has_a_relative_error() -> None:
     assert drop_of(0) == 0
 
 
-@pytest.fixture(scope="module")
-def measured(small_graph: sl.Graph, textures: Path) -> sl.Profile:
-    frames = sample_frames(textures / "train", TEXTURES, count=16)
-    return sl.profile(
-        small_graph, images=frames, preprocessing=TEXTURES, repetitions=1, warm_up=0, slices=2
-    )
-
-
-def test_a_profile_with_photographs_has_the_drops(measured: sl.Profile, tmp_path: Path) -> None:
+def test_a_profile_with_photographs_has_the_drops(
+    measured_textures: sl.Profile, tmp_path: Path
+) -> None:
+    measured = measured_textures
     timed = {each.block for each in measured.slices}
     assert len(timed) == 2
     known = [t for t in measured.transfers if t.drop is not None]
@@ -118,7 +113,10 @@ def test_a_profile_with_photographs_has_the_drops(measured: sl.Profile, tmp_path
     assert sl.plan(read, read, LINK)[0].predicted.drop in (None, 0.0)
 
 
-def test_every_plan_of_a_profile_with_drops_shows_one(measured: sl.Profile, tmp_path: Path) -> None:
+def test_every_plan_of_a_profile_with_drops_shows_one(
+    measured_textures: sl.Profile, tmp_path: Path
+) -> None:
+    measured = measured_textures
     plans = sl.plan(measured, measured, LINK, learned=True)
     assert all(each.predicted.drop is not None for each in plans)
     assert {each.kind for each in plans} == {"local", "image", "split"}

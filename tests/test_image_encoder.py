@@ -17,8 +17,8 @@ from torch import nn
 import scissionlite as sl
 from scissionlite.errors import CaptureError, CodecError, PrepareError
 from scissionlite.preprocessor.data import ImageFolder
-from scissionlite.preprocessor.importance import importance
 from scissionlite.preprocessor.inserter import insert
+from scissionlite.scissiontl.importance import importance
 from scissionlite.transfer_layer.image_encoder import image_coder
 
 TINY = sl.TransferSpec.shallow_encoder("tiny")

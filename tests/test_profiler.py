@@ -279,7 +279,8 @@ def test_a_slower_machine_is_slower_in_everything_it_computes(measured: sl.Profi
     times = check_slowed(measured, slow, 4, "profile")
     parts = len(measured.transfers), len(measured.slices), len(measured.images)
     # Preprocessing, the uncut network twice, and a third time of each slice: in int8.
-    assert times == len(measured.blocks) + 2 * sum(parts) + 3 + len(measured.slices)
+    more = 3 + len(measured.slices) + 4 * len(measured.encoders)
+    assert times == len(measured.blocks) + 2 * sum(parts) + more
     assert slow.slowdown == 4
     assert slow.blocks[0].latency == pytest.approx(4 * measured.blocks[0].latency)
     assert slow.slices[0].edge == pytest.approx(4 * measured.slices[0].edge)

@@ -21,9 +21,11 @@ from scissionlite.graph.graph import Graph
 from scissionlite.images import ImageFormat
 from scissionlite.manifest import Kind
 from scissionlite.preprocessor import trainer
-from scissionlite.preprocessor.data import ImageFolder
+from scissionlite.preprocessor.data import ImageFolder, sample_frames
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.runtimes import RuntimeName
+from scissionlite.scissiontl.profile import Profile
+from scissionlite.scissiontl.profiler import profile
 from scissionlite.transfer_layer import Quantization, TransferSpec
 
 
@@ -64,6 +66,15 @@ def small_graph(
             torch.save(model.state_dict(), weights)
     model.load_state_dict(torch.load(weights, weights_only=True))
     return capture(model, torch.zeros(1, 3, *TEXTURES.size), name="small")
+
+
+@pytest.fixture(scope="session")
+def measured_textures(small_graph: Graph, textures: Path) -> Profile:
+    """The small network's profile, with 16 photographs."""
+    frames = sample_frames(textures / "train", TEXTURES, count=16)
+    return profile(
+        small_graph, images=frames, preprocessing=TEXTURES, repetitions=1, warm_up=0, slices=2
+    )
 
 
 def _quantization(spec: TransferSpec) -> Quantization | None:

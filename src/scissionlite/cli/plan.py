@@ -48,6 +48,13 @@ AccuracyOption = Annotated[
     list[Path],
     typer.Option(help="Bundle whose accuracy was measured; may be given several times."),
 ]
+LearnedOption = Annotated[
+    bool,
+    typer.Option(
+        "--learned",
+        help="Learned Transfer Layers and shallow encoders, too, that nobody has trained yet.",
+    ),
+]
 TopOption = Annotated[int, typer.Option(help="How many plans to print; 0 prints all.", min=0)]
 ReportOption = Annotated[Path | None, output_file("Write an HTML page with figures and table.")]
 FigureOption = Annotated[
@@ -75,6 +82,7 @@ def plan(
     only_pareto: ParetoOption = False,
     power: PowerOption = None,
     accuracy: AccuracyOption = [],  # noqa: B006 - typer reads it and never changes it
+    learned: LearnedOption = False,
     more_device: Annotated[list[Path], _profiles("Profile of another device.")] = [],  # noqa: B006
     more_edge: Annotated[list[Path], _profiles("Profile of another edge machine.")] = [],  # noqa: B006
     cloud: Annotated[list[Path], _profiles("Profile of a third tier.")] = [],  # noqa: B006
@@ -100,6 +108,7 @@ def plan(
         ],
         power=power,
         cloud=clouds,
+        learned=learned,
     )
     plans = ranked(constraints=constraints)
     link_text = str(links) if isinstance(links, Link) else f"links of {link}"

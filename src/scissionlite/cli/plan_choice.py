@@ -58,6 +58,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
         Changes to the codec's Transfer Layer.
     device_profile, edge_profile, cloud_profile
         Files of the profiles with which plans are ranked; with the last, those of three tiers too.
+    learned
+        Whether the best plan may have a learned Transfer Layer, or a shallow encoder.
     link
         The link, as on the command line.
     slowdown
@@ -80,6 +82,7 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     device_profile: Path | None
     edge_profile: Path | None
     cloud_profile: Path | None
+    learned: bool
     link: str
     slowdown: float
     power: float | None
@@ -109,7 +112,12 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.device_profile is not None and self.edge_profile is not None and self.at is None:
             device, edge = Profile.load(self.device_profile), Profile.load(self.edge_profile)
-            return self._ranked(device, edge, learned=False)[0]
+            return self._ranked(device, edge, learned=self.learned)[0]
+        if self.learned:
+            raise typer.BadParameter(
+                "--learned chooses among plans: give --device-profile and --edge-profile, and not "
+                "--at; --accuracy-drop always does"
+            )
         if self.constraints != Constraints() or self.power is not None:
             raise typer.BadParameter(
                 "constraints and --power choose among plans: give --accuracy-drop, or "

@@ -137,6 +137,14 @@ CloudProfileOption = Annotated[
         help="Profile of the edge's next edge, with the other two: plans with three tiers, too."
     ),
 ]
+LearnedOption = Annotated[
+    bool,
+    typer.Option(
+        "--learned",
+        help="With the profiles: the best plan may have a learned Transfer Layer or a shallow "
+        "encoder, which is then trained.",
+    ),
+]
 RuntimeOption = Annotated[
     # typer takes no list of literals.
     list[str],

@@ -319,5 +319,12 @@ def _summary(measured: Profile) -> str:
         )
     if measured.images:
         text = f"{text[:-1]} ({measured.images[0].source})."
+    for each in measured.encoders:
+        if each.spec.entropy == "ans":
+            text += (
+                f" {str(each.spec.encoder).capitalize()} encoder {kilobytes(each.nbytes)} kB in "
+                f"{milliseconds(each.encoder + each.encode)}"
+                f"+{milliseconds(each.decode + each.decoder)} ms."
+            )
     text += f" The Offloader takes {milliseconds(2 * measured.offload.request)} ms a request."
     return f"{text} {measured.entropy_note}".rstrip()

@@ -28,6 +28,7 @@ from scissionlite.preprocessor.tasks import CLASSIFICATION, Task
 from scissionlite.preprocessor.training_time import TryTimes
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
+from scissionlite.transfer_layer.spec import ENCODER_COEFFICIENTS
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -290,6 +291,8 @@ def _candidates(
     for place in front(drops):
         plan = plans[place]
         int8 = (device_precision or plan.device_precision) == "int8"
+        if int8 and plan.spec is not None and plan.spec.encoder is not None:
+            continue  # an encoder computes in float32
         found.append(_Candidate(plan, drops[place], LossyTransfer.of(graph, plan, int8)))
     return found
 
@@ -360,6 +363,9 @@ class LossyTransfer(msgspec.Struct, frozen=True):
             and spec.pool_kind == least.pool_kind
             and spec.pool >= least.pool
             and spec.reduction >= least.reduction
+            and (spec.encoder is None) == (least.encoder is None)
+            and ENCODER_COEFFICIENTS.get(spec.encoder or "", 0)
+            <= ENCODER_COEFFICIENTS.get(least.encoder or "", 0)
             and spec.codes <= least.codes
             and (spec.granularity, spec.scheme, spec.upsample)
             == (least.granularity, least.scheme, least.upsample)

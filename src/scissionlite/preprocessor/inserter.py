@@ -14,10 +14,10 @@ from scissionlite.errors import CodecError, PrepareError
 from scissionlite.graph.analysis import flat, multiplications, placeholders
 from scissionlite.graph.graph import Graph, SlicingPoint
 from scissionlite.graph.tensors import INPUT_POINT
-from scissionlite.preprocessor.importance import IMPORTANCE_INPUTS, importance
 from scissionlite.preprocessor.kept_encoder import KeptEncoder
 from scissionlite.preprocessor.rate import Rate
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.scissiontl.importance import IMPORTANCE_INPUTS, importance
 from scissionlite.transfer_layer import TransferSpec
 from scissionlite.transfer_layer.calibration import calibrated_layer
 from scissionlite.transfer_layer.image_encoder import image_coder

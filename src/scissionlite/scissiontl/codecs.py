@@ -88,13 +88,18 @@ class Packing:
         The Transfer Layer.
     maps
         The tensor, for several inputs. The turns go round them; bytes are the mean over all.
+    quantization
+        Scale and zero point, of an integer codec; by default those of the maps' whole range.
     """
 
-    def __init__(self, spec: TransferSpec, maps: Maps) -> None:
+    def __init__(
+        self, spec: TransferSpec, maps: Maps, quantization: Quantization | None = None
+    ) -> None:
         self._spec = spec
         self._maps = maps
-        self._quantization = None
-        if spec.quantized:  # in a deployed bundle the scale is calibrated beforehand: not timed
+        self._quantization = quantization
+        # In a deployed bundle the scale is calibrated beforehand: it is not timed.
+        if spec.quantized and quantization is None:
             low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
             self._quantization = Quantization.from_range(
                 low, high, spec.dtype, spec.scheme, spec.levels

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from scissionlite.errors import PlanError
 from scissionlite.fields import check_fields
+from scissionlite.graph.tensors import INPUT_POINT
 from scissionlite.manifest import Precision
 from scissionlite.scissiontl.profile import BlockProfile, Profile
 
@@ -168,7 +169,7 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("on_device", "not_on_device", "on_edge", "not_on_edge"):
             for place in getattr(self, name):
                 checks.append(_Check(name, place, where.rule(name, place)))
-        points = {block.name for block in blocks[:-1]}
+        points = {block.name for block in blocks[:-1]} | {INPUT_POINT}
         for name in ("slicing_points", "avoid_slicing_points"):
             if names := set(getattr(self, name)):
                 _check_names(names, points, "slicing point")

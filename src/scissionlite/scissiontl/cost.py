@@ -129,6 +129,8 @@ class Machine:
         ``(block, spec)`` to the codec's profile.
     images : dict
         ``(format, quality)`` to the image's profile.
+    encoders : dict
+        Shallow encoder to its profile.
     drops : dict
         ``(block, spec)`` to the predicted accuracy drop; where it was not measured, between those
         of the measured neighbours.
@@ -145,6 +147,7 @@ class Machine:
         self.device_memory = _memory(weights, peaks)
         self.edge_memory = [*_memory(weights[::-1], peaks[::-1])[-2::-1], 0]
         self.transfers = {(t.block, t.spec): t for t in profile.transfers}
+        self.encoders = {each.spec: each for each in profile.encoders}
         self.images = {(i.format, i.quality): i for i in profile.images}
         self.drops = codec_drops(profile)
 
@@ -260,6 +263,7 @@ def offloaded(
     drop: float | None,
     precision: Precision = "float32",
     second: SecondHop = _NO_SECOND_HOP,
+    image_leakage: float | None = 1.0,
 ) -> Prediction:
     """Predict a plan that sends something over a link.
 
@@ -268,7 +272,7 @@ def offloaded(
     source
         The device.
     cut
-        How many blocks run on it; 0 where the input is sent as an image.
+        How many blocks run on it; 0 where the input is sent as an image or by a shallow encoder.
     link
         From the device to the edge.
     device_time, encode_time, sent_bytes, decode_time, edge_time, edge_blocks, offload_time
@@ -282,6 +286,8 @@ def offloaded(
         the bytes.
     second
         The second hop of a plan with three tiers.
+    image_leakage
+        The leakage where no block runs on the device: that of the image as it is sent.
     """
     profile = source.profile
     return Prediction(
@@ -301,7 +307,7 @@ def offloaded(
         edge_blocks=edge_blocks,
         device_layers=source.layers[cut - 1] if cut else 0,
         device_memory=device_memory(source, cut, precision),
-        leakage=profile.blocks[cut - 1].leakage if cut else 1.0,
+        leakage=profile.blocks[cut - 1].leakage if cut else image_leakage,
         energy=None if power is None else power * (device_time + encode_time),
         drop=_sum(drop, profile.network_drop_int8 if precision == "int8" else 0.0, second.drop),
     )

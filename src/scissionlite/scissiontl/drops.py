@@ -9,7 +9,7 @@ and others, with the drops that were measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from scissionlite.scissiontl.leakage import MIN_IMAGES
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.transfer_layer import TransferSpec
 from scissionlite.transfer_layer.calibration import calibrated_layer
+from scissionlite.transfer_layer.layers import TransferLayer
 from scissionlite.transfer_layer.spec import ENCODER_SHARE
 
 MOST_IMAGES = 16
@@ -191,12 +192,15 @@ class Drops(msgspec.Struct, frozen=True):
         By the index of the block and the codec.
     images
         By the image format and its quality.
+    encoders
+        By the shallow encoder.
     network_int8
         Of the uncut network in int8; None where it was not measured.
     """
 
     transfers: dict[tuple[int, TransferSpec], float] = {}
     images: dict[tuple[ImageFormat, int | None], float] = {}
+    encoders: dict[TransferSpec, float] = {}
     network_int8: float | None = None
 
     def added_to(self, profile: Profile) -> Profile:
@@ -210,6 +214,7 @@ class Drops(msgspec.Struct, frozen=True):
             images=tuple(
                 replace(i, drop=self.images.get((i.format, i.quality))) for i in profile.images
             ),
+            encoders=tuple(replace(e, drop=self.encoders.get(e.spec)) for e in profile.encoders),
             network_drop_int8=self.network_int8,
         )
 
@@ -220,6 +225,7 @@ def measured_drops(
     points: Iterable[SlicingPoint],
     jpeg_qualities: Iterable[int],
     int8: Slice | None,
+    encoders: Mapping[TransferSpec, TransferLayer],
 ) -> Drops:
     """Measure the drops with some frames; none with fewer than those for leakage.
 
@@ -235,6 +241,8 @@ def measured_drops(
         Qualities of the JPEGs.
     int8
         The uncut network in int8, if there is one.
+    encoders
+        The shallow encoders; those that share a layer lose the same.
     """
     if len(frames.frames) < MIN_IMAGES:
         return Drops()
@@ -249,7 +257,12 @@ def measured_drops(
         sent = [_as_jpeg(frame, quality) for frame in frames.frames]
         images["jpeg", quality] = meter.of(graph.module, frames.inputs(sent))
     network = None if int8 is None else meter.of(partial(_answer, int8), inputs)
-    return Drops(transfers, images, network)
+    behind = {
+        layer: meter.of(torch.nn.Sequential(layer, graph.module), inputs)
+        for layer in dict.fromkeys(encoders.values())
+    }
+    at_input = {spec: behind[layer] for spec, layer in encoders.items()}
+    return Drops(transfers, images, at_input, network)
 
 
 def _as_jpeg(frame: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:

@@ -30,7 +30,7 @@ LINES = (
 # of Okabe and Ito, which people of any colour vision tell apart; its dashes are the pooling.
 _STAGES = (("device", "#a6bddb"), ("transfer", "#d9d9d9"), ("edge", "#b8e0b0"))
 _COLOURS = {"float32": "#000000", "float16": "#cc79a7", "int8": "#0072b2", "int4": "#e69f00"}
-_STYLES = {1: "-", 2: "--", 4: ":"}
+_STYLES = {1: "-", 2: "--", 4: ":", 8: "-", 16: "-"}  # an encoder's is a single point
 _BEST, _BEST_PRIVATE = "#d62728", "#009e73"
 _MOST_LABELS = 45
 

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from scissionlite.errors import PlanError, ProfileError
+from scissionlite.graph.tensors import INPUT_POINT
 from scissionlite.manifest import Precision
 from scissionlite.scissiontl.constraints import Constraints
 from scissionlite.scissiontl.cost import (
@@ -78,8 +79,8 @@ def plan(
         Profiles of a third tier: the edge slice may end before the network does, and a machine in
         the cloud runs the rest. A device may also use the cloud directly.
     learned
-        Offer learned Transfer Layers that nobody has trained yet; otherwise only those among the
-        `accuracies`.
+        Offer learned Transfer Layers and shallow encoders that nobody has trained yet; otherwise
+        only those among the `accuracies`.
 
     Returns
     -------
@@ -107,6 +108,7 @@ def plan(
             if (between := _link_between(link, source, target)) is not None:
                 found += _images(source, target, between, power)
                 found += _splits(source, target, between, power)
+                found += _encoders(source, target, between, power)
         for middle, last in itertools.product(edges, clouds):
             first_link = _link_between(link, source, middle)
             second_link = _link_between(link, middle, last)
@@ -237,6 +239,39 @@ def _splits(source: Machine, target: Machine, between: Link, power: float | None
                 power=power,
                 drop=source.drops.get(key, target.drops.get(key)),
                 precision=precision,
+            ),
+        )
+
+
+def _encoders(
+    source: Machine, target: Machine, between: Link, power: float | None
+) -> Iterator[Plan]:
+    """Shallow encoders at the image: the device runs none of the network, the edge all of it."""
+    device, edge = source.profile, target.profile
+    for spec, sent in source.encoders.items():
+        received = target.encoders.get(spec)
+        if received is None:
+            continue
+        yield Plan(
+            kind="split",
+            slicing_point=INPUT_POINT,
+            spec=spec,
+            device=device.name,
+            edge=edge.name,
+            prediction=offloaded(
+                source,
+                0,
+                between,
+                device_time=device.preprocess + sent.encoder,
+                encode_time=sent.encode,
+                sent_bytes=sent.nbytes,
+                decode_time=received.decode,
+                edge_time=received.decoder + edge.network_latency,
+                edge_blocks=len(device.blocks),
+                offload_time=offload_time(device, edge, sent.nbytes),
+                power=power,
+                drop=received.drop if sent.drop is None else sent.drop,
+                image_leakage=sent.leakage,
             ),
         )
 

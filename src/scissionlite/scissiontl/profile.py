@@ -75,6 +75,44 @@ class TransferProfile(msgspec.Struct, frozen=True):
     drop: float | None = None
 
 
+class EncoderProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """A shallow encoder at the image: none of the network runs on the device.
+
+    Attributes
+    ----------
+    spec
+        The shallow encoder.
+    encoder, decoder
+        Median seconds of its two halves: the device slice, and what stands before the whole network
+        on the edge.
+    encode, decode
+        Median seconds to pack and to unpack.
+    nbytes
+        Mean bytes.
+    leakage
+        Distance correlation (0 to 1) of the network's input and what crosses; None where it was not
+        measured.
+    drop
+        The accuracy that it is predicted to cost before training, 0 to 1; None where that was not
+        measured.
+    """
+
+    spec: TransferSpec
+    encoder: float
+    encode: float
+    nbytes: int
+    decode: float
+    decoder: float
+    leakage: float | None = None
+    drop: float | None = None
+
+    def slowed(self, factor: float) -> EncoderProfile:
+        """The encoder on an imagined machine ``factor`` times slower."""
+        times = ("encoder", "encode", "decode", "decoder")
+        slowed = {name: getattr(self, name) * factor for name in times}
+        return msgspec.structs.replace(self, **slowed)
+
+
 class SliceProfile(msgspec.Struct, frozen=True):
     """Median seconds of the two slices, as they are deployed, for a cut after ``block``.
 
@@ -178,9 +216,11 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         The blocks in order.
     transfers
         The codecs at the slicing points.
+    encoders
+        The shallow encoders; empty where the input is no image.
     codec_inputs
-        The inputs with which they were measured. The bytes behind an entropy stage depend on them.
-        None where the profile does not say.
+        The inputs with which codecs and encoders were measured. The bytes behind an entropy stage
+        depend on them. None where the profile does not say.
     slices
         Slices that were built and timed; the others are estimated from these and the blocks.
     images
@@ -211,6 +251,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorInfo, ...] = ()
     blocks: tuple[BlockProfile, ...]
     transfers: tuple[TransferProfile, ...]
+    encoders: tuple[EncoderProfile, ...] = ()
     codec_inputs: CodecInputs | None = None
     slices: tuple[SliceProfile, ...] = ()
     images: tuple[ImageProfile, ...] = ()
@@ -285,6 +326,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
                 replace(t, encode=t.encode * factor, decode=t.decode * factor)
                 for t in self.transfers
             ),
+            encoders=tuple(each.slowed(factor) for each in self.encoders),
             images=tuple(
                 replace(i, encode=i.encode * factor, decode=i.decode * factor) for i in self.images
             ),

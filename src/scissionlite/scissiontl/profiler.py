@@ -1,8 +1,9 @@
 """The profiler: every block, slice, codec and image format of a network, measured on this host.
 
 :mod:`.timing` times blocks and slices, :mod:`.codecs` packing, :mod:`.offload_timing` the Offloader
-in turns (:mod:`.turns`). :mod:`.leakage` has the privacy figure, :mod:`.drops` the accuracy that
-codecs cost before training. docs/profile-format.md describes the result.
+in turns (:mod:`.turns`), :mod:`.encoders` shallow encoders. :mod:`.leakage` has the privacy figure,
+:mod:`.drops` the accuracy that codecs cost before training. docs/profile-format.md describes the
+result.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -29,13 +29,13 @@ from scissionlite.images import JPEG_QUALITY, Preprocessing
 from scissionlite.runtimes import PACKAGES, RUNTIMES, Slice, keep_memory
 from scissionlite.runtimes.onnx_int8 import check_quantize
 from scissionlite.scissiontl.codecs import (
-    REFERENCE,
     Codec,
     ImageFormatTurns,
     codecs_after,
     image_formats,
 )
 from scissionlite.scissiontl.drops import MOST_IMAGES, measured_drops
+from scissionlite.scissiontl.encoders import EncoderTurns, shallow_encoders
 from scissionlite.scissiontl.inputs import codec_inputs, measured_frames
 from scissionlite.scissiontl.leakage import leakages
 from scissionlite.scissiontl.offload_timing import OffloadTurns
@@ -43,7 +43,6 @@ from scissionlite.scissiontl.profile import (
     BlockProfile,
     Host,
     Profile,
-    TransferProfile,
     cpu_name,
 )
 from scissionlite.scissiontl.timing import (
@@ -51,6 +50,7 @@ from scissionlite.scissiontl.timing import (
     Bottleneck,
     Runner,
     Slices,
+    beside_slices,
     bottlenecks,
     entering_tensors,
     promising,
@@ -80,7 +80,8 @@ def profile(
 
     Blocks and slices run as they are deployed: exported for the runtime, loaded, called with
     arrays. The blocks run one after the other, as in an inference, with a time stamp between them.
-    At the most promising slicing points the slices themselves are built and timed. The codecs run
+    At the most promising slicing points the slices themselves are built and timed, and at an image
+    the shallow encoders. The codecs run
     on the tensors that cross. All of these take turns, as a request meets them (:mod:`.turns`), and
     medians are kept.
 
@@ -109,7 +110,8 @@ def profile(
     repetitions, warm_up
         Number of measurements, and of runs before the first.
     slices
-        Most slicing points at which slices are built and timed; None for all of them.
+        Most slicing points at which slices are built and timed; None for all of them. With 0 there
+        are no shallow encoders either.
     int8
         Measure the uncut network and these device slices in int8, too, run by ONNX Runtime. None
         leaves them out where the packages for it are missing or the network cannot be quantized.
@@ -152,6 +154,7 @@ class _Parts(NamedTuple):
     learned: Sequence[Bottleneck]
     codecs: Sequence[Codec]
     images: Sequence[ImageFormatTurns]
+    encoders: Sequence[EncoderTurns]
     offload: OffloadTurns
 
     @property
@@ -162,7 +165,8 @@ class _Parts(NamedTuple):
     @property
     def others(self) -> list[Part]:
         """All parts but the slices."""
-        return [self.blocks, *self.images, *self.learned, *self.codecs, self.offload]
+        turns: list[Part] = [self.blocks, *self.images, *self.encoders, *self.learned]
+        return [*turns, *self.codecs, self.offload]
 
 
 class Profiler:
@@ -212,7 +216,10 @@ class Profiler:
             preprocess, in_int8 = frames.preprocess, quantized is not None
             blocks = Blocks(graph, runner, entering, preprocess, quantized, self._report)
             shown = msgspec.structs.replace(frames, frames=images[:MOST_IMAGES])
-            self._drops = measured_drops(graph, shown, points, jpeg_qualities, quantized)
+            seen = [] if slices == 0 else frames.inputs(frames.frames[:_LEAKAGE_IMAGES])
+            encoders = shallow_encoders(graph, runner, seen, preprocess)
+            layers = {spec: each.layer for each in encoders for spec in each.specs}
+            self._drops = measured_drops(graph, shown, points, jpeg_qualities, quantized, layers)
             self._parts = _Parts(
                 blocks,
                 [
@@ -222,6 +229,7 @@ class Profiler:
                 [each for point in points for each in bottlenecks(graph, runner, point)],
                 _codecs(graph, entering, self._report),
                 image_formats(frames.frames, jpeg_qualities, frames.source),
+                encoders,
                 stack.enter_context(OffloadTurns(runtime, threads)),
             )
             if len(groups) == 1:
@@ -260,7 +268,7 @@ class Profiler:
         # The learned Transfer Layers of a slicing point come after the others.
         measured = [each.profile for each in parts.codecs]
         measured += [each.profile for each in parts.learned]
-        transfers = _beside_slices(sorted(measured, key=lambda each: each.block), parts.slices)
+        transfers = beside_slices(sorted(measured, key=lambda each: each.block), parts.slices)
         profile = Profile(
             name=self._name or platform.node() or "this host",
             model=graph.name,
@@ -270,6 +278,7 @@ class Profiler:
             outputs=graph.outputs,
             blocks=_blocks(graph, parts.blocks.latencies, self._leakages),
             transfers=tuple(transfers),
+            encoders=tuple(each for turns in parts.encoders for each in turns.profiles),
             codec_inputs=self._inputs,
             slices=tuple(each.profile for each in parts.slices),
             images=tuple(each.profile for each in parts.images),
@@ -284,23 +293,6 @@ class Profiler:
         for each in group:
             each.load()
             self._report()
-
-
-def _beside_slices(
-    transfers: Sequence[TransferProfile], slices: Sequence[Slices]
-) -> list[TransferProfile]:
-    """Add to each codec what it takes longer beside a slice than among other codecs."""
-    among = {t.block: t for t in transfers if t.spec == REFERENCE}
-    more = [
-        (beside.packing[0] - alone.encode, beside.packing[1] - alone.decode)
-        for beside in slices
-        if (alone := among.get(beside.point.index)) is not None
-    ]
-    if not more:
-        return list(transfers)
-    encode, decode = (max(median(each), 0.0) for each in zip(*more, strict=True))
-    replace = msgspec.structs.replace
-    return [replace(t, encode=t.encode + encode, decode=t.decode + decode) for t in transfers]
 
 
 def _groups(graph: Graph, points: Sequence[SlicingPoint]) -> list[list[SlicingPoint]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -366,3 +368,20 @@ def bottlenecks(graph: Graph, runner: Runner, point: SlicingPoint) -> Iterator[B
         except CodecError:
             continue
         yield Bottleneck(runner, point, spec, halves)
+
+
+def beside_slices(
+    transfers: Sequence[TransferProfile], slices: Sequence[Slices]
+) -> list[TransferProfile]:
+    """Add to each codec what it takes longer beside a slice than among other codecs."""
+    among = {t.block: t for t in transfers if t.spec == REFERENCE}
+    more = [
+        (beside.packing[0] - alone.encode, beside.packing[1] - alone.decode)
+        for beside in slices
+        if (alone := among.get(beside.point.index)) is not None
+    ]
+    if not more:
+        return list(transfers)
+    encode, decode = (max(median(each), 0.0) for each in zip(*more, strict=True))
+    replace = msgspec.structs.replace
+    return [replace(t, encode=t.encode + encode, decode=t.decode + decode) for t in transfers]

@@ -37,14 +37,14 @@ def importance(network: nn.Module, images: torch.Tensor, filters: torch.Tensor) 
     Returns
     -------
     torch.Tensor
-        Shape (K,), relative to one another.
+        Shape (K,), relative to one another; all alike where the network has no gradient.
     """
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(len(filters))
     for part in images.split(_BATCH):
         for gradient in _gradients(network, part, generator):
             total += coefficients(gradient, filters).square().sum((0, 2, 3))
-    return total.sqrt()
+    return total.sqrt() if total.any() else torch.ones_like(total)
 
 
 def _gradients(
@@ -54,8 +54,8 @@ def _gradients(
     found: list[torch.Tensor] = []
     with torch.enable_grad():
         images = images.clone().requires_grad_(True)
-        outputs = flat(network(images))
-        for number in range(_PROJECTIONS):
+        outputs = [each for each in flat(network(images)) if each.requires_grad]
+        for number in range(_PROJECTIONS) if outputs else ():
             projected = torch.stack([_projection(each, generator) for each in outputs]).sum()
             found += torch.autograd.grad(projected, images, retain_graph=number + 1 < _PROJECTIONS)
     return found
