@@ -1,4 +1,4 @@
-"""A fleet's inventory, assignment and simulation, against formulas, brute force and by hand."""
+"""A fleet's inventory and assignment, against formulas, brute force and by hand."""
 
 from __future__ import annotations
 
@@ -14,59 +14,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plants import DEVICE, EDGE, FAST, group, plant, split, taken
 from processes import run_here
 from profiles import written
 
 import scissionlite as sl
 from scissionlite.errors import PlanError
-from scissionlite.fleet.assignment import Assignment, Share, assign, each_alone
+from scissionlite.fleet.assignment import Share, assign, each_alone
 from scissionlite.fleet.inventory import Devices, EdgeMachine, Inventory, Outage
-from scissionlite.fleet.options import Option, options_of
+from scissionlite.fleet.options import options_of
 from scissionlite.fleet.queueing import erlang_c, waiting
 from scissionlite.fleet.simulation import simulate
-from scissionlite.fleet.sources import BACK, NOTICED
 from scissionlite.fleet.station import Requests, Station
-
-DEVICE, EDGE = (0.02, 0.05, 0.08), (0.004, 0.010, 0.016)
-FAST = sl.Link(rtt=0.010, bandwidth=20e6)
-
-
-def group(name: str = "line", **more: Any) -> Devices:
-    values: dict[str, Any] = {"count": 10, "rate": 1.0, "deadline": 1.0} | more
-    return Devices(name=name, profile="device.json", **values)
-
-
-def plant(
-    devices: tuple[Devices, ...] = (group(),),
-    edges: tuple[EdgeMachine, ...] = (EdgeMachine(name="box", profile="edge.json"),),
-    *,
-    links: dict[tuple[str, str], tuple[sl.Link, bool]] | None = None,
-    **more: Any,
-) -> Inventory:
-    """A plant with every link, if none are given."""
-    every = {(d.name, e.name): (FAST, False) for d in devices for e in edges}
-    device, edge = written("device", DEVICE), written("edge", EDGE)
-    return Inventory(
-        devices=devices,
-        edges=edges,
-        links=every if links is None else links,
-        profiles={d.name: device.slowed(d.slowdown) for d in devices}
-        | {e.name: edge for e in edges},
-        **more,
-    )
-
-
-def split(inventory: Inventory) -> Option:
-    """The fastest split of the first group."""
-    return min(
-        (each for each in options_of(inventory) if each.plan.kind == "split"),
-        key=lambda each: each.latency,
-    )
-
-
-def taken(inventory: Inventory, *shares: Share) -> Assignment:
-    return Assignment(shares=shares, latency=0.0, loads={})
-
 
 # --- the inventory -------------------------------------------------------------------------------
 
@@ -195,6 +154,7 @@ def served(station: Station, arrivals: np.ndarray, work: float, latest: float = 
             arrivals + latest,
             arrivals,
             np.zeros(count, dtype=np.int64),
+            np.zeros(count, dtype=np.int64),
         )
     )
     return station.serve(np.inf)
@@ -235,7 +195,9 @@ def test_a_station_keeps_what_comes_later() -> None:
     _, whole = served(Station(1), arrivals, 0.15)
     parts = []
     zeros = np.zeros(500, dtype=np.int64)
-    station.add(Requests(arrivals, np.full(500, 0.15), np.full(500, np.inf), arrivals, zeros))
+    station.add(
+        Requests(arrivals, np.full(500, 0.15), np.full(500, np.inf), arrivals, zeros, zeros)
+    )
     for until in (30.0, 30.5, 80.0, np.inf):
         parts.append(station.serve(until)[1])
     np.testing.assert_array_equal(np.concatenate(parts), whole)
@@ -359,100 +321,6 @@ def test_edges_that_are_too_weak_are_said_to_be() -> None:
     inventory = plant((group(count=100, rate=1.0, slowdown=5.0, deadline=0.5),))
     with pytest.raises(PlanError, match=r"need at least .* workers .* which have 0.8 at 80%"):
         assign(inventory)
-
-
-# --- the simulation ------------------------------------------------------------------------------
-
-
-def test_a_lone_device_waits_for_nobody() -> None:
-    inventory = plant((group(count=1, arrivals="periodic"),))
-    option = split(inventory)
-    outcome = simulate(inventory, taken(inventory, Share(option, 1)), 100.0)
-    (line,) = outcome.groups
-    assert (line.requests, line.at_edge, line.late) == (100, 1.0, 0.0)
-    predicted = option.plan.predicted.latency
-    assert (line.p50, line.p99) == pytest.approx((predicted, predicted), rel=1e-4)
-    assert outcome.busy["box"] == pytest.approx(option.service, rel=1e-6)
-
-
-@pytest.mark.parametrize(("workers", "load"), [(1, 0.6), (3, 2.0)])
-def test_many_devices_wait_as_the_formula_says(workers: int, load: float) -> None:
-    edges = (EdgeMachine(name="box", profile="edge.json", workers=workers),)
-    option = split(plant(edges=edges))
-    count = 500
-    devices = (group(count=count, rate=load / option.service / count, deadline=100.0),)
-    inventory = plant(devices, edges)
-    option = split(inventory)
-    outcome = simulate(inventory, taken(inventory, Share(option, count)), 1000.0)
-    expected = option.plan.predicted.latency + waiting(load, workers) * option.service / load
-    assert outcome.mean == pytest.approx(expected, rel=0.03)
-    assert outcome.busy["box"] == pytest.approx(load / workers, rel=0.03)
-
-
-def test_the_same_seed_gives_the_same_outcome() -> None:
-    inventory = plant()
-    assignment = assign(inventory)
-    outcomes = [simulate(inventory, assignment, 90.0, seed=seed) for seed in (1, 1, 2)]
-    assert outcomes[0] == outcomes[1] != outcomes[2]
-
-
-COUNT = 10  # devices, whose edge works half of its time
-
-
-@pytest.mark.parametrize("fallback", ["local", "edge", "raise"])
-@pytest.mark.parametrize("cause", ["machine", "link"])
-def test_an_edge_that_is_away(fallback: str, cause: str) -> None:
-    devices = (group(count=COUNT, rate=2.0, arrivals="periodic", deadline=3.0, fallback=fallback),)
-    edges = tuple(EdgeMachine(name=name, profile="edge.json") for name in ("box", "other"))
-    start, end = 20.0, 30.0
-    outage = Outage(edge="box", start=start, end=end, devices="line" if cause == "link" else None)
-    inventory = plant(devices, edges, outages=(outage,))
-    option = msgspec.structs.replace(split(inventory), edge="box")
-    outcome = simulate(inventory, taken(inventory, Share(option, COUNT)), 60.0)
-    (line,) = outcome.groups
-    assert line.requests == COUNT * 2 * 60
-    away = COUNT * 2 * (end - start + BACK) / line.requests
-    first = COUNT / line.requests  # each device's first request in the outage
-    local = DEVICE[0] + DEVICE[1] + DEVICE[2]
-    if fallback == "raise":
-        assert line.lost == pytest.approx(away, rel=0.05)
-        assert line.late == line.lost
-    elif fallback == "local":
-        assert line.local == pytest.approx(away, rel=0.05)
-        assert line.late == 0.0  # a deadline of 3 s leaves time to notice, and to compute
-        assert line.p95 == pytest.approx(local, rel=0.02)
-    else:
-        assert line.at_edge == pytest.approx(1 - first, abs=0.006)
-        worked = option.service * COUNT * 2 * (end - start) / 60
-        assert outcome.busy["other"] == pytest.approx(worked, rel=0.1)
-    assert NOTICED + local < 3.0
-
-
-def test_another_edge_is_asked_over_its_own_link() -> None:
-    devices = (group(count=2, rate=0.5, arrivals="periodic", deadline=9.0, fallback="edge"),)
-    edges = tuple(EdgeMachine(name=name, profile="edge.json") for name in ("box", "other"))
-    slow = sl.Link(rtt=0.010, bandwidth=100e3)
-    links = {("line", "box"): (FAST, False), ("line", "other"): (slow, False)}
-    away = (Outage(edge="box", start=2.0, end=1e6),)
-    inventory = plant(devices, edges, links=links, outages=away)
-    option = msgspec.structs.replace(split(inventory), edge="box")
-    outcome = simulate(inventory, taken(inventory, Share(option, 2)), 400.0)
-    predicted = option.plan.predicted
-    more = predicted.sent_bytes * 8 * (1 / slow.bandwidth - 1 / FAST.bandwidth)
-    answer = inventory.profiles["line"].answer_bytes * 8 * (1 / slow.bandwidth - 1 / FAST.bandwidth)
-    assert outcome.groups[0].p50 == pytest.approx(predicted.latency + more + answer, rel=1e-3)
-
-
-def test_a_late_answer_is_the_devices_own() -> None:
-    # 40 devices ask for four times what the edge can do, so most answers would come too late.
-    devices = (group(count=40, rate=5.0, deadline=0.4, fallback="local"),)
-    inventory = plant(devices)
-    option = split(inventory)
-    outcome = simulate(inventory, taken(inventory, Share(option, 40)), 60.0)
-    (line,) = outcome.groups
-    assert line.local > 0.3
-    assert line.p99 == pytest.approx(0.4, rel=0.01)
-    assert outcome.busy["box"] > 0.95
 
 
 # --- the command ---------------------------------------------------------------------------------

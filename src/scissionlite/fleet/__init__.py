@@ -6,5 +6,6 @@
 
 ``inventory`` reads and checks the file. ``options`` asks :func:`scissionlite.plan` for every group
 of devices and edge. ``assignment`` chooses with SciPy's solver, under the queueing model of
-``queueing``. ``simulation`` plays the requests, with failures.
+``queueing``. ``simulation`` plays the requests, with failures: ``sources`` are the devices,
+``routes`` their ways to the edges, ``station`` the queues there.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -15,9 +15,11 @@ from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.profile import Profile
 from scissionlite.toml_file import read_toml
 
+_HOUR = 3600.0
 _Name = Annotated[str, Meta(min_length=1)]
 _Positive = Annotated[float, Meta(gt=0, le=1e9)]
 _Time = Annotated[float, Meta(ge=0, le=1e9)]
+_Variation = Annotated[float, Meta(ge=0, le=10)]
 _Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 
 
@@ -45,6 +47,9 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     fallback
         What becomes of a request while the edge is away: "local" runs the network on the device,
         "edge" asks the nearest other edge (and runs locally if none is there), "raise" is an error.
+    variation
+        Coefficient of variation (standard deviation over mean) of the time in which one of them
+        computes, from request to request.
     """
 
     # As many attributes as the table of a group has keys.
@@ -57,14 +62,19 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     power: _Positive | None = None
     arrivals: Literal["periodic", "poisson"] = "poisson"
     fallback: Literal["local", "edge", "raise"] = "local"
+    variation: _Variation = 0.0
 
 
 class EdgeMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An edge machine: its name, the file of its profile, and runs of the edge slice at once."""
+    """An edge machine: its name, the file of its profile, and runs of the edge slice at once.
+
+    ``variation`` is the coefficient of variation of a run's time, from request to request.
+    """
 
     name: _Name
     profile: _Name
     workers: Annotated[int, Meta(ge=1, le=1024)] = 1
+    variation: _Variation = 0.0
 
 
 class FleetLink(
@@ -85,12 +95,24 @@ class FleetLink(
     shared
         Whether the group has this rate together, as behind one access point; otherwise each
         device has it for itself.
+    drops_per_hour, drop_seconds
+        How often the link drops at random, for the simulation, and how long it is away then, both
+        on average: each device's by itself, a shared one for all of them.
     """
 
     source: _Name
     destination: _Name
     link: str
     shared: bool = False
+    drops_per_hour: _Time = 0.0
+    drop_seconds: _Positive = 5.0
+
+
+class Drops(NamedTuple):
+    """Random drops of a link: mean seconds between two of them, and of one; exponential."""
+
+    between: float
+    seconds: float
 
 
 class Outage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,6 +155,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
         Profiles by the name of the group or edge machine; those of groups have their slowdown.
     constraints
         The limits that every plan must keep.
+    drops
+        Random drops of links, by the names of group and edge; others never drop.
     """
 
     devices: tuple[Devices, ...]
@@ -141,6 +165,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     profiles: dict[str, Profile]
     outages: tuple[Outage, ...] = ()
     constraints: Constraints = Constraints()
+    drops: dict[tuple[str, str], Drops] = {}
 
     @classmethod
     def load(cls, path: str | Path) -> Inventory:
@@ -176,6 +201,7 @@ def _checked(tables: _Tables, folder: Path) -> Inventory:
         if names.count(name) > 1:
             raise PlanError(f"two devices or edges are named {name!r}: give each its own name")
     links: dict[tuple[str, str], tuple[Link, bool]] = {}
+    drops: dict[tuple[str, str], Drops] = {}
     for each in tables.links:
         _check_known(each.source, groups, "links", "devices")
         _check_known(each.destination, edges, "links", "edges")
@@ -183,6 +209,8 @@ def _checked(tables: _Tables, folder: Path) -> Inventory:
         if ends in links:
             raise PlanError(f"two links join {ends[0]} and {ends[1]}: give one")
         links[ends] = Link.parse(each.link), each.shared
+        if each.drops_per_hour:
+            drops[ends] = Drops(_HOUR / each.drops_per_hour, each.drop_seconds)
     for outage in tables.outages:
         _check_known(outage.edge, edges, "outages", "edges")
         if outage.devices is not None:
@@ -211,6 +239,7 @@ def _checked(tables: _Tables, folder: Path) -> Inventory:
         profiles=profiles,
         outages=tuple(tables.outages),
         constraints=constraints,
+        drops=drops,
     )
 
 

@@ -3,10 +3,12 @@
 A request passes the device, its link, a worker of the edge, and the link back. Devices and their
 own links are first in, first out, one request at a time: computed for all devices of a share at
 once, request by request. An edge and a shared link are stations with one queue for all: computed
-one request after the other, in the order of arrival. Time goes in windows, so that memory is
-bounded; what reaches a station after a window's end waits for the next window.
+one request after the other, in the order of arrival. Time goes in windows; what reaches a station
+after a window's end waits for the next window. A window is shorter than a device waits for an
+answer, so that it is known which requests a device must answer itself before it begins to.
 
-``sources`` has the devices, ``station`` the queues.
+``sources`` has the devices, ``routes`` their ways to the edges, ``station`` the queues, ``tally``
+the counts.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ import numpy as np
 
 from scissionlite.fleet.assignment import Assignment, link_name
 from scissionlite.fleet.inventory import Inventory
-from scissionlite.fleet.sources import EDGE, LATE, LOCAL, LOST, Source, Tally, Way
+from scissionlite.fleet.routes import Way
+from scissionlite.fleet.sources import Source
 from scissionlite.fleet.station import Floats, Requests, Station
+from scissionlite.fleet.tally import EDGE, LATE, LOCAL, LOST, Tally
 
 _WINDOW = 60.0  # seconds
+_SHORTEST = 0.02  # seconds
 _MOST = 2_000_000  # requests of all devices in a window, about
 
 
@@ -89,18 +94,18 @@ def simulate(
     seconds
         Plant time.
     seed
-        Of the arrivals.
+        Of all that is random.
     """
-    stations = _stations(inventory)
     ways: list[Way] = []
     rng = np.random.default_rng(seed)
+    stations = _stations(inventory, rng)
+    shares = zip(assignment.shares, rng.spawn(len(assignment.shares)), strict=True)
     sources = [
-        Source(inventory, share, ways, each)
-        for share, each in zip(assignment.shares, rng.spawn(len(assignment.shares)), strict=True)
+        Source(inventory, share, seconds, ways, position, each)
+        for position, (share, each) in enumerate(shares)
     ]
     tally = Tally(inventory)
-    rate = sum(s.count * inventory.devices[s.option.group].rate for s in assignment.shares)
-    window = min(_WINDOW, max(1.0, _MOST / rate))
+    window = _window(inventory, assignment, sources)
     start = 0.0
     while start < seconds:
         end = min(start + window, seconds)
@@ -110,13 +115,21 @@ def simulate(
         for station in stations.values():  # shared links come before the edges they lead to
             served, ends = station.serve(until)
             _pass_on(_next_hops(served, ends, ways), ways, stations)
-            _answer(served, ends, ways, tally)
+            _answer(served, ends, ways, sources, tally)
         start = end
+    for source in sources:
+        source.finish(tally)
     busy = {name: each.worked / each.servers / seconds for name, each in stations.items()}
     return _outcome(inventory, tally, seconds, busy)
 
 
-def _stations(inventory: Inventory) -> dict[str, Station]:
+def _window(inventory: Inventory, assignment: Assignment, sources: list[Source]) -> float:
+    rate = sum(s.count * inventory.devices[s.option.group].rate for s in assignment.shares)
+    longest = min([_WINDOW, *(each.shortest_wait / 2 for each in sources)])
+    return max(_SHORTEST, min(longest, max(1.0, _MOST / rate)))
+
+
+def _stations(inventory: Inventory, rng: np.random.Generator) -> dict[str, Station]:
     stations = {
         link_name(*ends): Station(1) for ends, (_, shared) in inventory.links.items() if shared
     }
@@ -126,7 +139,8 @@ def _stations(inventory: Inventory) -> dict[str, Station]:
             for each in inventory.outages
             if each.edge == edge.name and each.devices is None
         ]
-        stations[edge.name] = Station(edge.workers, away)
+        (own,) = rng.spawn(1)
+        stations[edge.name] = Station(edge.workers, away, edge.variation, own)
     return stations
 
 
@@ -151,18 +165,23 @@ def _next_hops(served: Requests, ends: Floats, ways: list[Way]) -> Requests:
                 latest=served.latest[mine],
                 born=served.born[mine],
                 way=np.full(number, then),
+                device=served.device[mine],
             )
         )
     return Requests.joined(found)
 
 
-def _answer(served: Requests, ends: Floats, ways: list[Way], tally: Tally) -> None:
+def _answer(
+    served: Requests, ends: Floats, ways: list[Way], sources: list[Source], tally: Tally
+) -> None:
     for way in np.unique(served.way):
         mine = served.way == way
         if ways[way].then >= 0:
             mine &= ~np.isfinite(ends)  # those went on
         if mine.any():
-            tally.edge_answers(ways[way].group, ends[mine] + ways[way].after - served.born[mine])
+            born = served.born[mine]
+            latencies = ends[mine] + ways[way].after - born
+            sources[ways[way].source].answered(served.device[mine], born, latencies, tally)
 
 
 def _outcome(inventory: Inventory, tally: Tally, seconds: float, busy: dict[str, float]) -> Outcome:

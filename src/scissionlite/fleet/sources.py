@@ -1,75 +1,64 @@
-"""Sources: the devices of a share, the ways of their requests, and what becomes of them. No torch.
+"""Sources: the devices of a share, which compute, send, and answer themselves. No torch.
 
-A Device that gets no answer notices the outage once, after :data:`NOTICED` seconds, and then
-answers otherwise at once, until an edge is back for :data:`BACK` seconds (docs/device.md,
-tests/test_half_dead.py). With a fallback, an edge's late answer is not waited for: the device
-answers itself, by the deadline if it can.
+A Device that gets no answer notices the outage once, after :data:`.routes.NOTICED` seconds, and
+then answers otherwise at once, until an edge is back for :data:`.routes.BACK` seconds
+(docs/device.md, tests/test_half_dead.py). With a fallback, an edge's answer is waited for until a
+local run must begin, but for half of the deadline in any case
+(:meth:`scissionlite.offloader.device.answering.Answering.prepare`). A local run takes the device's
+time, as everything that it computes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from scissionlite.errors import PlanError
-from scissionlite.fleet.assignment import Share, link_name
+from scissionlite.fleet.assignment import Share
 from scissionlite.fleet.inventory import Devices, Inventory
-from scissionlite.fleet.station import Floats, Requests
-from scissionlite.scissiontl.link import Link
-from scissionlite.scissiontl.planner import plan
-from scissionlite.scissiontl.plans import Plan
-
-NOTICED = 1.26
-"""Seconds until a device notices that its edge is away: once, at the first request."""
-
-BACK = 0.2
-"""Seconds after which a device uses an edge that is back."""
+from scissionlite.fleet.routes import NOTICED, Mask, Numbers, Route, Way, routes_of
+from scissionlite.fleet.station import Floats, Requests, spread
+from scissionlite.fleet.tally import Tally
 
 _JITTER = 0.05  # of the interval: how exact a periodic device is
-
-EDGE, LOCAL, LOST, LATE = range(4)
-"""The counts of a group: answers of edges and of devices, requests that nobody answered, and
-requests whose deadline passed."""
+_RESERVE = 1.25  # a local run is given so many times what it takes
 
 
-class Way(NamedTuple):
-    """A station on the way of a request, and what follows.
+class _Events(NamedTuple):
+    """Frames, or local runs of requests that no edge has answered in time, as columns.
 
     Attributes
     ----------
-    group
-        Position of the group.
-    station
-        Name.
-    delay
-        Seconds from the place before to this one.
-    work
-        Seconds there.
-    then
-        Position of the next part of the way; -1 where the answer is made.
-    after
-        Seconds from there back to the device.
+    device
+        Positions of the devices.
+    time
+        When the device may begin.
+    born
+        When the frames were taken.
+    waited
+        Whether they are local runs.
     """
 
-    group: int
-    station: str
-    delay: float
-    work: float
-    then: int
-    after: float
+    device: Numbers
+    time: Floats
+    born: Floats
+    waited: Mask
 
+    def take(self, which: Numbers | Mask) -> _Events:
+        """Those that a mask or positions select."""
+        return _Events(self.device[which], self.time[which], self.born[which], self.waited[which])
 
-class Route(NamedTuple):
-    """The first part of a request's way, and its seconds on the device's own link before."""
-
-    way: int
-    serial: float
-
-
-_NOWHERE = Route(-1, 0.0)
+    @classmethod
+    def joined(cls, several: Sequence[_Events]) -> _Events:
+        """All of several, in one."""
+        return cls(
+            np.concatenate([each.device for each in several]),
+            np.concatenate([each.time for each in several]),
+            np.concatenate([each.born for each in several]),
+            np.concatenate([each.waited for each in several]),
+        )
 
 
 class Source:
@@ -81,90 +70,147 @@ class Source:
         The plant.
     share
         The devices and what they do.
+    seconds
+        Plant time that is simulated.
     ways
         The list of ways, to which those of this share are added.
+    position
+        Of this source.
     rng
-        Of the arrivals.
+        Of all that is random.
     """
 
     def __init__(
-        self, inventory: Inventory, share: Share, ways: list[Way], rng: np.random.Generator
+        self,
+        inventory: Inventory,
+        share: Share,
+        seconds: float,
+        ways: list[Way],
+        position: int,
+        rng: np.random.Generator,
     ) -> None:
-        self._group, self._plan = share.option.group, share.option.plan
-        self._devices = inventory.devices[self._group]
-        self._local = local_seconds(inventory, self._group)
-        self._free, self._link_free = np.zeros(share.count), np.zeros(share.count)
-        self._arrivals = _Arrivals(self._devices, share.count, rng)
-        self._route = self._other = _NOWHERE
-        away: list[tuple[float, float]] = []
-        edge = share.option.edge
-        if edge is not None:
-            name = self._devices.name
-            away = [
-                (each.start, each.end)
-                for each in inventory.outages
-                if each.edge == edge and each.devices in (None, name)
-            ]
-            self._route = _add_way(ways, inventory, self._group, edge, self._plan)
-            if self._devices.fallback == "edge" and away:
-                self._other = self._other_way(ways, inventory, edge)
-        self._outages = _Outages(away, share.count)
+        option, count = share.option, share.count
+        self._group, self._devices = option.group, inventory.devices[option.group]
+        self._local = local_seconds(inventory, option.group)
+        self._stage = option.plan.predicted.device_stage
+        self._patience = patience(self._devices, self._local)
+        self._free, self._link_free = np.zeros(count), np.zeros(count)
+        self._rng = rng
+        self._arrivals = _Arrivals(self._devices, count, rng)
+        self._later: list[_Events] = []  # local runs that are to come
         self._ways = ways
+        self._routes: list[Route] = []
+        if option.edge is not None:
+            self._routes = routes_of(
+                inventory,
+                option.group,
+                option.edge,
+                option.plan,
+                count=count,
+                seconds=seconds,
+                ways=ways,
+                source=position,
+                rng=rng,
+            )
 
-    def _other_way(self, ways: list[Way], inventory: Inventory, edge: str) -> Route:
-        """The way to the nearest other edge that can take the same requests."""
-        name = self._devices.name
-        others = [ends for ends in inventory.links if ends[0] == name and ends[1] != edge]
-        for ends in sorted(others, key=lambda each: inventory.links[each][0].rtt):
-            found = _same_plan(inventory, self._group, ends[1], self._plan)
-            if found is not None:
-                return _add_way(ways, inventory, self._group, ends[1], found)
-        return _NOWHERE
+    @property
+    def shortest_wait(self) -> float:
+        """Seconds after its frame at which a device begins a local run at the earliest."""
+        if self._devices.fallback == "raise" or not self._routes:
+            return math.inf
+        may_fail = any(each.absences.possible for each in self._routes)
+        return min(self._patience, NOTICED) if may_fail else self._patience
 
     def send(self, start: float, end: float, tally: Tally) -> Requests:
-        """Make the requests of a window; return those that go to a station."""
-        sent: list[Requests] = []
-        predicted = self._plan.predicted
-        for born, valid in self._arrivals.between(start, end):
-            away, first = self._outages.meet(born, valid)
-            # A request in an outage that was noticed is answered here, or goes to another edge.
-            here = (away & ~first) if self._other.way < 0 else np.zeros_like(away)
-            raises = self._devices.fallback == "raise"
-            work = np.full(len(born), predicted.device_stage)
-            if here.any():
-                work[here] = 0.0 if raises else self._local
-            done = np.maximum(born, self._free) + work
-            self._free = np.where(valid, done, self._free)
-            if self._route.way < 0:
-                tally.local_answers(self._group, (done - born)[valid])
-                continue
-            if here.any():
-                if raises:
-                    tally.lose(self._group, int((here & valid).sum()))
-                else:
-                    tally.local_answers(self._group, (done - born)[here & valid])
-            if first.any():
-                tally.unanswered(self._group, int((first & valid).sum()), NOTICED)
-            goes = valid & ~here & ~first
-            sent.append(self._on_the_way(born, done, goes, away))
+        """Do what begins in a window; return the requests that go to a station."""
+        frames = self._arrivals.between(start, end)
+        sent = [self._step(each, tally) for each in self._in_turns(frames, end)]
         return Requests.joined(sent)
 
-    def _on_the_way(
-        self, born: Floats, done: Floats, goes: npt.NDArray[np.bool_], away: npt.NDArray[np.bool_]
-    ) -> Requests:
-        way = np.where(away, self._other.way, self._route.way)
-        serial = np.where(away, self._other.serial, self._route.serial)
-        left = np.maximum(done, self._link_free) + serial
-        self._link_free = np.where(goes, left, self._link_free)
-        delay = np.array([each.delay for each in self._ways])
-        work = np.array([each.work for each in self._ways])
-        return Requests(
-            (left + delay[way])[goes],
-            work[way][goes],
-            (born + self._devices.deadline)[goes],
-            born[goes],
-            way[goes],
-        )
+    def finish(self, tally: Tally) -> None:
+        """Do all that is left to do on the devices; no frame is taken any more."""
+        for each in self._in_turns(self._arrivals.between(0.0, 0.0), np.inf):
+            self._step(each, tally)
+
+    def answered(self, device: Numbers, born: Floats, latencies: Floats, tally: Tally) -> None:
+        """Take what edges made of requests: seconds until the answer is here, or infinity."""
+        in_time = latencies <= self._patience
+        tally.edge_answers(self._group, latencies[in_time])
+        late = ~in_time
+        self._unanswered(device[late], born[late], self._patience, tally)
+
+    def _unanswered(self, device: Numbers, born: Floats, waited: float, tally: Tally) -> None:
+        """Requests that got no answer of an edge for some seconds."""
+        if self._devices.fallback == "raise":
+            tally.lose(self._group, len(device))
+        elif len(device):
+            begin = born + min(waited, self._patience)
+            every = np.ones(len(device), dtype=bool)
+            self._later.append(_Events(device, begin, born, every))
+
+    def _in_turns(self, frames: _Events, end: float) -> list[_Events]:
+        """The first, second, ... event of every device that has one before the end."""
+        events = frames
+        if self._later:
+            later = _Events.joined(self._later)
+            due = later.time < end
+            self._later = [later.take(~due)] if not due.all() else []
+            events = _Events.joined([frames, later.take(due)])
+        order = np.lexsort((events.time, events.device))
+        events = events.take(order)
+        begins = np.flatnonzero(np.diff(events.device, prepend=-1))
+        lengths = np.diff(begins, append=len(order))
+        turn = np.arange(len(order)) - np.repeat(begins, lengths)
+        return [events.take(turn == k) for k in range(int(lengths.max(initial=0)))]
+
+    def _step(self, events: _Events, tally: Tally) -> Requests:
+        """Do one thing on each of some devices."""
+        device, born = events.device, events.born
+        route, begin, fails = self._chosen(events)
+        # What finds no route is answered here, or is an error, at once.
+        here = (route < 0) & ~fails
+        raises = here & (self._devices.fallback == "raise") & bool(self._routes)
+        work = np.full(len(born), self._stage)
+        if self._routes:
+            work[here] = self._local
+            work[raises] = 0.0
+        work *= spread(self._devices.variation, len(born), self._rng)
+        done = np.maximum(events.time, self._free[device]) + work
+        self._free[device] = done
+        tally.lose(self._group, int(raises.sum()))
+        local = here & ~raises
+        tally.local_answers(self._group, (done - born)[local])
+        self._unanswered(device[fails], born[fails], NOTICED, tally)
+        goes = route >= 0
+        if not goes.any():
+            return Requests.joined([])
+        device, born, route = device[goes], born[goes], route[goes]
+        serial = np.array([each.serial for each in self._routes])[route]
+        way = np.array([each.way for each in self._routes])[route]
+        begin = np.maximum(done[goes], begin[goes])
+        left = np.maximum(begin, self._link_free[device]) + serial
+        self._link_free[device] = left
+        delay = np.array([each.delay for each in self._ways])[way]
+        work = np.array([each.work for each in self._ways])[way]
+        return Requests(left + delay, work, born + self._patience, born, way, device)
+
+    def _chosen(self, events: _Events) -> tuple[Numbers, Floats, Mask]:
+        """The route of each request or -1, the earliest time to send it, and who notices."""
+        number = len(events.device)
+        chosen = np.full(number, -1)
+        begin = np.full(number, -np.inf)
+        fails = np.zeros(number, dtype=bool)
+        open_ones = np.flatnonzero(~events.waited)
+        for position, route in enumerate(self._routes):
+            if not len(open_ones):
+                break
+            met = route.absences.meet(events.device[open_ones], events.born[open_ones])
+            fails[open_ones[met.fails]] = True
+            goes = ~met.away | (np.isfinite(met.until) & ~met.fails)
+            chosen[open_ones[goes]] = position
+            begin[open_ones[goes]] = met.until[goes]
+            open_ones = open_ones[~goes & ~met.fails]
+        return chosen, begin, fails
 
 
 class _Arrivals:
@@ -174,94 +220,21 @@ class _Arrivals:
         self._devices, self._count, self._rng = devices, count, rng
         self._phase = rng.uniform(0, 1 / devices.rate, count)
 
-    def between(self, start: float, end: float) -> list[tuple[Floats, npt.NDArray[np.bool_]]]:
-        """The first, second, ... request of every device in a window, and whether there is one."""
+    def between(self, start: float, end: float) -> _Events:
+        """The frames of a window."""
         rate, count = self._devices.rate, self._count
         if self._devices.arrivals == "poisson":
-            numbers = self._rng.poisson(rate * (end - start), count)
-            most = int(numbers.max(initial=0))
-            times = self._rng.uniform(start, end, (count, most))
-            times[np.arange(most) >= numbers[:, None]] = np.inf
-            times.sort(axis=1)
-            return [(np.where(t < np.inf, t, end), t < np.inf) for t in times.T]
-        first, last = math.ceil(start * rate), math.ceil(end * rate)
-        jitter = _JITTER / rate
-        every = np.ones(count, dtype=bool)
-        return [
-            (i / rate + self._phase + self._rng.uniform(0, jitter, count), every)
-            for i in range(first, last)
-        ]
-
-
-class _Outages:
-    """The times in which an edge is away for the devices of a share, and who has noticed."""
-
-    def __init__(self, times: list[tuple[float, float]], count: int) -> None:
-        self._times = times
-        self._noticed = np.zeros((len(times), count), dtype=bool)
-
-    def meet(
-        self, born: Floats, valid: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Whether requests are made in an outage, and whether they are their device's first."""
-        away, first = np.zeros(len(born), dtype=bool), np.zeros(len(born), dtype=bool)
-        for (start, end), noticed in zip(self._times, self._noticed, strict=True):
-            inside = valid & (born >= start) & (born < end + BACK)
-            away |= inside
-            first |= inside & ~noticed
-            noticed |= inside
-        return away, first
-
-
-class Tally:
-    """Counts what becomes of the requests of each group.
-
-    Attributes
-    ----------
-    counts
-        Of each group: :data:`EDGE`, :data:`LOCAL`, :data:`LOST` and :data:`LATE`.
-    """
-
-    def __init__(self, inventory: Inventory) -> None:
-        groups = range(len(inventory.devices))
-        self.counts = [[0, 0, 0, 0] for _ in groups]
-        self._latencies: list[list[npt.NDArray[np.float32]]] = [[] for _ in groups]
-        self._devices = inventory.devices
-        self._local = [local_seconds(inventory, group) for group in groups]
-
-    def latencies(self, group: int) -> npt.NDArray[np.float32]:
-        """Seconds from frame to answer, of all that were answered."""
-        return np.concatenate([np.empty(0, np.float32), *self._latencies[group]])
-
-    def edge_answers(self, group: int, latencies: Floats) -> None:
-        """Count answers of an edge; infinite ones never came."""
-        deadline = self._devices[group].deadline
-        in_time = latencies <= deadline
-        self._add(group, EDGE, latencies[in_time])
-        self.unanswered(group, int((~in_time).sum()), deadline)
-
-    def local_answers(self, group: int, latencies: Floats) -> None:
-        """Count answers of the devices themselves."""
-        self._add(group, LOCAL, latencies)
-        self.counts[group][LATE] += int((latencies > self._devices[group].deadline).sum())
-
-    def unanswered(self, group: int, number: int, waited: float) -> None:
-        """Count requests that got no answer of an edge for some seconds, or by the deadline."""
-        if self._devices[group].fallback == "raise":
-            self.lose(group, number)
-        elif number:
-            local, deadline = self._local[group], self._devices[group].deadline
-            latency = max(local, min(deadline, waited + local))
-            self.local_answers(group, np.full(number, latency))
-
-    def lose(self, group: int, number: int) -> None:
-        """Count requests that nobody answers."""
-        self.counts[group][LOST] += number
-        self.counts[group][LATE] += number
-
-    def _add(self, group: int, what: int, latencies: Floats) -> None:
-        self.counts[group][what] += len(latencies)
-        self._latencies[group].append(latencies.astype(np.float32))
+            number = int(self._rng.poisson(rate * (end - start) * count))
+            device = self._rng.integers(count, size=number)
+            time = self._rng.uniform(start, end, number)
+        else:
+            first = np.ceil((start - self._phase) * rate).astype(np.int64)
+            numbers = np.ceil((end - self._phase) * rate).astype(np.int64) - first
+            device = np.repeat(np.arange(count), numbers)
+            nth = np.arange(len(device)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
+            time = (first[device] + nth) / rate + self._phase[device]
+            time += self._rng.uniform(0, _JITTER / rate, len(device))
+        return _Events(device, time, time, np.zeros(len(device), dtype=bool))
 
 
 def local_seconds(inventory: Inventory, group: int) -> float:
@@ -270,34 +243,8 @@ def local_seconds(inventory: Inventory, group: int) -> float:
     return profile.preprocess + profile.network_latency
 
 
-def _add_way(ways: list[Way], inventory: Inventory, group: int, edge: str, taken: Plan) -> Route:
-    """Add the way of a plan; return its first part, and the seconds on the device's own link."""
-    name = inventory.devices[group].name
-    link, shared = inventory.links[name, edge]
-    predicted = taken.predicted
-    there = link.rtt / 2
-    back = predicted.transfer_time - predicted.serial_time - there + predicted.offload_time
-    work = predicted.decode_time + predicted.edge_time
-    ways.append(Way(group, edge, there, work, -1, back))
-    if not shared:
-        return Route(len(ways) - 1, predicted.serial_time)
-    ways.append(Way(group, link_name(name, edge), 0.0, predicted.serial_time, len(ways) - 1, 0.0))
-    return Route(len(ways) - 1, 0.0)
-
-
-def _same_plan(inventory: Inventory, group: int, edge: str, taken: Plan) -> Plan | None:
-    name = inventory.devices[group].name
-    link: Link = inventory.links[name, edge][0]
-    try:
-        plans = plan(inventory.profiles[name], inventory.profiles[edge], link)
-    except PlanError:
-        return None
-    return next((each for each in plans if _what(each) == _what(taken)), None)
-
-
-def _what(plan: Plan) -> tuple[object, ...]:
-    """Everything that a device does in a plan, whichever edge it asks."""
-    return (
-        *(plan.kind, plan.slicing_point, plan.spec, plan.image_format, plan.jpeg_quality),
-        plan.device_precision,
-    )
+def patience(devices: Devices, local: float) -> float:
+    """Seconds for which an edge's answer is waited for."""
+    if devices.fallback == "raise":
+        return devices.deadline
+    return devices.deadline - min(devices.deadline / 2, _RESERVE * local)

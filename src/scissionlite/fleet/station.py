@@ -27,6 +27,8 @@ class Requests(NamedTuple):
         When their frames were taken.
     way
         Positions in the list of ways.
+    device
+        Positions of the devices in their source.
     """
 
     arrival: Floats
@@ -34,6 +36,7 @@ class Requests(NamedTuple):
     latest: Floats
     born: Floats
     way: npt.NDArray[np.int64]
+    device: npt.NDArray[np.int64]
 
     def take(self, which: npt.NDArray[Any]) -> Requests:
         """Those that a mask or an order selects."""
@@ -43,14 +46,22 @@ class Requests(NamedTuple):
             self.latest[which],
             self.born[which],
             self.way[which],
+            self.device[which],
         )
 
     @classmethod
     def joined(cls, several: Sequence[Requests]) -> Requests:
         """All of several, in one."""
-        nothing = np.empty(0)
-        empty = cls(nothing, nothing, nothing, nothing, np.empty(0, np.int64))
+        nothing, none = np.empty(0), np.empty(0, np.int64)
+        empty = cls(nothing, nothing, nothing, nothing, none, none)
         return cls(*map(np.concatenate, zip(empty, *several, strict=True)))
+
+
+def spread(variation: float, number: int, rng: np.random.Generator) -> Floats:
+    """Factors of mean 1 with a coefficient of variation; they have a gamma distribution."""
+    if not variation:
+        return np.ones(number)
+    return rng.gamma(1 / variation**2, variation**2, number)
 
 
 class Station:
@@ -62,6 +73,10 @@ class Station:
         Requests that are served at once.
     away
         Start and end of the times in which it is away. What it holds then is lost.
+    variation
+        Coefficient of variation of the seconds of work, by which they vary at random.
+    rng
+        Of these.
 
     Attributes
     ----------
@@ -69,8 +84,16 @@ class Station:
         Seconds that its servers have worked, together.
     """
 
-    def __init__(self, servers: int, away: Sequence[tuple[float, float]] = ()) -> None:
+    def __init__(
+        self,
+        servers: int,
+        away: Sequence[tuple[float, float]] = (),
+        variation: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> None:
         self.servers = servers
+        self._variation = variation
+        self._rng = np.random.default_rng(0) if rng is None else rng
         self.worked = 0.0
         self._free = [0.0] * servers  # a heap: when each server is free
         self._away = sorted(away)
@@ -98,7 +121,8 @@ class Station:
         ends = []
         free = self._free
         begins, comes_back = self._next_away()
-        columns = (served.arrival, served.work, served.latest)
+        works = served.work * spread(self._variation, len(served.work), self._rng)
+        columns = (served.arrival, works, served.latest)
         for arrival, work, latest in zip(*(each.tolist() for each in columns), strict=True):
             while arrival >= comes_back:
                 free[:] = [max(each, comes_back) if each <= begins else comes_back for each in free]

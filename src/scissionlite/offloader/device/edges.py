@@ -85,6 +85,18 @@ class Edges:
         return any(each.connection.started for each in self._edges)
 
     @property
+    def trouble(self) -> str:
+        """Why none of the edges can be asked now; empty if one can."""
+        if self._choose() is not None:
+            return ""
+        return "; ".join(f"{each.endpoints.tensors}: {each.credit.trouble}" for each in self._edges)
+
+    def start(self) -> None:
+        """Make the connections now, and do not wait for them."""
+        for each in self._edges:
+            each.connection.start()
+
+    @property
     def link(self) -> LinkEstimate | None:
         """The link to the edge that the next request goes to; None if it was not measured."""
         chosen = self._choose() or self._edges[0]
@@ -110,8 +122,7 @@ class Edges:
 
         Parameters and errors as :meth:`.credit.Credit.reserve`.
         """
-        for each in self._edges:
-            each.connection.start()
+        self.start()
         with self._lock:
             chosen = self._choose()
             if chosen is not None and chosen.credit.take():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
@@ -124,11 +124,13 @@ class BundleMetrics:
         The bundle.
     total
         The traffic of all bundles, which grows with this one's.
+    trouble
+        Says why requests of the bundle cannot be answered now; empty if they can.
 
     Attributes
     ----------
-    bundle
-        The bundle.
+    bundle, trouble
+        As given.
     since
         When it was added, in seconds since 1970.
     requests
@@ -142,8 +144,11 @@ class BundleMetrics:
         is the sum of the stages.
     """
 
-    def __init__(self, bundle: Bundle, total: Traffic) -> None:
+    def __init__(
+        self, bundle: Bundle, total: Traffic, trouble: Callable[[], str] = lambda: ""
+    ) -> None:
         self.bundle = bundle
+        self.trouble = trouble
         self.since = time.time()
         self._total = total
         self.requests: dict[Outcome, int] = dict.fromkeys(OUTCOMES, 0)
@@ -233,9 +238,9 @@ class Metrics:
         self.stopping = False
         self._logged: dict[str, float] = {}
 
-    def add_bundle(self, bundle: Bundle) -> BundleMetrics:
-        """Begin the record of a bundle."""
-        added = BundleMetrics(bundle, self.total)
+    def add_bundle(self, bundle: Bundle, trouble: Callable[[], str] = lambda: "") -> BundleMetrics:
+        """Begin the record of a bundle; ``trouble`` as that of the record."""
+        added = BundleMetrics(bundle, self.total, trouble)
         self.bundles.append(added)
         return added
 

@@ -97,7 +97,9 @@ class ServedBundles:
                 raise OffloadError(
                     f"an edge daemon serves at most {MAX_BUNDLES} bundles: drop one first"
                 )
-            self._served[prefix] = Served(side, self._metrics.add_bundle(side.bundle))
+            self._served[prefix] = Served(
+                side, self._metrics.add_bundle(side.bundle, lambda: side.trouble)
+            )
         else:
             side.close()
         if old is not None:

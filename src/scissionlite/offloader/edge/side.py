@@ -67,6 +67,8 @@ class EdgeSide:
         If the bundle has no work for an edge.
     """
 
+    trouble = ""  # it always answers
+
     def __init__(
         self,
         bundle: Bundle,

@@ -118,6 +118,9 @@ def readiness_trouble(metrics: Metrics) -> str:
         return "it does not listen"
     if not metrics.bundles:
         return "no bundle is loaded"
+    for record in list(metrics.bundles):
+        if trouble := record.trouble():
+            return trouble
     if (busy := time.monotonic() - metrics.schedule.all_busy_since) > _LONGEST_RUN:
         return f"no worker has ended a run of a slice for {busy:.0f} s"
     return liveness_trouble(metrics)

@@ -50,11 +50,19 @@ class Computation(Protocol):
         Checks the tensors of a request, as :func:`.bundle_tensors.request_checker` does.
     batch : int
         Most samples of the jobs that :meth:`finish` is given together; one job may have more.
+    trouble : str
+        Why it cannot answer now, so that the daemon is not ready; empty if it can, or if that is
+        not known.
     """
 
     bundle: Bundle
     check: Callable[[tuple[TensorHeader, ...]], CheckedRequest]
     batch: int
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot answer now."""
+        ...
 
     def finish(self, jobs: Sequence[Job]) -> list[list[Done]]:
         """Answer jobs, and pack the results; each job has one Done. It raises nothing.

@@ -199,6 +199,8 @@ class RayComputation:
         Called when the bundle is served no longer.
     """
 
+    trouble = ""  # not known: calls are made again until their deadlines
+
     def __init__(
         self, bundle: Bundle, handle: Any, batch: int, release: Callable[[], None]
     ) -> None:

@@ -127,6 +127,13 @@ class RelaySide:
         self._edges = edges
         self._away = False  # whether the last request waited for a connection in vain
         weakref.finalize(self, edges.stop).atexit = False
+        edges.start()  # so that the daemon can say whether the next edge is there
+
+    @property
+    def trouble(self) -> str:
+        """Why the next edge cannot be asked now; empty if it can."""
+        said = self._edges.trouble
+        return said and f"the next edge (tier 3) is away: {said}"
 
     def finish(self, jobs: Sequence[Job]) -> list[list[Done]]:
         """Answer jobs, each alone; as :meth:`.engine.Computation.finish`."""

@@ -130,6 +130,7 @@ class TritonComputation:
     """
 
     batch = 1  # the server joins requests, also those of other clients
+    trouble = ""  # not known: calls are made again until their deadlines
 
     def __init__(self, bundle: Bundle, client: Any, models: dict[Variant, Model]) -> None:
         self.bundle = bundle
