@@ -19,6 +19,7 @@
 #include "ans_tables.h"
 #include "arrays.h"
 #include "dispatch.h"
+#include "frames.h"
 #include "transfer.h"
 
 namespace scissionlite {
@@ -160,6 +161,32 @@ inline void decode(const Transfer& transfer, const py::array& payload, py::array
   check_map(out, transfer, "out");
   check_output(payload, out);
   run(kernel, payload.data(), out.mutable_data(), transfer.decoding_with(quantizer));
+}
+
+inline void normalize_frame_array(const py::array& frame,
+                                  const py::array_t<float, py::array::c_style>& tables,
+                                  py::array_t<float, py::array::c_style> out) {
+  if (type_number(frame) != kUint8) throw py::type_error("frame must be uint8");
+  if (frame.ndim() != 3 || (frame.flags() & py::array::c_style) == 0) {
+    throw py::value_error("frame must be contiguous, of shape (height, width, channels)");
+  }
+  const py::ssize_t channels = frame.shape(2);
+  if (tables.ndim() != 2 || tables.shape(0) != channels || tables.shape(1) != 256) {
+    throw py::value_error("tables must be of shape (channels, 256)");
+  }
+  if (out.size() != frame.size())
+    throw py::value_error("out must have a value for each of frame's");
+  if (!is_aligned(tables) || !is_aligned(out)) {
+    throw py::value_error("tables and out must be aligned to their dtype");
+  }
+  check_output(frame, out);
+  check_output(tables, out);
+  const auto* pixels = static_cast<const std::uint8_t*>(frame.data());
+  const auto count = static_cast<std::size_t>(frame.shape(0) * frame.shape(1));
+  const float* entries = tables.data();
+  float* planes = out.mutable_data();
+  const py::gil_scoped_release released;
+  normalize_frame(pixels, count, static_cast<std::size_t>(channels), entries, planes);
 }
 
 inline AnsTables make_ans_tables(

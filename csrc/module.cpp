@@ -105,6 +105,9 @@ PYBIND11_MODULE(_core, module) {
            py::arg("out").noconvert(), py::arg("count"), py::arg("plane"),
            py::arg("channels_last") = false, "Decode a payload.");
 
+  module.def("normalize_frame", &scissionlite::normalize_frame_array, py::arg("frame").noconvert(),
+             py::arg("tables").noconvert(), py::arg("out").noconvert(),
+             "Make a network's input of a frame.");
   module.def(
       "kernels",
       [] {

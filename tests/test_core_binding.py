@@ -32,6 +32,38 @@ def feature_map(dtype: type[np.generic] = np.float32) -> Array:
     return np.random.default_rng(0).normal(0, 9, SHAPE).astype(dtype)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"frame": np.zeros((4, 5, 3), np.int8)}, "frame must be uint8"),
+        ({"frame": np.zeros((4, 5, 6), np.uint8)[:, :, ::2]}, "frame must be contiguous"),
+        ({"frame": np.zeros((4, 15), np.uint8)}, "frame must be contiguous"),
+        ({"tables": np.zeros((3, 255), np.float32)}, r"tables must be of shape \(channels, 256\)"),
+        ({"tables": np.zeros((1, 256), np.float32)}, r"tables must be of shape \(channels, 256\)"),
+        ({"out": np.zeros(59, np.float32)}, "out must have a value"),
+        ({"out": np.broadcast_to(np.float32(0), (1, 3, 4, 5))}, "incompatible function arguments"),
+        ({"out": np.zeros((1, 3, 4, 5))}, "incompatible function arguments"),
+    ],
+)
+def test_frames_of_another_form_are_refused(changed: dict[str, Any], said: str) -> None:
+    given: dict[str, Any] = {
+        "frame": np.zeros((4, 5, 3), np.uint8),
+        "tables": np.zeros((3, 256), np.float32),
+        "out": np.zeros((1, 3, 4, 5), np.float32),
+    }
+    _core.normalize_frame(**given)
+    given["out"].setflags(write=False)
+    with pytest.raises(ValueError, match="out must be writable"):
+        _core.normalize_frame(**given)
+    given["out"].setflags(write=True)
+    with pytest.raises((TypeError, ValueError), match=said):
+        _core.normalize_frame(**given | changed)
+    pixels = np.zeros(240 + 60, np.uint8)
+    overlapping = {"frame": pixels[200:260].reshape(4, 5, 3), "out": pixels[:240].view(np.float32)}
+    with pytest.raises(ValueError, match="must not overlap"):
+        _core.normalize_frame(**given | overlapping)
+
+
 def misaligned(size: int, dtype: type[np.generic]) -> Array:
     """An array one byte off."""
     itemsize = np.dtype(dtype).itemsize

@@ -56,6 +56,28 @@ def test_without_loss_every_pixel_comes_back(
             image_decode(sent + b"x", image_format, shape)
 
 
+@given(
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 20), st.sampled_from([1, 3])),
+    mean=st.floats(-1, 1),
+    std=st.floats(0.01, 2),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_frame_is_normalized_to_the_bits_of_the_formula(
+    shape: tuple[int, int, int], mean: float, std: float, seed: int
+) -> None:
+    """In float32: the value times 1/(255 std), less mean/std, each rounded."""
+    frame = np.random.default_rng(seed).integers(0, 256, (*shape[:2], 6), dtype=np.uint8)
+    frame = frame[:, :, ::2][:, :, : shape[2]]  # not contiguous
+    means = tuple(mean + i for i in range(shape[2]))
+    stds = tuple(std * (i + 1) for i in range(shape[2]))
+    x = Preprocessing(size=shape[:2], mean=means, std=stds).tensor(frame)
+    scale = (1 / (255 * np.array(stds))).astype(np.float32)
+    shift = (np.array(means) / np.array(stds)).astype(np.float32)
+    expected = (frame.astype(np.float32) * scale - shift).transpose(2, 0, 1)[None]
+    assert x.dtype == expected.dtype == np.float32
+    np.testing.assert_array_equal(x, expected)
+
+
 def test_frames_and_jpegs_of_another_size_are_refused() -> None:
     preprocessing = Preprocessing(size=(8, 8))
     with pytest.raises(ValueError, match=r"uint8 of shape \(8, 8, 3\)"):

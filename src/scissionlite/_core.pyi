@@ -384,6 +384,25 @@ class AnsTables:
             Then the content of `out` means nothing.
         """
 
+def normalize_frame(
+    frame: npt.NDArray[np.uint8], tables: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
+) -> None:
+    """Look the values of a frame up, and write a plane for each channel.
+
+    Parameters
+    ----------
+    frame : ndarray of uint8, shape (height, width, channels), C-contiguous
+    tables : ndarray of float32, shape (channels, 256)
+        What each value of a channel becomes.
+    out : ndarray of float32, C-contiguous
+        The planes, (..., channels, height, width).
+
+    Raises
+    ------
+    TypeError, ValueError
+        An array is of another dtype, shape or layout, or `out` overlaps another.
+    """
+
 def kernels() -> list[tuple[str, str]]:
     """List (operation, isa) of every kernel in this build, best ISA first."""
 

@@ -7,6 +7,7 @@ compressed or not. No torch here.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from pathlib import Path
@@ -16,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from scissionlite import _core
 from scissionlite.image_files import read_image, upright_8bit
 
 if TYPE_CHECKING:
@@ -144,12 +146,19 @@ class Preprocessing(msgspec.Struct, frozen=True, kw_only=True):
                 f"a frame must be uint8 of shape {self.frame_shape}, "
                 f"got {frame.dtype} of shape {frame.shape}; Preprocessing.frame() makes one"
             )
-        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
-        shift = (np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
-        planes = np.ascontiguousarray(frame.transpose(2, 0, 1)).astype(np.float32)
-        planes *= scale[:, None, None]
-        planes -= shift[:, None, None]
-        return planes[None]
+        height, width, channels = self.frame_shape
+        planes = np.empty((1, channels, height, width), np.float32)
+        _core.normalize_frame(np.ascontiguousarray(frame), _tables(self.mean, self.std), planes)
+        return planes
+
+
+@functools.cache
+def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    """The normalized value of each of the 256 values, a row for each channel."""
+    scale = (1.0 / (255.0 * np.asarray(std))).astype(np.float32)
+    shift = (np.asarray(mean) / np.asarray(std)).astype(np.float32)
+    values = np.arange(256, dtype=np.float32) * scale[:, None]
+    return values - shift[:, None]
 
 
 def image_encode(
