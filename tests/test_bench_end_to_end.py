@@ -10,10 +10,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from bench.end_to_end import claims, records, report
-from bench.end_to_end.contenders import LOCAL, OURS, SCISSION
+from bench.end_to_end import claims, networks, records, report
+from bench.end_to_end.contenders import GRPC, LOCAL, OURS, SCISSION
+from bench.end_to_end.links import LINKS as ALL_LINKS
+from bench.end_to_end.prepared import bundle_name
 from bench.end_to_end.records import Cell, Measured
-from bench.end_to_end.run import bundle_name
+from bench.end_to_end.tasks import CLAIM_SLOWDOWNS, FIRST_LINKS, whole_run
 from bench.predicted import DOCUMENT, draw_networks, family
 
 import scissionlite as sl
@@ -123,6 +125,57 @@ def test_the_report_is_written_from_the_records_alone(tmp_path: Path) -> None:
     assert "predicted 30 s" in page
     assert "| densenet169 | 5 Mbit/s, 60 ms | ours, 10" in page
     assert (tmp_path / "page" / "points.png").is_file()
+
+
+def test_the_most_important_cells_come_first() -> None:
+    """A run that is cut has the first links of every network, and then the paper's claims."""
+    every = list(whole_run())
+    assert len(set(every)) == len(every)
+    contested = [(task.network, task.link) for task in every if task.kind == "contenders"]
+    assert {*contested} == {(n, link) for n in networks.NETWORKS for link in ALL_LINKS}
+    first = len(networks.NETWORKS) * len(FIRST_LINKS)
+    assert {link for _, link in contested[:first]} == {*FIRST_LINKS}
+    claimed = [task.slowdown for task in every[first:] if task.kind == "claims"]
+    assert {*claimed} == {*CLAIM_SLOWDOWNS}
+    assert all(task.kind == "claims" for task in every[first : first + len(claimed)])
+
+
+def test_the_report_of_a_cut_run_names_the_cells_that_are_missing() -> None:
+    one = cell("5 Mbit/s, 60 ms", 0.105)
+    text = report.missing_cells([one])
+    assert f"1 of {len(list(whole_run()))} cells have been measured" in text
+    assert "densenet169 at 5 Mbit/s, 60 ms;" not in text
+    assert "densenet169 at 1 Mbit/s, 100 ms" in text
+    assert "densenet169 at 200 Mbit/s, 5 ms, device 40 times slower" in text
+    every = [
+        msgspec.structs.replace(one, **dict(zip(task._fields, task, strict=True)))
+        for task in whole_run()
+    ]
+    assert "Not measured" not in report.missing_cells(every)
+
+
+def test_a_peer_transport_is_compared_and_is_no_rival() -> None:
+    cells = [cell(link, 0.105, measured(GRPC, 0.1)) for link in LINKS]
+    assert all(claims.ours_wins(each, claims.fair) for each in cells)
+    claim = claims.transport(cells)
+    assert claim.reached is False
+    assert claim.found.startswith("gRPC takes 0.96 times as long in the median of 2 cells")
+
+
+def test_a_loss_within_the_spread_is_said_to_be_one() -> None:
+    """A claim that a shared machine's drift can turn over is not printed as one."""
+    (link,) = [link for link, rate in LINKS.items() if rate <= claims.SLOW_LINKS]
+    one = cell(link, 0.105)
+    (ours,) = one.measured
+    for factors, within in (((0.98, 0.99, 1.01), True), ((0.98, 0.99, 0.985), False)):
+        seconds = tuple(each * factors[i % 3] for i, each in enumerate(sorted(ours.latencies)))
+        jpeg = msgspec.structs.replace(
+            ours, name="JPEG-75 to the edge", raw_image=True, latencies=seconds
+        )
+        calm = msgspec.structs.replace(ours, latencies=tuple(sorted(ours.latencies)))
+        claim = claims.slow_links([msgspec.structs.replace(one, measured=(calm, jpeg))])
+        assert claim.reached is False
+        assert ("within the spread" in claim.found) is within
 
 
 def test_plans_of_different_bundles_have_different_folders() -> None:

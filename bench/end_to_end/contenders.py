@@ -92,10 +92,12 @@ def contenders(
     slowdown: float,
     known: Known | None,
     only: Sequence[str] = (),
+    *,
+    trained: bool = True,
 ) -> list[Contender]:
     """Plan all contenders for a link; with ``only`` just those."""
     ranked = sl.plan(profile.slowed(slowdown), profile, link, learned=True)
-    found = [*_local(ranked), *_images(ranked), *_splits(ranked, known)]
+    found = [*_local(ranked), *_images(ranked), *_splits(ranked, known, trained)]
     return [each for each in found if not only or each.name in only]
 
 
@@ -127,7 +129,7 @@ def _images(ranked: Sequence[sl.Plan]) -> list[Contender]:
     return found
 
 
-def _splits(ranked: Sequence[sl.Plan], known: Known | None) -> list[Contender]:
+def _splits(ranked: Sequence[sl.Plan], known: Known | None, trained: bool) -> list[Contender]:
     found = []
     splits = [p for p in ranked if p.kind == "split"]
     for name, allowed in _SPLITS:
@@ -138,7 +140,7 @@ def _splits(ranked: Sequence[sl.Plan], known: Known | None) -> list[Contender]:
         ]
         if own:
             found.append(Contender(name=name, plan=own[0]))
-    ours = [p for p in splits if keeps_accuracy(known, p)]
+    ours = [p for p in splits if keeps_accuracy(known, p, trained=trained)]
     if ours:
         plan = ours[0]
         found.append(Contender(name=OURS, plan=plan))

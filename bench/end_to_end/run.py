@@ -1,11 +1,9 @@
-"""Runs a network's cells: profile once, prepare each plan once, then link by link in turns."""
+"""Runs a cell: starts its processes, and gives every contender a turn in each round."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,128 +12,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch.utils.data import Dataset
-
 import scissionlite as sl
 from bench.end_to_end import device_process, machine, networks
 from bench.end_to_end.claims import DEVICE_STAGES
-from bench.end_to_end.contenders import (
-    JPEG_QUALITIES,
-    PIPELINED,
-    WEBP_QUALITY,
-    Contender,
-)
-from bench.end_to_end.links import LinkKind, linked
-from bench.end_to_end.networks import Known, Network
+from bench.end_to_end.contenders import PIPELINED, WEBP_QUALITY, Contender
+from bench.end_to_end.links import linked
+from bench.end_to_end.networks import Known
+from bench.end_to_end.prepared import Prepared, note, timed
 from bench.end_to_end.records import Cell, Measured
 from scissionlite.demo.device_process import Answered, Turn, Turned, Way
 from scissionlite.demo.processes import DeviceProcess, daemon
-from scissionlite.preprocessor.data import Sample
-from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.errors import ScissionLiteError
 
-IMAGES = 24
-LONGEST = 6.0
-"""Seconds: a contender whose request is predicted to take longer is not run."""
+LONGEST = {"contenders": 6.0, "claims": 20.0}
+"""Seconds: a contender whose request is predicted to take longer is not run; by kind of cell."""
 WARM_UP = 2.0
 """Seconds: a contender that takes longer has no request that is not counted."""
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 BURST = 8
 """Requests of a turn of the pipelined contender."""
-
-
-class Frames(Dataset[Sample]):
-    """Frames to calibrate with; their labels are not used."""
-
-    def __init__(
-        self, frames: Sequence[npt.NDArray[np.uint8]], preprocessing: sl.Preprocessing
-    ) -> None:
-        self._inputs = [torch.from_numpy(preprocessing.tensor(frame)[0]) for frame in frames]
-
-    def __len__(self) -> int:
-        return len(self._inputs)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._inputs[index], 0
-
-
-class Setting(NamedTuple):
-    """What all cells share."""
-
-    out: Path
-    data: Path
-    link_kind: LinkKind
-    seconds: float
-    """Of measuring, in each cell."""
-    repetitions: int
-    """Of the profile."""
-    slices: int
-    int8: bool | None
-    command: str
-
-
-class Prepared:
-    """A network that is profiled, and its bundles, made when they are first needed."""
-
-    def __init__(self, name: str, network: Network, setting: Setting) -> None:
-        self.name = name
-        self.setting = setting
-        self.known: Known | None = networks.known_accuracy(network)
-        self.files = networks.frame_files(network, setting.data, IMAGES)
-        self._preprocessing = networks.preprocessing(network)
-        self._folder = setting.out / "networks" / name
-        self._graph = networks.load(network)
-        frames = [self._preprocessing.frame(file) for file in self.files]
-        self._frames = Frames(frames, self._preprocessing)
-        self.profile = self._profile(frames)
-
-    def _profile(self, frames: Sequence[npt.NDArray[np.uint8]]) -> sl.Profile:
-        path = self._folder / "profile.json"
-        if path.exists():
-            return sl.Profile.load(path)
-        lowest = None if self.known is None else self.known.lowest_jpeg
-        qualities = sorted({*JPEG_QUALITIES, *([] if lowest is None else [min(lowest, 95)])})
-        profile = sl.profile(
-            self._graph,
-            name="here",
-            threads=1,
-            images=frames,
-            preprocessing=self._preprocessing,
-            jpeg_qualities=qualities,
-            repetitions=self.setting.repetitions,
-            slices=self.setting.slices,
-            int8=self.setting.int8,
-        )
-        self._folder.mkdir(parents=True, exist_ok=True)
-        profile.save(path)
-        return profile
-
-    def bundle(self, plan: sl.Plan) -> Path:
-        """The folder of a plan's bundle; calibrated, not trained, which does not change times."""
-        folder = self._folder / "bundles" / bundle_name(plan)
-        if not folder.exists():
-            both = plan.kind == "local" and plan.device_precision == "float32"
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            sl.prepare(
-                self._graph,
-                plan,
-                train=self._frames,
-                recipe=Recipe(epochs=0),
-                preprocessing=self._preprocessing,
-                out=folder,
-                local_fallback=False,
-                runtimes=("torchscript", "onnx") if both else ("torchscript",),
-            )
-        return folder
-
-
-def bundle_name(plan: sl.Plan) -> str:
-    """The folder of a plan's bundle: plans that make different bundles have different ones."""
-    parts = (plan.kind, plan.slicing_point, plan.device_precision, plan.image_format)
-    what = repr((*parts, plan.jpeg_quality, plan.spec))
-    return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
 def run_cell(
@@ -148,12 +43,28 @@ def run_cell(
 ) -> Cell:
     """Measure the contenders of a cell in turns."""
     load = os.getloadavg()[0]
-    skipped = {c.name: _too_long(c) for c in chosen if _too_long(c)}
-    running = [c for c in chosen if c.name not in skipped]
-    folders = {c.name: prepared.bundle(c.plan) for c in running}
+    longest = LONGEST.get(kind, LONGEST["contenders"])
+    skipped = {c.name: reason for c in chosen if (reason := _too_long(c, longest))}
+    folders: dict[str, Path] = {}
+    for c in chosen:
+        if c.name not in skipped:
+            try:
+                folders[c.name] = prepared.bundle(c.plan)
+            except ScissionLiteError as error:  # the others do not depend on it
+                note(f"{prepared.name}: {c.name} cannot be prepared: {error}")
+                skipped[c.name] = "cannot be prepared"
+    running = [c for c in chosen if c.name in folders]
     with ExitStack() as stack:
-        device, edges = _start(stack, prepared, link, slowdown, running, folders)
-        turns = _take_turns(device, edges, running, prepared.setting.seconds, len(prepared.files))
+        with timed(f"{prepared.name}: start of {len(running)} contenders"):
+            device, edges = _start(stack, prepared, link, slowdown, running, folders)
+        with timed(f"{prepared.name}: turns"):
+            turns = _take_turns(
+                device, edges, running, prepared.setting.seconds, len(prepared.files)
+            )
+    measured = tuple(
+        _measured(c, turns.get(c.name, []), link, prepared.known, skipped.get(c.name, ""))
+        for c in chosen
+    )
     return Cell(
         kind=kind,
         network=prepared.name,
@@ -161,11 +72,8 @@ def run_cell(
         rtt=link.rtt,
         bandwidth=link.bandwidth,
         slowdown=slowdown,
-        bound=prepared.profile.network_latency + link.rtt,
-        measured=tuple(
-            _measured(c, turns.get(c.name, []), link, prepared.known, skipped.get(c.name, ""))
-            for c in chosen
-        ),
+        bound=_uncut_on_edge(measured, prepared.profile) + link.rtt,
+        measured=measured,
         link_kind=prepared.setting.link_kind,
         machine=machine.description(),
         versions={
@@ -178,9 +86,15 @@ def run_cell(
     )
 
 
-def _too_long(contender: Contender) -> str:
+def _uncut_on_edge(measured: Sequence[Measured], profile: sl.Profile) -> float:
+    """Seconds of the uncut network on the edge, which runs it for the images that it is sent."""
+    runs = [m.timings["edge_run"] for m in measured if m.raw_image and "edge_run" in m.timings]
+    return median(runs) if runs else profile.network_latency
+
+
+def _too_long(contender: Contender, longest: float) -> str:
     latency = contender.plan.predicted.latency
-    return f"predicted {latency:.0f} s" if latency > LONGEST else ""
+    return f"predicted {latency:.0f} s" if latency > longest else ""
 
 
 def _start(
@@ -320,8 +234,3 @@ def _measured(
         accuracy=None if webp else networks.accuracy_of(known, plan),
         **figures,
     )
-
-
-def note(text: str) -> None:
-    """Say how it goes, on the error stream."""
-    print(text, file=sys.stderr, flush=True)

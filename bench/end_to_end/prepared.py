@@ -1,0 +1,159 @@
+"""A network of the harness, profiled once, and the bundles of its plans, made once each.
+
+Profile and bundles stay in the folder of the records, so a run that goes on finds them there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+import scissionlite as sl
+from bench.end_to_end import networks
+from bench.end_to_end.contenders import JPEG_QUALITIES
+from bench.end_to_end.links import LinkKind
+from bench.end_to_end.networks import Known, Network
+from scissionlite.preprocessor.data import Sample
+from scissionlite.preprocessor.recipe import Recipe
+
+IMAGES = 24
+
+
+class Frames(Dataset[Sample]):
+    """Frames to calibrate with; their labels are not used."""
+
+    def __init__(
+        self, frames: Sequence[npt.NDArray[np.uint8]], preprocessing: sl.Preprocessing
+    ) -> None:
+        self._inputs = [torch.from_numpy(preprocessing.tensor(frame)[0]) for frame in frames]
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._inputs[index], 0
+
+
+class Setting(NamedTuple):
+    """What all cells share."""
+
+    out: Path
+    data: Path
+    link_kind: LinkKind
+    seconds: float
+    """Of measuring, in each cell."""
+    repetitions: int
+    """Of the profile."""
+    slices: int
+    int8: bool
+    command: str
+
+
+class Prepared:
+    """A network that is profiled, and its bundles, made when they are first needed."""
+
+    def __init__(self, name: str, network: Network, setting: Setting) -> None:
+        self.name = name
+        self.setting = setting
+        self.known: Known | None = networks.known_accuracy(network)
+        self.files = networks.frame_files(network, setting.data, IMAGES)
+        self._preprocessing = networks.preprocessing(network)
+        self._folder = setting.out / "networks" / name
+        with timed(f"{name}: loading"):
+            self._graph = networks.load(network)
+        frames = [self._preprocessing.frame(file) for file in self.files]
+        self._frames = Frames(frames, self._preprocessing)
+        self.profile = self._profile(frames, None if setting.int8 and network.int8 else False)
+
+    def _profile(self, frames: Sequence[npt.NDArray[np.uint8]], int8: bool | None) -> sl.Profile:
+        path = self._folder / "profile.json"
+        if path.exists():
+            return sl.Profile.load(path)
+        lowest = None if self.known is None else self.known.lowest_jpeg
+        qualities = sorted({*JPEG_QUALITIES, *([] if lowest is None else [min(lowest, 95)])})
+        with timed(f"{self.name}: profile"):
+            profile = sl.profile(
+                self._graph,
+                name="here",
+                threads=1,
+                images=frames,
+                preprocessing=self._preprocessing,
+                jpeg_qualities=qualities,
+                repetitions=self.setting.repetitions,
+                slices=self.setting.slices,
+                int8=int8,
+            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        profile.save(path)
+        return profile
+
+    def bundle(self, plan: sl.Plan) -> Path:
+        """The folder of a plan's bundle; calibrated, not trained, which does not change times."""
+        folder = self._folder / "bundles" / bundle_name(plan)
+        if folder.exists():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if plan.kind == "image":
+            self._write_image_bundle(plan, folder)
+            return folder
+        whole = plan.kind == "local" and plan.device_precision == "float32"
+        with timed(f"{self.name}: {plan.label} at {plan.place}"):
+            sl.prepare(
+                self._graph,
+                plan,
+                train=self._frames,
+                recipe=Recipe(epochs=0),
+                preprocessing=self._preprocessing,
+                out=folder,
+                local_fallback=False,
+                runtimes=("torchscript", "onnx") if whole else ("torchscript",),
+            )
+        return folder
+
+    def _write_image_bundle(self, plan: sl.Plan, folder: Path) -> None:
+        """Write a bundle for images: its slices are those of the local one, exported already."""
+        local = sl.Bundle.load(self.bundle(sl.Plan(kind="local")))
+        manifest = msgspec.structs.replace(
+            local.manifest,
+            kind="image",
+            image_format=plan.image_format,
+            jpeg_quality=plan.jpeg_quality,
+        )
+        with TemporaryDirectory(dir=folder.parent) as scratch:
+            files = {each.file: Path(scratch) / each.file for each in manifest.slices["network"]}
+            for name, link in files.items():
+                os.link(local.path / name, link)
+            sl.Bundle.write(folder, manifest, files)
+
+
+def bundle_name(plan: sl.Plan) -> str:
+    """The folder of a plan's bundle: plans that make different bundles have different ones."""
+    parts = (plan.kind, plan.slicing_point, plan.device_precision, plan.image_format)
+    what = repr((*parts, plan.jpeg_quality, plan.spec))
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Say how long something took, and how much of it this process computed."""
+    began, cpu = time.monotonic(), time.process_time()
+    yield
+    note(f"    {what}: {time.monotonic() - began:.1f} s, CPU {time.process_time() - cpu:.1f} s")
+
+
+def note(text: str) -> None:
+    """Say how it goes, on the error stream."""
+    print(text, file=sys.stderr, flush=True)
