@@ -2,6 +2,7 @@
 
     python -m bench.predicted ../shared/data/imagenet-sample-100    # ten networks of ten families
     python -m bench.predicted PHOTOGRAPHS --networks torchvision:resnet50
+    python -m bench.predicted PHOTOGRAPHS --minutes 12    # a part of them; the next run goes on
     python -m bench.predicted build/bench/predicted.json    # the tables and the figure once more
 
 The networks are drawn by a seed from the sweep's list (docs/models.md): ten families, one network
@@ -15,7 +16,7 @@ choice is made from the profile's first rounds, before anything runs. A device, 
 the emulated links run in processes of their own, with one thread each; device and profile on the
 first core, edge and links on the second, where there are two. The script writes OUT/predicted.json
 after each network, goes on where it stopped, and writes OUT/predicted.png (OUT is build/bench by
-default) and the tables at the end.
+default) and the tables at the end; with ``--document docs/planning.md`` there, too.
 """
 
 from __future__ import annotations
@@ -28,36 +29,30 @@ import re
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from torch.utils.data import Dataset
 
 import scissionlite as sl
-from bench.end_to_end.machine import on_core, pin_to_core
+from bench.end_to_end.machine import description, on_core, pin_to_core
+from bench.predicted_tables import LINKS, draw, name_of, tables, write_part
 from scissionlite.demo.device_process import Answered, Setup, Turn, Way
 from scissionlite.demo.processes import DeviceProcess, daemon, emulated
-from scissionlite.errors import ScissionLiteError
 from scissionlite.models import load_model
 from scissionlite.preprocessor.data import Sample, sample_frames
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.scissiontl.profiler import Profiler
 
 SIZE = 224
-LINKS = {
-    "20 Mbit/s, 40 ms": sl.Link(0.040, 20e6),
-    "58.8 Mbit/s, 27.4 ms": sl.Link(0.0274, 58.8e6),
-    "300 Mbit/s, 5 ms": sl.Link(0.005, 300e6),
-}
 SLOWDOWN = 5.3
 POINTS = 3
 MOST_WEIGHTS = 30.0  # millions; larger networks take minutes each
@@ -141,7 +136,8 @@ def choose(ranked: Mapping[str, Sequence[sl.Plan]]) -> dict[tuple[Any, ...], sl.
 def network_rows(network: Candidate, photographs: Path) -> list[dict[str, Any]]:
     """Predict and measure one network."""
     preprocessing = sl.Preprocessing(size=(network.size, network.size))
-    frames = sample_frames(photographs, preprocessing, count=32)
+    # With 16 the profile would measure the drops of all codecs, too, for minutes.
+    frames = sample_frames(photographs, preprocessing, count=15)
     files = sorted(photographs.glob("*.JPEG"))[:: max(1, 100 // (2 * TURNS))]
     torch.manual_seed(0)
     example = torch.zeros(1, 3, network.size, network.size)
@@ -270,96 +266,12 @@ def _row(
         **{stage: median(values) for stage, values in parts.items()},
     }
     print(
-        f"{network}, {link}, {_name(row)}: predicted {row['predicted'] * 1e3:.1f}, "
+        f"{network}, {link}, {name_of(row)}: predicted {row['predicted'] * 1e3:.1f}, "
         f"measured {row['measured'] * 1e3:.1f} ms, {row['predicted'] / row['measured'] - 1:+.1%}",
         file=sys.stderr,
         flush=True,
     )
     return row
-
-
-def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """Tabulate errors by network and link, and what the planner's choice loses, in Markdown."""
-    lines = [
-        "| network | link | measured | splits | median error | largest | chosen, ms "
-        "| best measured, ms | lost |",
-        "| --- " * 9 + "|",
-    ]
-    lost: list[float] = []
-    for network in dict.fromkeys(row["network"] for row in rows):
-        for link in LINKS:
-            own = [r for r in rows if r["network"] == network and r["link"] == link]
-            errors = np.array([r["predicted"] / r["measured"] - 1 for r in own])
-            worst = errors[np.abs(errors).argmax()]
-            chosen = next(r for r in own if r["chosen"])
-            best = min(own, key=lambda r: r["measured"])
-            splits = [r for r in own if r["kind"] == "split"]
-            lost.append(chosen["measured"] / best["measured"] - 1)
-            lines.append(
-                f"| {network} | {link} | {len(own)} | {len(splits)} | "
-                f"{np.median(np.abs(errors)):.1%} | {worst:+.1%} | {_with_latency(chosen)} | "
-                f"{_with_latency(best)} | {lost[-1]:.1%} |"
-            )
-    errors = np.array([abs(r["predicted"] / r["measured"] - 1) for r in rows])
-    near = np.mean(np.array(lost) <= 0.03)
-    lines.append(
-        f"\nOf all {len(rows)}: median error {np.median(errors):.1%} (to be at most 5%), largest "
-        f"{errors.max():.1%} (15%). The choice is within 3% of the best measured in {near:.0%} of "
-        f"the {len(lost)} cells (90%); it loses at most {max(lost):.1%}."
-    )
-    return "\n".join(lines)
-
-
-def _with_latency(row: dict[str, Any]) -> str:
-    return f"{_name(row)}, {row['measured'] * 1e3:.1f}"
-
-
-def _name(row: dict[str, Any]) -> str:
-    return str(row["what"]) + (f" after {row['slicing_point']}" if row["slicing_point"] else "")
-
-
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw predicted against measured latency, one panel per network."""
-    names = list(dict.fromkeys(row["network"] for row in rows))
-    columns = min(len(names), 5)
-    lines = -(-len(names) // columns)
-    figure = Figure(figsize=(3.4 * columns, 0.5 + 3.6 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    colours = mpl.colormaps["viridis"](np.linspace(0.1, 0.75, len(LINKS)))
-    markers = {"split": "o", "image": "s", "local": "^"}
-    for panel in panels[len(names) :]:
-        panel.set_axis_off()
-    for panel, name in zip(panels, names, strict=False):
-        own = [row for row in rows if row["network"] == name]
-        for link, colour in zip(LINKS, colours, strict=True):
-            for kind, marker in markers.items():
-                some = [r for r in own if r["link"] == link and r["kind"] == kind]
-                panel.plot(
-                    [r["measured"] * 1e3 for r in some],
-                    [r["predicted"] * 1e3 for r in some],
-                    marker,
-                    color=colour,
-                    markersize=5,
-                    label=link if kind == "split" else None,
-                )
-        values = [row[which] * 1e3 for row in own for which in ("measured", "predicted")]
-        ends = np.array([0.8 * min(values), 1.25 * max(values)])
-        panel.plot(ends, ends, color="0.4", linewidth=0.8)
-        panel.fill_between(ends, 0.92 * ends, 1.08 * ends, color="0.9", zorder=0)
-        panel.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title=name.partition(":")[2])
-        for axis in (panel.xaxis, panel.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
-        panel.set_xlabel("measured, ms")
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("predicted, ms")
-    panels[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(
-        "Splits (circles), JPEG to the edge (squares), local (triangles); the band is 8%",
-        fontsize=9,
-    )
-    figure.savefig(path, dpi=130)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -371,6 +283,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--seed", type=int, default=22, help="with which networks are drawn")
     whole.add_argument("--count", type=int, default=10, help="how many are drawn")
     whole.add_argument("--minutes", type=float, help="begin no network after so long")
+    whole.add_argument("--document", type=Path, help="write the tables and the figure into it")
     return whole
 
 
@@ -383,8 +296,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = json.loads(options.source.read_text())
     else:
         rows = measure(options)
+    if not rows:
+        raise SystemExit("nothing has been measured")
     draw(rows, options.out / "predicted.png")
     print(tables(rows))
+    if options.document:
+        figure = options.document.with_name("predicted-drawn.png")
+        draw(rows, figure)
+        text = [report(rows, options), "", tables(rows), "", f"![Drawn networks]({figure.name})"]
+        write_part(options.document, "\n".join(text))
+
+
+def report(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> str:
+    """Say when, on what machine, and with which of the drawn networks the rows were measured."""
+    measured = dict.fromkeys(row["network"] for row in rows)
+    drawn = draw_networks(DOCUMENT.read_text(), options.seed, options.count)
+    missing = [each.name for each in drawn if each.name not in measured]
+    loads = [row["load"] for row in rows]
+    text = (
+        f"Measured {min(row['date'] for row in rows)} to {max(row['date'] for row in rows)} on "
+        f"{rows[-1]['machine']}, torch {rows[-1]['torch']}. When a network began, the machine's "
+        f"load average was {median(loads):.1f} in the median and {max(loads):.1f} at most; above "
+        f"1.5, other work ran on the two cores. {len(drawn) - len(missing)} of the {len(drawn)} "
+        "drawn networks have been measured."
+    )
+    return text + (f" **Not measured**: {', '.join(missing)}." if missing else "")
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -406,10 +342,16 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         load = os.getloadavg()[0]
         try:
             found = network_rows(network, options.source)
-        except ScissionLiteError as error:  # the other networks do not depend on it
-            print(f"{network.name} failed: {error}", file=sys.stderr)
+        except Exception:  # the other networks do not depend on it, and the report names it
+            print(f"{network.name} failed:\n{traceback.format_exc()}", file=sys.stderr)
             continue
-        rows += [{**row, "load": load} for row in found]
+        made = {
+            "load": load,
+            "date": time.strftime("%Y-%m-%d %H:%M"),
+            "machine": description(),
+            "torch": version("torch"),
+        }
+        rows += [{**row, **made} for row in found]
         path.write_text(json.dumps(rows, indent=1))
         print(f"{network.name}: {time.monotonic() - started - passed:.0f} s", file=sys.stderr)
     return rows

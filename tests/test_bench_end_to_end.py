@@ -17,6 +17,7 @@ from bench.end_to_end.prepared import bundle_name
 from bench.end_to_end.records import Cell, Measured
 from bench.end_to_end.tasks import CLAIM_SLOWDOWNS, FIRST_LINKS, whole_run
 from bench.predicted import DOCUMENT, draw_networks, family
+from bench.predicted_tables import BEGIN, END, write_part
 
 import scissionlite as sl
 
@@ -95,7 +96,7 @@ def test_claims_are_computed_from_the_records() -> None:
     found = {claim.asked.partition(":")[0]: claim for claim in claims.claims(lost)}
     assert found["no raw image leaves"].reached  # JPEG is not allowed there
     assert found["no rule"].reached is False
-    assert "JPEG-75 to the edge, 31%" in found["no rule"].found
+    assert "to JPEG-75 to the edge by 31% at 5" in found["no rule"].found
     # A contender that is known to be half a point less accurate does not count.
     poor = msgspec.structs.replace(jpeg, accuracy=0.95)
     ours = measured(OURS, 0.105, accuracy=0.99)
@@ -202,3 +203,16 @@ def test_ten_networks_of_ten_families_are_drawn(seed: int) -> None:
     drawn = draw_networks(document, seed, 10)
     assert len({family(each.name) for each in drawn}) == 10
     assert drawn == draw_networks(document, seed, 10)
+
+
+def test_the_script_writes_its_part_of_the_page_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n\n{BEGIN}\n\nold\n\n{END}\n\nafter\n")
+    write_part(page, "new")
+    write_part(page, "newer")
+    assert page.read_text() == f"before\n\n{BEGIN}\n\nnewer\n\n{END}\n\nafter\n"
+    planning = (ROOT / "docs" / "planning.md").read_text()
+    assert planning.index(BEGIN) < planning.index(END)
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="has no lines"):
+        write_part(page, "new")

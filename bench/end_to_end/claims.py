@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.end_to_end.contenders import GRPC, LOCAL, OURS, SCISSION
+from bench.end_to_end.contenders import GRPC, LOCAL, LOCAL_ONNX, OURS, OURS_ONNX, SCISSION
 from bench.end_to_end.networks import FLOOR
 from bench.end_to_end.records import Cell, Measured
 from scissionlite.demo.comparison import Interval, ratio_interval
@@ -61,12 +61,22 @@ def ratio(other: Measured, own: Measured) -> str:
 
 def ours_wins(cell: Cell, rivals: Callable[[Cell], list[Measured]]) -> bool:
     """Whether ours has the lowest median of those that count."""
-    return fastest(rivals(cell)).name == OURS
+    return fastest(rivals(cell)).name in (OURS, OURS_ONNX)
+
+
+def ours_of(cell: Cell) -> Measured | None:
+    """Ours with the faster of the two runtimes, as running locally and JPEG have both."""
+    return _faster(cell, OURS, OURS_ONNX)
+
+
+def _faster(cell: Cell, *names: str) -> Measured | None:
+    ran = [m for name in names if (m := cell.get(name))]
+    return fastest(ran) if ran else None
 
 
 def claims(cells: Sequence[Cell]) -> list[Claim]:
     """All claims, in the order of the report."""
-    contested = [c for c in cells if c.kind == "contenders" and c.get(OURS)]
+    contested = [c for c in cells if c.kind == "contenders" and ours_of(c)]
     return [
         *over_local(cells),
         over_float32(cells),
@@ -87,7 +97,9 @@ def over_local(cells: Sequence[Cell]) -> list[Claim]:
         pairs = [
             (local.median / ours.median, local.median / c.bound, c.link)
             for c in usable
-            if c.slowdown == slowdown and (local := c.get(LOCAL)) and (ours := c.get(OURS))
+            if c.slowdown == slowdown
+            and (local := _faster(c, LOCAL, LOCAL_ONNX))
+            and (ours := ours_of(c))
         ]
         if not pairs:
             continue
@@ -108,7 +120,7 @@ def over_float32(cells: Sequence[Cell]) -> Claim:
     """The paper's 2.8 times over the float32 split, for two networks."""
     best: dict[str, tuple[float, str, float]] = {}
     for c in cells:
-        if (split := c.get(SCISSION)) and (ours := c.get(OURS)):
+        if (split := c.get(SCISSION)) and (ours := ours_of(c)):
             where = (
                 c.link if c.kind != "claims" else f"{c.link}, device {c.slowdown:g} times slower"
             )
@@ -126,15 +138,10 @@ def over_float32(cells: Sequence[Cell]) -> Claim:
 def privacy_rule(cells: Sequence[Cell]) -> Claim:
     """No raw image leaves: ours is the fastest in 90% of the cells."""
     won = [c for c in cells if ours_wins(c, private)]
-    leaks = [m.leakage for c in cells if (m := c.get(OURS)) and m.leakage is not None]
-    lost = [
-        f"{c.network} at {c.link}: {fastest(private(c)).name}, {_lost(c, private)}"
-        for c in cells
-        if c not in won
-    ]
+    leaks = [m.leakage for c in cells if (m := ours_of(c)) and m.leakage is not None]
     found = f"{len(won)} of {len(cells)} cells"
     found += f"; leakage of ours at most {max(leaks):.2f}" if leaks else ""
-    found += f". Lost: {'; '.join(lost)}" if lost else ""
+    found += _losses([c for c in cells if c not in won], private)
     reached = len(won) >= 0.9 * len(cells) if cells else None
     return Claim("no raw image leaves: ours is the fastest in 90% of the cells", found, reached)
 
@@ -144,7 +151,7 @@ def near_bound(cells: Sequence[Cell]) -> Claim:
     above = {
         c.network: ours.median / c.bound
         for c in cells
-        if c.bandwidth == PAPER_LINK and (ours := c.get(OURS))
+        if c.bandwidth == PAPER_LINK and (ours := ours_of(c))
     }
     texts = [f"{network} {value:.2f}" for network, value in above.items()]
     reached = sum(v <= NEAR_BOUND for v in above.values()) >= 3 if above else None
@@ -155,20 +162,15 @@ def near_bound(cells: Sequence[Cell]) -> Claim:
 def slow_links(cells: Sequence[Cell]) -> Claim:
     """No rule: ours is the fastest in every cell up to 5 Mbit/s."""
     slow = [c for c in cells if c.bandwidth <= SLOW_LINKS]
-    lost = [
-        f"{c.network} at {c.link}: {fastest(fair(c)).name}, {_lost(c, fair)} ({why_lost(c)})"
-        for c in slow
-        if not ours_wins(c, fair)
-    ]
-    found = f"{len(slow) - len(lost)} of {len(slow)} cells"
-    found += f". Lost: {'; '.join(lost)}" if lost else ""
+    lost = [c for c in slow if not ours_wins(c, fair)]
+    found = f"{len(slow) - len(lost)} of {len(slow)} cells" + _losses(lost, fair)
     asked = "no rule: ours is the fastest in every cell at 5 Mbit/s and below"
     return Claim(asked, found, not lost if slow else None)
 
 
 def why_lost(cell: Cell) -> str:
     """The part of a request in which ours takes the most longer than the fastest one."""
-    ours, best = cell.get(OURS), fastest(fair(cell))
+    ours, best = ours_of(cell), fastest(fair(cell))
     assert ours is not None
     parts = {
         "device": (_device(ours), _device(best)),
@@ -183,12 +185,19 @@ def why_lost(cell: Cell) -> str:
     return f"{name}: {own * 1e3:.1f} against {others * 1e3:.1f} ms"
 
 
-def _lost(cell: Cell, rivals: Callable[[Cell], list[Measured]]) -> str:
-    """By how much ours is slower than the fastest, and whether that is within the spread."""
-    ours, best = cell.get(OURS), fastest(rivals(cell))
-    assert ours is not None
-    within = rounds_ratio(best, ours).high >= 1
-    return f"{ours.median / best.median - 1:.0%}{', within the spread' if within else ''}"
+def _losses(cells: Sequence[Cell], rivals: Callable[[Cell], list[Measured]]) -> str:
+    """Where ours is not the fastest: by network the winners, and by how much at which links."""
+    by_winner: dict[tuple[str, str], list[str]] = {}
+    for c in cells:
+        ours, best = ours_of(c), fastest(rivals(c))
+        assert ours is not None
+        slower = f"{ours.median / best.median - 1:.0%}"
+        if rounds_ratio(best, ours).high >= 1:
+            slower += " within the spread"
+        where = f"{slower} at {c.bandwidth / 1e6:g}"
+        by_winner.setdefault((c.network, best.name), []).append(where)
+    texts = [f"{n} to {winner} by {', '.join(w)}" for (n, winner), w in by_winner.items()]
+    return f". Lost (Mbit/s): {'; '.join(texts)}" if texts else ""
 
 
 def _device(measured: Measured) -> float:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.end_to_end.claims import DEVICE_STAGES, fair, fastest
-from bench.end_to_end.contenders import LOCAL, OURS, PAPER, SCISSION, WEBP
+from bench.end_to_end.contenders import (
+    GRPC,
+    JPEG_ONNX,
+    LOCAL,
+    LOCAL_INT8,
+    LOCAL_ONNX,
+    OURS,
+    OURS_ONNX,
+    PAPER,
+    SCISSION,
+    WEBP,
+)
 from bench.end_to_end.records import Cell, Measured
 
 COLOURS = {
@@ -18,9 +31,14 @@ COLOURS = {
     PAPER: "#e08a2e",
     SCISSION: "#7a5195",
     "JPEG-75 to the edge": "#2166ac",
-    WEBP: "#67a9cf",
+    WEBP: "#5ab4ac",
     LOCAL: "#4d4d4d",
+    LOCAL_INT8: "#1a9850",
+    LOCAL_ONNX: "#8c8c8c",
+    OURS_ONNX: "#f4a6a8",
+    JPEG_ONNX: "#92c5de",
 }
+OTHERS = ("#b8860b", "#8c564b", "#e377c2", "#17becf", "#9edae5", "#bcbd22")
 PARTS = ("device", "encode", "transfer", "decode", "edge")
 
 
@@ -46,6 +64,7 @@ def by_slicing_point(cell: Cell, path: Path) -> None:
     panel.set_ylabel("latency, ms")
     title = f"{cell.network}, {cell.link}: predicted (hatched) and measured by slicing point"
     panel.set_title(f"{title}; dotted: zero-byte bound", fontsize=9)
+    panel.margins(y=0.15)  # room for the legend
     panel.legend(frameon=False, fontsize=8, ncols=len(PARTS))
     panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
@@ -94,15 +113,24 @@ def by_bandwidth(cells: Sequence[Cell], path: Path) -> None:
         edges = [rates[0] / 2, *np.sqrt(np.multiply(rates[:-1], rates[1:])), rates[-1] * 2]
         for i, cell in enumerate(own):
             winner = fastest(fair(cell)).name
-            colour = COLOURS[OURS] if winner.startswith(OURS) else COLOURS.get(winner, "0.75")
-            panel.axvspan(edges[i], edges[i + 1], color=colour, alpha=0.13, linewidth=0)
+            colour = COLOURS.get(winner, "0.75")
+            panel.axvspan(edges[i], edges[i + 1], color=colour, alpha=0.16, linewidth=0)
         panel.set(xscale="log", yscale="log", title=network, xlabel="bandwidth, Mbit/s")
         panel.set_xlim(edges[0], edges[-1])
         panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
-        panel.minorticks_off()
+        panel.xaxis.minorticks_off()
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("median latency, ms")
-    panels[0].legend(frameon=False, fontsize=7)
+    for panel in panels[::columns]:
+        panel.set_ylabel("median latency, ms")
+    handles = {}
+    for panel in panels:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    style = {"frameon": False, "fontsize": 8, "ncols": min(len(handles), 4)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", **style)
     figure.suptitle("The background has the colour of the fastest; grey: another one", fontsize=9)
     figure.savefig(path, dpi=130)
 
@@ -114,27 +142,35 @@ def accuracy_by_bytes(cells: Sequence[Cell], path: Path) -> bool:
     }
     if not networks:
         return False
-    figure = Figure(figsize=(4.8 * len(networks), 3.8), layout="constrained")
+    figure = Figure(figsize=(4.4 * len(networks), 4.6), layout="constrained")
     panels = figure.subplots(1, len(networks), squeeze=False)[0]
+    names = dict.fromkeys(
+        m.name
+        for c in cells
+        if c.network in networks
+        for m in c.ran
+        if m.accuracy is not None
+        and m.sent_bytes
+        and m.name not in (GRPC, OURS_ONNX, JPEG_ONNX)  # as without
+    )
+    others = itertools.cycle(OTHERS)
+    colours = {name: COLOURS.get(name) or next(others) for name in names}
     for panel, network in zip(panels, networks, strict=True):
-        seen = {
-            (m.name, round(m.sent_bytes)): m
-            for c in cells
-            if c.network == network
-            for m in c.ran
-            if m.accuracy is not None and m.sent_bytes
-        }
-        for (name, sent), m in seen.items():
-            assert m.accuracy is not None
-            colour = COLOURS.get(name, "0.5")
-            panel.plot(sent, m.accuracy * 100, "o", color=colour, markersize=5)
-        labelled = {name: (sent, m) for (name, sent), m in seen.items()}
-        for name, (sent, m) in labelled.items():
-            assert m.accuracy is not None
-            offset = {"xytext": (5, 4), "textcoords": "offset points"}
-            panel.annotate(name, (sent, m.accuracy * 100), fontsize=6, **offset)
+        for name in names:
+            points = {
+                (m.sent_bytes, m.accuracy * 100)
+                for c in cells
+                if c.network == network
+                for m in c.ran
+                if m.name == name and m.accuracy is not None
+            }
+            sent, accuracy = zip(*points, strict=True) if points else ((), ())
+            panel.plot(sent, accuracy, "o", color=colours[name], markersize=6, label=name)
         panel.set(xscale="log", title=network, xlabel="bytes sent")
         panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    style = {"frameon": False, "fontsize": 8, "ncols": 3}
+    figure.legend(handles, labels, loc="outside lower center", **style)
     panels[0].set_ylabel("accuracy, %")
     figure.savefig(path, dpi=130)
     return True

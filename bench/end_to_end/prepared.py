@@ -28,8 +28,13 @@ from bench.end_to_end.links import LinkKind
 from bench.end_to_end.networks import Known, Network
 from scissionlite.preprocessor.data import Sample
 from scissionlite.preprocessor.recipe import Recipe
+from scissionlite.scissiontl.leakage import leakages
 
 IMAGES = 24
+PROFILED = 12
+"""Frames of a profile: with 16 it would measure the drops of all codecs, too, for minutes."""
+LEAKED = 16
+"""Frames with which leakage is measured."""
 
 
 class Frames(Dataset[Sample]):
@@ -89,28 +94,40 @@ class Prepared:
                 self._graph,
                 name="here",
                 threads=1,
-                images=frames,
+                images=frames[:PROFILED],
                 preprocessing=self._preprocessing,
                 jpeg_qualities=qualities,
                 repetitions=self.setting.repetitions,
                 slices=self.setting.slices,
                 int8=int8,
             )
+        inputs = [(torch.from_numpy(self._preprocessing.tensor(f)),) for f in frames[:LEAKED]]
+        with timed(f"{self.name}: leakage"):
+            found = leakages(self._graph, inputs)
+        blocks = zip(profile.blocks, [*found, None], strict=True)
+        replace = msgspec.structs.replace
+        profile = replace(
+            profile, blocks=tuple(replace(block, leakage=own) for block, own in blocks)
+        )
         self._folder.mkdir(parents=True, exist_ok=True)
         profile.save(path)
         return profile
 
-    def bundle(self, plan: sl.Plan) -> Path:
-        """The folder of a plan's bundle; calibrated, not trained, which does not change times."""
-        folder = self._folder / "bundles" / bundle_name(plan)
+    def bundle(self, plan: sl.Plan, runtime: str = "torchscript") -> Path:
+        """The folder of a plan's bundle; calibrated, not trained, which does not change times.
+
+        The runtime is that of its float32 slices; the one for running locally has both.
+        """
+        whole = plan.kind == "local" and plan.device_precision == "float32"
+        name = bundle_name(plan) + ("" if plan.kind == "local" else f"-{runtime}")
+        folder = self._folder / "bundles" / name
         if folder.exists():
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         if plan.kind == "image":
-            self._write_image_bundle(plan, folder)
+            self._write_image_bundle(plan, runtime, folder)
             return folder
-        whole = plan.kind == "local" and plan.device_precision == "float32"
-        with timed(f"{self.name}: {plan.label} at {plan.place}"):
+        with timed(f"{self.name}: {plan.label} at {plan.place}, {runtime}"):
             sl.prepare(
                 self._graph,
                 plan,
@@ -119,21 +136,23 @@ class Prepared:
                 preprocessing=self._preprocessing,
                 out=folder,
                 local_fallback=False,
-                runtimes=("torchscript", "onnx") if whole else ("torchscript",),
+                runtimes=("torchscript", "onnx") if whole else (runtime,),
             )
         return folder
 
-    def _write_image_bundle(self, plan: sl.Plan, folder: Path) -> None:
+    def _write_image_bundle(self, plan: sl.Plan, runtime: str, folder: Path) -> None:
         """Write a bundle for images: its slices are those of the local one, exported already."""
         local = sl.Bundle.load(self.bundle(sl.Plan(kind="local")))
+        own = [each for each in local.manifest.slices["network"] if each.runtime == runtime]
         manifest = msgspec.structs.replace(
             local.manifest,
             kind="image",
+            slices={"network": tuple(own)},
             image_format=plan.image_format,
             jpeg_quality=plan.jpeg_quality,
         )
         with TemporaryDirectory(dir=folder.parent) as scratch:
-            files = {each.file: Path(scratch) / each.file for each in manifest.slices["network"]}
+            files = {each.file: Path(scratch) / each.file for each in own}
             for name, link in files.items():
                 os.link(local.path / name, link)
             sl.Bundle.write(folder, manifest, files)

@@ -9,10 +9,12 @@ from bench.end_to_end.claims import (
     choice_lost,
     fair,
     fastest,
+    ours_of,
+    private,
     ratio,
     why_lost,
 )
-from bench.end_to_end.contenders import OURS
+from bench.end_to_end.contenders import OURS, OURS_ONNX
 from bench.end_to_end.records import Cell, Measured
 
 
@@ -30,29 +32,35 @@ def claims_table(found: Sequence[Claim]) -> list[str]:
 
 
 def winners(cells: Sequence[Cell]) -> list[str]:
-    """For each network and link the fastest way, ours, and what the planner's choice loses."""
+    """For each network and link who is the fastest, with any image sent and with none, and ours."""
     rows = []
     for c in cells:
-        best, ours = fastest(fair(c)), c.get(OURS)
-        lost = choice_lost(c)
-        rows.append(
-            [
-                c.network,
-                c.link,
-                f"{best.name}, {ms(best.median)}",
-                "not run" if ours is None else f"{ms(ours.median)}: {ours.what} at {ours.place}",
-                "" if ours is None or best is ours else why_lost(c),
-                "" if ours is None else ratio(_rival(c), ours),
-                ms(c.bound),
-                "" if lost is None else f"{lost:.1%}",
+        best, ours, lost = fastest(fair(c)), ours_of(c), choice_lost(c)
+        row = [c.network, c.link, _with_ms(best), _with_ms(fastest(private(c)))]
+        if ours is None:
+            row += ["not run", "", "", ""]
+        else:
+            row += [
+                f"{ours.what} at {ours.place}, {_runtime(ours)}{ms(ours.median)}",
+                *(ratio(_rival(rivals(c)), ours) for rivals in (fair, private)),
+                "" if best is ours else why_lost(c),
             ]
-        )
-    header = ["network", "link", "fastest, ms", "ours, ms", "lost in", "best other / ours"]
+        rows.append([*row, ms(c.bound), "" if lost is None else f"{lost:.1%}"])
+    header = ["network", "link", "fastest, ms", "fastest without the image, ms", "ours, ms"]
+    header += ["best other / ours", "best other without the image / ours", "lost in"]
     return table([*header, "zero-byte bound, ms", "planner's choice loses"], rows)
 
 
-def _rival(cell: Cell) -> Measured:
-    return fastest([m for m in fair(cell) if not m.name.startswith(OURS)] or cell.ran)
+def _runtime(ours: Measured) -> str:
+    return "ONNX Runtime, " if ours.name == OURS_ONNX else ""
+
+
+def _with_ms(measured: Measured) -> str:
+    return f"{measured.name}, {ms(measured.median)}"
+
+
+def _rival(measured: Sequence[Measured]) -> Measured:
+    return fastest([m for m in measured if m.name not in (OURS, OURS_ONNX)] or measured)
 
 
 def latencies(cells: Sequence[Cell]) -> list[str]:
