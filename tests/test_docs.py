@@ -46,6 +46,7 @@ NOT_RUN = {  # first words of a command
     "pytest ": "tests, which `make test` runs, or benchmarks",
     "python -m bench.accuracy ": "trains networks for hours, on the project's shared/data",
     "python -m bench.end_to_end ": "measures for minutes, on the project's shared/data",
+    "python -m bench.encoding ": "needs the bundles of bench.end_to_end",
     "python -m bench.drops ": "needs the networks of bench.accuracy",
     "python -m bench.rates ": "trains on the networks of bench.accuracy",
     "python -m bench.encoders ": "measures and trains on the networks of bench.accuracy",

@@ -48,7 +48,7 @@ def test_a_codec_goes_round_the_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = [np.full((1, 2, 4, 4), value, np.float32) for value in (0.0, 1.0, 2.0)]
     codec = Codec(0, sl.TransferSpec(), [maps])
     seen: list[float] = []
-    encode = codecs.encode
+    encode = sl.encode
 
     def spy(array: Any, *arguments: Any, **options: Any) -> Any:
         seen.append(float(array.flat[0]))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -125,7 +126,7 @@ def by_bandwidth(cells: Sequence[Cell], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[::columns]:
         panel.set_ylabel("median latency, ms")
-    handles = {}
+    handles: dict[str, Artist] = {}
     for panel in panels:
         for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)

@@ -46,6 +46,8 @@ class Network(NamedTuple):
         after an entropy stage would be those of random features: ours has no such stage there.
     int8
         Whether ONNX Runtime can quantize it.
+    most_repetitions
+        Most repetitions of its profile: packing its feature maps in every way takes long.
     """
 
     model: str
@@ -54,6 +56,7 @@ class Network(NamedTuple):
     records: str | None = None
     trained: bool = True
     int8: bool = True
+    most_repetitions: int = 100
 
 
 NETWORKS = {
@@ -67,7 +70,9 @@ NETWORKS = {
     "segmentation": Network(
         "bench.end_to_end.networks:masks", 128, "neu-surface-defects/test", "segmentation"
     ),
-    "detector_640": Network("bench.end_to_end.networks:detector", 640, "imagenet-sample-100"),
+    "detector_640": Network(
+        "bench.end_to_end.networks:detector", 640, "imagenet-sample-100", most_repetitions=4
+    ),
 }
 
 TINY = {

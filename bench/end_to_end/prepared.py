@@ -81,9 +81,15 @@ class Prepared:
             self._graph = networks.load(network)
         frames = [self._preprocessing.frame(file) for file in self.files]
         self._frames = Frames(frames, self._preprocessing)
-        self.profile = self._profile(frames, None if setting.int8 and network.int8 else False)
+        self.profile = self._profile(
+            frames,
+            min(setting.repetitions, network.most_repetitions),
+            None if setting.int8 and network.int8 else False,
+        )
 
-    def _profile(self, frames: Sequence[npt.NDArray[np.uint8]], int8: bool | None) -> sl.Profile:
+    def _profile(
+        self, frames: Sequence[npt.NDArray[np.uint8]], repetitions: int, int8: bool | None
+    ) -> sl.Profile:
         path = self._folder / "profile.json"
         if path.exists():
             return sl.Profile.load(path)
@@ -97,7 +103,8 @@ class Prepared:
                 images=frames[:PROFILED],
                 preprocessing=self._preprocessing,
                 jpeg_qualities=qualities,
-                repetitions=self.setting.repetitions,
+                repetitions=repetitions,
+                warm_up=min(2, repetitions),
                 slices=self.setting.slices,
                 int8=int8,
             )
