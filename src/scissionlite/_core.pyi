@@ -6,6 +6,10 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+_Bytes = npt.NDArray[np.uint8]
+_Floats = npt.NDArray[np.float32]
+_Doubles = npt.NDArray[np.float64]
+
 class Quantizer:
     """Checked scales and zero points: one of each per tensor, or one per channel.
 
@@ -25,13 +29,11 @@ class Quantizer:
     @overload
     def __init__(self, scale: float, zero_point: int) -> None: ...
     @overload
-    def __init__(
-        self, scales: npt.NDArray[np.float32], zero_points: npt.NDArray[np.int32]
-    ) -> None: ...
+    def __init__(self, scales: _Floats, zero_points: npt.NDArray[np.int32]) -> None: ...
     @staticmethod
     def from_range(
-        lows: npt.NDArray[np.float64],
-        highs: npt.NDArray[np.float64],
+        lows: _Doubles,
+        highs: _Doubles,
         dtype: str = "int8",
         scheme: str = "affine",
         levels: int = 0,
@@ -121,8 +123,8 @@ class Transfer:
 
     def encode(
         self,
-        array: npt.NDArray[np.float32] | npt.NDArray[np.float16],
-        out: npt.NDArray[np.uint8],
+        array: _Floats | npt.NDArray[np.float16],
+        out: _Bytes,
         quantizer: Quantizer | None = None,
     ) -> None:
         """Pool, quantize and pack.
@@ -144,9 +146,9 @@ class Transfer:
 
     def encode_measured(
         self,
-        array: npt.NDArray[np.float32] | npt.NDArray[np.float16],
-        out: npt.NDArray[np.uint8],
-        pooled: npt.NDArray[np.float32] | None,
+        array: _Floats | npt.NDArray[np.float16],
+        out: _Bytes,
+        pooled: _Floats | None,
         per_channel: bool = False,
         scheme: str = "affine",
         levels: int = 0,
@@ -179,10 +181,10 @@ class Transfer:
 
     def pool_range(
         self,
-        array: npt.NDArray[np.float32] | npt.NDArray[np.float16],
-        out: npt.NDArray[np.float32] | None,
+        array: _Floats | npt.NDArray[np.float16],
+        out: _Floats | None,
         per_channel: bool = False,
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    ) -> tuple[_Floats, _Floats]:
         """Pool into float32 and find the smallest and largest finite value.
 
         Parameters
@@ -202,8 +204,8 @@ class Transfer:
 
     def decode(
         self,
-        payload: npt.NDArray[np.uint8],
-        out: npt.NDArray[np.float32] | npt.NDArray[np.float16],
+        payload: _Bytes,
+        out: _Floats | npt.NDArray[np.float16],
         quantizer: Quantizer | None = None,
     ) -> None:
         """Unpack, dequantize and upsample.
@@ -328,16 +330,11 @@ class AnsTables:
         self,
         dtype: str,
         id: int,
-        table_of_channel: npt.NDArray[np.uint8],
+        table_of_channel: _Bytes,
         frequencies: npt.NDArray[np.uint16],
     ) -> None: ...
     def encode(
-        self,
-        payload: npt.NDArray[np.uint8],
-        out: npt.NDArray[np.uint8],
-        count: int,
-        plane: int,
-        channels_last: bool = False,
+        self, payload: _Bytes, out: _Bytes, count: int, plane: int, channels_last: bool = False
     ) -> int:
         """Code a payload into the end of a buffer.
 
@@ -361,12 +358,7 @@ class AnsTables:
         """
 
     def decode(
-        self,
-        coded: npt.NDArray[np.uint8],
-        out: npt.NDArray[np.uint8],
-        count: int,
-        plane: int,
-        channels_last: bool = False,
+        self, coded: _Bytes, out: _Bytes, count: int, plane: int, channels_last: bool = False
     ) -> str:
         """Decode a payload of exactly `count` codes; the bytes need not be trusted.
 
@@ -384,23 +376,11 @@ class AnsTables:
             Then the content of `out` means nothing.
         """
 
-def normalize_frame(
-    frame: npt.NDArray[np.uint8], tables: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
-) -> None:
-    """Look the values of a frame up, and write a plane for each channel.
+def normalize_frame(frame: _Bytes, tables: _Floats, out: _Floats) -> None:
+    """Look the values of a frame (height, width, channels) up in tables (channels, 256).
 
-    Parameters
-    ----------
-    frame : ndarray of uint8, shape (height, width, channels), C-contiguous
-    tables : ndarray of float32, shape (channels, 256)
-        What each value of a channel becomes.
-    out : ndarray of float32, C-contiguous
-        The planes, (..., channels, height, width).
-
-    Raises
-    ------
-    TypeError, ValueError
-        An array is of another dtype, shape or layout, or `out` overlaps another.
+    Writes a plane for each channel to `out`. TypeError or ValueError: an array is of another dtype
+    or shape or not C-contiguous, or `out` overlaps another.
     """
 
 def kernels() -> list[tuple[str, str]]:

@@ -158,7 +158,8 @@ def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.f
     scale = (1.0 / (255.0 * np.asarray(std))).astype(np.float32)
     shift = (np.asarray(mean) / np.asarray(std)).astype(np.float32)
     values = np.arange(256, dtype=np.float32) * scale[:, None]
-    return values - shift[:, None]
+    values -= shift[:, None]
+    return values
 
 
 def image_encode(
