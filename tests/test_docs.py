@@ -47,6 +47,7 @@ NOT_RUN = {  # first words of a command
     "python -m bench.accuracy ": "trains networks for hours, on the project's shared/data",
     "python -m bench.end_to_end ": "measures for minutes, on the project's shared/data",
     "python -m bench.encoding ": "needs the bundles of bench.end_to_end",
+    "python -m bench.predicted ": "measures for minutes, on the project's shared/data",
     "python -m bench.drops ": "needs the networks of bench.accuracy",
     "python -m bench.rates ": "trains on the networks of bench.accuracy",
     "python -m bench.encoders ": "measures and trains on the networks of bench.accuracy",
@@ -135,7 +136,7 @@ def run_document(document: Path, folder: Path) -> None:
             start_new_session=True,
         )
         try:
-            code = shell.wait(timeout=400)  # a guard against hangs, never a measure
+            code = shell.wait(timeout=900)  # a guard against hangs, never a measure
         finally:
             with contextlib.suppress(ProcessLookupError):  # a daemon that was left, or all of it
                 os.killpg(shell.pid, signal.SIGKILL)
@@ -306,6 +307,7 @@ def test_every_document_with_commands_that_run_is_run() -> None:
 @pytest.mark.skipif(
     "SCISSIONLITE_DOCS" not in os.environ, reason="minutes of work; .ci/run sets SCISSIONLITE_DOCS"
 )
+@pytest.mark.timeout(1000)  # a document is many commands; on a busy machine they take minutes
 @pytest.mark.parametrize("name", LAID)
 def test_a_document_runs_as_printed(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "project"
