@@ -7,6 +7,7 @@ begun. They speak ZMTP by hand, so that nothing holds them to what libzmq would 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import socket
@@ -109,11 +110,12 @@ def flood(endpoint: str, kind: bytes, chunks: Callable[[], Iterable[bytes]]) -> 
     repeat(attack)
 
 
-def say(endpoint: str, text: bytes) -> None:
-    """Send bytes that are not ZMTP."""
+def say(endpoints: Iterable[str], text: bytes) -> None:
+    """Send bytes that are not ZMTP, to one endpoint after the other."""
+    turns = itertools.cycle(endpoints)
 
     def attack() -> socket.socket:
-        link = dial(endpoint)
+        link = dial(next(turns))
         link.sendall(text)
         return link
 
@@ -213,8 +215,8 @@ ATTACKS: dict[str, Callable[[Bundle, str, str], None]] = {
     "a frame of 1 TB": lambda _, t, c: flood(
         t, b"PUSH", lambda: [b"\x02" + (1 << 40).to_bytes(8, "big") + bytes(1 << 20)]
     ),
-    "random bytes": lambda _, t, c: say(t, os.urandom(1 << 16)),
-    "HTTP": lambda _, t, c: say(c, HTTP),
+    "random bytes": lambda _, t, c: say([t], os.urandom(1 << 16)),
+    "HTTP": lambda _, t, c: say([t, c], HTTP),
     "half of a handshake, 200 times": lambda _, t, c: hold(t, 200, GREETING[:20]),
     "500 idle connections": lambda _, t, c: hold(c, 500, b""),
     "fuzzed messages": fuzz,

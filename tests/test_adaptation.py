@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 import typer
+from conftest import BundleFactory
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers import Frames
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -352,6 +354,25 @@ def test_without_a_measured_link_the_preferred_choice_is_taken() -> None:
     adaptation = Adaptation(choices())
     assert settled(adaptation, 0.5, 0.0) == LOCAL
     assert adaptation.choose(9.0, None, 5.0, 0.0) == "early"
+
+
+def test_a_bundle_of_images_goes_to_the_edge_or_is_answered_locally(
+    make_bundle: BundleFactory, frames: Frames
+) -> None:
+    """Before, "local" was its only choice once it adapted."""
+    bundle = make_bundle("image")
+    with (
+        sl.EdgeServer(bundle, bind="tcp://127.0.0.1:0") as edge,
+        sl.Device(
+            bundle, edge.endpoint, control=edge.control_endpoint, fallback="local", adapt=True
+        ) as device,
+    ):
+        assert device.adaptation.choice == bundle.manifest.image_format
+        answer = device.submit(frames[0]).result()
+        assert (answer.where, answer.variant) == ("edge", bundle.manifest.image_format)
+        while not device.adaptation.predicted:  # until the link is measured
+            device.infer(frames[0])
+        assert set(device.adaptation.predicted) == {bundle.manifest.image_format, LOCAL}
 
 
 def test_the_link_is_measured_on_purpose_where_requests_say_little() -> None:

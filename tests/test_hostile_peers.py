@@ -447,6 +447,58 @@ def test_what_had_arrived_from_a_muted_connection_is_thrown_away_and_counted(
         assert edge.stats().rejected.get("MutedConnectionError", 0) > 0
 
 
+@pytest.mark.parametrize(
+    "kind", ["wrong messages", "another's identity", "no authorised key", "another edge's key"]
+)
+def test_a_flood_over_encrypted_links_disturbs_nobody(
+    tiny_bundle: Bundle,
+    frames: Frames,
+    sockets: Sockets,
+    keys: tuple[EdgeKeys, DeviceKeys],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    expected = in_one_process(tiny_bundle, frames[0])
+    monkeypatch.setattr(floods, "_SECOND", LONG)
+    for name in ("other", "stranger"):
+        make_key_pair(tmp_path / name)
+    authorize(tmp_path / "authorized", read_public(tmp_path / "other.pub"))
+    mine = "stranger" if kind == "no authorised key" else "other"
+    believed = "stranger.pub" if kind == "another edge's key" else "edge.pub"
+    own = DeviceKeys(tmp_path / mine, tmp_path / believed)
+    with (
+        EdgeServer(tiny_bundle, LOCAL, keys=keys[0]) as edge,
+        device_of(edge, tiny_bundle, keys=keys[1]) as good,
+    ):
+        good.infer(frames[0])
+        (victim,) = edge._loop._schedule.devices
+        where = (sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+        wrong = valid_request(tiny_bundle, victim) if "identity" in kind else [b"wrong"]
+        bad = HandmadeDevice(*where, keys=own)
+        for _ in range(floods.MOST_WRONG + 100):
+            bad.send(*wrong)
+            bad.send_control(control.Ping(1))
+        rejected: dict[str, int] = {}
+        enough = {"no authorised key": 2, "another edge's key": 0}.get(kind, floods.MOST_WRONG)
+        while sum(rejected.values()) < enough:
+            np.testing.assert_array_equal(good.infer(frames[0]), expected)
+            rejected = dict(edge.stats().rejected)
+        for _ in range(50):
+            np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        rejected = dict(edge.stats().rejected)
+        rejected.pop("MutedConnectionError", None)
+        if enough == floods.MOST_WRONG:
+            error = "ForeignDeviceIdError" if "identity" in kind else "BadMagicError"
+            assert rejected == {error: enough}
+        else:
+            assert set(rejected) == ({"UnauthorizedKeyError"} if enough else set())
+            bad.timeout(0.1)
+            with pytest.raises(zmq.Again):
+                bad.receive()  # no handshake, so no answer
+        assert edge.stats().devices == 1
+
+
 def test_replayed_and_reordered_requests_are_answered_as_they_are(
     tiny_bundle: Bundle, sockets: Sockets
 ) -> None:

@@ -82,9 +82,11 @@ def make_adaptation(
     if side is None or not adapts:
         return Adaptation([Costs(LOCAL if side is None else first, 0.0)])
     choices = [_costs(each, side, bundle, slowdown) for each in variants]
+    if not choices:
+        choices = [_costs_of_images(side, bundle, slowdown)]
     if local is not None:
         choices.append(Costs(LOCAL, local.seconds))
-    return Adaptation(choices or [Costs(first, 0.0)])
+    return Adaptation(choices)
 
 
 def _costs(variant: Variant, side: DeviceSide, bundle: Bundle, slowdown: float) -> Costs:
@@ -95,3 +97,14 @@ def _costs(variant: Variant, side: DeviceSide, bundle: Bundle, slowdown: float) 
     # An entropy coder sends less of real inputs than it may, and more than of zeros.
     measured = variant.accuracy.sent_bytes if variant.accuracy is not None else 0.0
     return Costs(variant.name, seconds, measured or variant.sent_bytes)
+
+
+def _costs_of_images(side: DeviceSide, bundle: Bundle, slowdown: float) -> Costs:
+    manifest = bundle.manifest
+    assert manifest.preprocessing is not None
+    watch = Stopwatch(slowdown)
+    frame = np.zeros(manifest.preprocessing.frame_shape, np.uint8)
+    _, payloads = side.make_request((frame,), watch)
+    measured = manifest.accuracy.sent_bytes if manifest.accuracy is not None else 0.0
+    name = str(manifest.image_format)
+    return Costs(name, watch.seconds["encode"], measured or len(payloads[0]))
