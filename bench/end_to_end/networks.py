@@ -124,6 +124,9 @@ class Detector(nn.Module):
             nn.ReLU(),
             nn.Conv2d(64, 10, 1),
         )
+        # As before training in RetinaNet (Lin et al., 2017, section 4.1). Around 0 the rounding of
+        # an int8 network would move random answers by more than is tolerated.
+        nn.init.constant_(cast(torch.Tensor, cast(nn.Conv2d, self.head[-1]).bias), -4.6)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         fine = self.blocks[:3](self.bn1(self.conv_stem(x)))

@@ -26,6 +26,7 @@ from bench.end_to_end import networks
 from bench.end_to_end.contenders import JPEG_QUALITIES
 from bench.end_to_end.links import LinkKind
 from bench.end_to_end.networks import Known, Network
+from scissionlite.errors import ScissionLiteError
 from scissionlite.preprocessor.data import Sample
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.scissiontl.leakage import leakages
@@ -77,6 +78,7 @@ class Prepared:
         self.files = networks.frame_files(network, setting.data, IMAGES)
         self._preprocessing = networks.preprocessing(network)
         self._folder = setting.out / "networks" / name
+        self._failed: dict[str, ScissionLiteError] = {}
         with timed(f"{name}: loading"):
             self._graph = networks.load(network)
         frames = [self._preprocessing.frame(file) for file in self.files]
@@ -125,15 +127,25 @@ class Prepared:
 
         The runtime is that of its float32 slices; the one for running locally has both.
         """
-        whole = plan.kind == "local" and plan.device_precision == "float32"
         name = bundle_name(plan) + ("" if plan.kind == "local" else f"-{runtime}")
         folder = self._folder / "bundles" / name
         if folder.exists():
             return folder
+        if name in self._failed:  # several contenders have one bundle
+            raise self._failed[name]
         folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._write(plan, runtime, folder)
+        except ScissionLiteError as error:
+            self._failed[name] = error
+            raise
+        return folder
+
+    def _write(self, plan: sl.Plan, runtime: str, folder: Path) -> None:
+        whole = plan.kind == "local" and plan.device_precision == "float32"
         if plan.kind == "image":
             self._write_image_bundle(plan, runtime, folder)
-            return folder
+            return
         with timed(f"{self.name}: {plan.label} at {plan.place}, {runtime}"):
             sl.prepare(
                 self._graph,
@@ -145,7 +157,6 @@ class Prepared:
                 local_fallback=False,
                 runtimes=("torchscript", "onnx") if whole else (runtime,),
             )
-        return folder
 
     def _write_image_bundle(self, plan: sl.Plan, runtime: str, folder: Path) -> None:
         """Write a bundle for images: its slices are those of the local one, exported already."""
