@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import scissionlite as sl
-from scissionlite.scissiontl import codecs, profiler
+from scissionlite.scissiontl import codecs, timing
 from scissionlite.scissiontl.codecs import REFERENCE, Codec
 from scissionlite.scissiontl.profile import TransferProfile
 from scissionlite.scissiontl.turns import Samples, take_turns
@@ -81,6 +81,6 @@ def test_codecs_have_what_they_take_longer_beside_a_slice() -> None:
         SimpleNamespace(point=SimpleNamespace(index=block), packing=packing)
         for block, packing in enumerate([(1.5, 2.25), (1.25, 2.5), (4.0, 1.0)])
     ]
-    found = profiler._beside_slices(transfers, cast("Any", slices))
+    found = timing.beside_slices(transfers, cast("Any", slices))
     assert {(t.encode, t.decode) for t in found} == {(1.5, 2.25)}
-    assert profiler._beside_slices(transfers, []) == transfers
+    assert timing.beside_slices(transfers, []) == transfers
