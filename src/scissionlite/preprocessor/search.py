@@ -15,8 +15,9 @@ from collections.abc import Sequence
 REMAINING = 0.01
 """Share of a predicted drop that is left after training, about: where the search begins.
 
-Of the shares from 0.001 to 0.05 it needs the fewest trainings in ``python -m bench.floor_search``.
-Where the guess is wrong, the search takes some more steps.
+Of the shares from 0.001 to 0.05 it needs the fewest trainings in ``python -m bench.floor_search``,
+the same replay that docs/training.md shows, so that page flatters it. Where the guess is wrong, the
+search takes some more steps.
 """
 
 

@@ -80,10 +80,8 @@ class DropMeter:
         """The drops with untrained Transfer Layers at a slicing point.
 
         Those that lose the same share one measurement. A learned one that would cost the device too
-        much is left out, and so are all where a tensor has no batch dimension.
+        much is left out.
         """
-        if any(tensor.shape[:1] != (len(self._graph.example[0]),) for tensor in point.crossing):
-            return {}
         device_slice, edge_slice = self._graph.split(point)
         with torch.inference_mode():
             seen = [flat(device_slice(*batch)) for batch in self._batches]
