@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -35,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--networks", nargs="+", choices=networks.NETWORKS, default=[])
     whole.add_argument("--links", nargs="+", choices=LINKS, default=[])
     whole.add_argument("--minutes", type=float, help="begin no cell after so long")
-    whole.add_argument("--seconds", type=float, default=10.0, help="of measuring in each cell")
-    whole.add_argument("--repetitions", type=int, default=10, help="of each network's profile")
+    whole.add_argument("--seconds", type=float, default=8.0, help="of measuring in each cell")
+    whole.add_argument("--repetitions", type=int, default=8, help="of each network's profile")
     whole.add_argument("--link", choices=("namespace", "relay"), help="by default the best")
     whole.add_argument("--data", type=Path, default=DATA, help="the project's shared/data")
     whole.add_argument("--out", type=Path, default=Path("build/end_to_end"))
@@ -116,6 +117,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser().parse_args(arguments)
     torch.set_num_threads(1)
     pin_to_core(0)
+    # A run that is told to end stops its processes, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     quick = options.out / "benchmarks.md"
     document = options.document or (quick if options.quick else report.DOCUMENT)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,9 +139,9 @@ def by_bandwidth(cells: Sequence[Cell], path: Path) -> None:
 
 def accuracy_by_bytes(cells: Sequence[Cell], path: Path) -> bool:
     """Draw accuracy against bytes where it is known; False if it is known nowhere."""
-    networks = {
-        c.network: c for c in cells if sum(m.accuracy is not None for m in c.ran) > 2 and c.ran
-    }
+    known = [(c.network, m) for c in cells for m in c.ran if m.accuracy is not None]
+    counts = Counter(network for network, m in known if m.sent_bytes)
+    networks = [network for network, count in counts.items() if count > 2]
     if not networks:
         return False
     figure = Figure(figsize=(4.4 * len(networks), 4.6), layout="constrained")
@@ -168,6 +169,9 @@ def accuracy_by_bytes(cells: Sequence[Cell], path: Path) -> bool:
             sent, accuracy = zip(*points, strict=True) if points else ((), ())
             panel.plot(sent, accuracy, "o", color=colours[name], markersize=6, label=name)
         panel.set(xscale="log", title=network, xlabel="bytes sent")
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     style = {"frameon": False, "fontsize": 8, "ncols": 3}
