@@ -11,7 +11,8 @@ and running take turns, as in :mod:`bench.predicted`, and the prediction is that
 profile's rounds. Device, edge, next edge and the two emulated links are processes of their own,
 with one thread each; device and profile on the first core, the others on the second. Before it is
 timed, the first answer of each plan is checked against the same slices in one process. The script
-writes OUT/three_tiers.json and prints the table.
+writes OUT/three_tiers.json, prints the tables, and writes them into docs/planning.md if all
+networks were measured with all turns.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import torch
 from msgspec import structs
 
 import scissionlite as sl
+from bench.documents import circumstances, load_before, write_between
 from bench.end_to_end.machine import on_core, pin_to_core
 from bench.predicted import FIRST_ROUNDS, ROUNDS, SIZE, SLOWDOWN, Photographs
 from scissionlite.demo.device_process import Answered, Setup, Turn, Way
@@ -47,7 +49,19 @@ LINKS = {
     ("edge", "cloud"): sl.Link(0.0274, 58.8e6),
 }
 CUTS = ((1 / 4, 1 / 2), (1 / 3, 2 / 3), (1 / 2, 3 / 4))  # as parts of the blocks
-TURNS = 6
+TURNS = 10
+STAGES = {
+    "device": (
+        ("device_time", "encode_time"),
+        ("preprocess", "device_slice", "encode", "wait"),
+    ),
+    "first link": (("transfer_time", "offload_time"), ("transfer", "edge_queue")),
+    "edge": (("decode_time", "edge_time"), ("edge_decode", "edge_run")),
+    "second link": (("relay_time",), ("edge_encode", "relay", "cloud_queue", "cloud_decode")),
+    "next edge": (("cloud_time",), ("cloud_run",)),
+}
+"""Parts of a prediction, and the timings of an answer that they predict. Both hops' share of the
+Offloader's own time is predicted as one figure, which stands with the first link."""
 SERVE = ("-m", "scissionlite", "serve")
 OPTIONS = ("--bind", "tcp://127.0.0.1:*", "--threads", "1", "--json")
 
@@ -202,6 +216,29 @@ def _row(network: str, plan: sl.Plan, answers: Sequence[Answered]) -> dict[str, 
     return row
 
 
+def stages_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Tabulate predicted and measured milliseconds of each stage, in Markdown."""
+    lines = [
+        "| network | cuts | " + " | ".join(STAGES) + " |",
+        "| --- " * (2 + len(STAGES)) + "|",
+    ]
+    for row in rows:
+        cells = [
+            " / ".join(
+                f"{1e3 * sum(row[parts].get(name, 0.0) for name in names):.1f}"
+                for parts, names in zip(("predicted_parts", "measured_parts"), both, strict=True)
+            )
+            for both in STAGES.values()
+        ]
+        lines.append(f"| {row_name(row)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def row_name(row: dict[str, Any]) -> str:
+    """The network and the cuts, as two cells."""
+    return f"{row['network'].rpartition(':')[2]} | {row['cuts'].replace('|', 'and')}"
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Tabulate predicted against measured latency, in Markdown."""
     lines = [
@@ -210,9 +247,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     errors = [row["predicted"] / row["measured"] - 1 for row in rows]
     lines += [
-        f"| {row['network'].rpartition(':')[2]} | {row['cuts'].replace('|', 'and')} | "
-        f"{row['codecs']} | {row['predicted'] * 1e3:.1f} | {row['measured'] * 1e3:.1f} | "
-        f"{error:+.1%} |"
+        f"| {row_name(row)} | {row['codecs']} | {row['predicted'] * 1e3:.1f} | "
+        f"{row['measured'] * 1e3:.1f} | {error:+.1%} |"
         for row, error in zip(rows, errors, strict=True)
     ]
     within = sum(abs(error) <= 0.08 for error in errors)
@@ -230,8 +266,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
     if options.source.suffix == ".json":
-        print(table(json.loads(options.source.read_text())))
+        print(report(json.loads(options.source.read_text())))
         return
+    load = load_before()
     torch.set_num_threads(1)
     pin_to_core(0)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -239,7 +276,17 @@ def main() -> None:
     for name in options.networks:
         rows += network_rows(name, options.source, options.turns)
         (options.out / "three_tiers.json").write_text(json.dumps(rows, indent=1))
-    print(table(rows))
+    text = report(rows)
+    print(text)
+    if options.turns >= TURNS and set(options.networks) >= set(NETWORKS):
+        where = f"Measured on {circumstances(load)}; {2 * options.turns} answers of each plan."
+        write_between("planning.md", "python -m bench.three_tiers", f"{where}\n\n{text}")
+
+
+def report(rows: Sequence[dict[str, Any]]) -> str:
+    """Both tables."""
+    stages = "Predicted / measured milliseconds of each stage (medians):"
+    return f"{table(rows)}\n\n{stages}\n\n{stages_table(rows)}"
 
 
 if __name__ == "__main__":

@@ -272,6 +272,26 @@ def test_a_third_tier_adds_a_second_hop() -> None:
     assert {p.machines for p in limited} == {("d",)}
 
 
+def test_a_middle_slice_is_made_of_measured_parts() -> None:
+    latencies = (0.010, 0.020, 0.030, 0.040, 0.050)
+    # Between the cuts behind b0 and b3 a part was measured, which takes two thirds of its blocks.
+    slices = (SliceProfile(0, 0.008, 0.1), SliceProfile(3, 0.07, 0.045, part=0.060))
+    edge = written("e", latencies, slices=slices)
+    links = {("d", "e"): LINK, ("e", "c"): LINK}
+    plans = sl.plan(written("d", latencies), edge, links, cloud=written("c", latencies))
+    middle = {
+        (p.slicing_point, p.second.slicing_point): p.predicted.edge_time for p in plans if p.second
+    }
+    assert middle["b0", "b3"] == pytest.approx(0.060)
+    assert middle["b1", "b2"] == pytest.approx(0.060 * 30 / 90)
+    assert middle["b0", "b1"] == pytest.approx(0.060 * 20 / 90)
+    # A profile without parts: sums of blocks, as the whole network fuses them.
+    plain = written("e", latencies, network_latency=0.075)
+    plans = sl.plan(written("d", latencies), plain, links, cloud=written("c", latencies))
+    (through,) = {p.predicted.edge_time for p in plans if p.second and p.predicted.edge_blocks == 3}
+    assert through == pytest.approx(0.090 / 2)
+
+
 def test_accuracies_are_attached_and_have_a_floor() -> None:
     known = [
         MeasuredAccuracy(kind="local", accuracy=0.99),

@@ -74,6 +74,8 @@ def test_a_profile_has_every_block_codec_slice_and_image(measured: sl.Profile) -
     # Fewer bytes cross only behind the second convolution and the pooling.
     assert [s.block for s in measured.slices] == [0, 2, 3]
     assert all(s.device > 0 and s.edge > 0 for s in measured.slices)
+    assert measured.slices[0].part is None
+    assert all(s.part is not None and s.part > 0 for s in measured.slices[1:])
     assert [(i.format, i.quality) for i in measured.images] == [
         ("uint8", None),
         ("png", None),
@@ -278,12 +280,14 @@ def test_a_slower_machine_is_slower_in_everything_it_computes(measured: sl.Profi
     slow = measured.slowed(4)
     times = check_slowed(measured, slow, 4, "profile")
     parts = len(measured.transfers), len(measured.slices), len(measured.images)
-    # Preprocessing, the uncut network twice, and a third time of each slice: in int8.
-    more = 3 + len(measured.slices) + 4 * len(measured.encoders)
+    # Preprocessing, the uncut network twice, a third time of each slice: in int8, and of all but
+    # the first the part before it.
+    more = 3 + 2 * len(measured.slices) - 1 + 4 * len(measured.encoders)
     assert times == len(measured.blocks) + 2 * sum(parts) + more
     assert slow.slowdown == 4
     assert slow.blocks[0].latency == pytest.approx(4 * measured.blocks[0].latency)
     assert slow.slices[0].edge == pytest.approx(4 * measured.slices[0].edge)
+    assert slow.slices[1].part == pytest.approx(4 * (measured.slices[1].part or 0.0))
     assert slow.transfers[3].decode == pytest.approx(4 * measured.transfers[3].decode)
     assert slow.images[1].encode == pytest.approx(4 * measured.images[1].encode)
     assert slow.offload == measured.offload

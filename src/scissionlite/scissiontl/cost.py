@@ -140,6 +140,7 @@ class Machine:
         self.profile = profile
         self.device_slice, self.edge_slice = slice_times(profile)
         self.int8_device_slice = int8_slice_times(profile)
+        self._ends = _block_ends(profile)
         counts = [len(block.layers) for block in profile.blocks]
         self.layers: list[int] = np.cumsum(counts, dtype=int).tolist()
         weights = np.array([block.weight_bytes for block in profile.blocks], dtype=np.int64)
@@ -152,9 +153,8 @@ class Machine:
         self.drops = codec_drops(profile)
 
     def between(self, first: int, last: int) -> float:
-        """Seconds of the blocks from ``first`` to ``last``, both included."""
-        total = sum(block.latency for block in self.profile.blocks[first : last + 1])
-        return total * self.profile.fusion
+        """Seconds of the blocks from ``first`` to ``last``, both included, as a slice."""
+        return self._ends[last] - (self._ends[first - 1] if first else 0.0)
 
 
 def codec_drops(profile: Profile) -> dict[tuple[int, TransferSpec], float]:
@@ -195,6 +195,25 @@ def slice_times(profile: Profile) -> tuple[list[float], list[float]]:
     device_times = before * np.interp(cuts, [*places, len(latencies) - 1], [*device, whole])
     edge_times = after * np.interp(cuts, [-1, *places], [whole, *edge])
     return device_times.tolist(), edge_times.tolist()
+
+
+def _block_ends(profile: Profile) -> list[float]:
+    """Seconds from the network's beginning to the end of each block, in parts as deployed.
+
+    Between two measured cuts their part's time counts, shared out by the blocks' latencies; before
+    the first it is the device slice's, behind the last the edge slice's. Where no parts were
+    measured, the network's time is shared out.
+    """
+    ends = np.cumsum([block.latency for block in profile.blocks])
+    measured = sorted(profile.slices, key=lambda s: s.block)
+    parts = [each.part for each in measured[1:] if each.part is not None]
+    if not measured or len(parts) < len(measured) - 1:
+        whole: list[float] = (ends * profile.fusion).tolist()
+        return whole
+    borders = [0.0, *(ends[each.block] for each in measured), ends[-1]]
+    times = np.cumsum([0.0, measured[0].device, *parts, measured[-1].edge])
+    found: list[float] = np.interp(ends, borders, times).tolist()
+    return found
 
 
 def int8_slice_times(profile: Profile) -> list[float] | None:

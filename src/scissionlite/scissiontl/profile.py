@@ -118,18 +118,21 @@ class SliceProfile(msgspec.Struct, frozen=True):
 
     A runtime fuses across the borders of blocks, so a slice takes less than the sum of its blocks.
     ``device_int8`` is the device slice in int8, run by ONNX Runtime; None where it was not
-    measured.
+    measured. ``part`` is what lies between the measured cut before this one and this one, as a
+    slice of its own; None at the first cut, and where it was not measured.
     """
 
     block: int
     device: float
     edge: float
     device_int8: float | None = None
+    part: float | None = None
 
     def slowed(self, factor: float) -> SliceProfile:
         """The slices on an imagined machine ``factor`` times slower."""
         int8 = None if self.device_int8 is None else self.device_int8 * factor
-        return SliceProfile(self.block, self.device * factor, self.edge * factor, int8)
+        part = None if self.part is None else self.part * factor
+        return SliceProfile(self.block, self.device * factor, self.edge * factor, int8, part)
 
 
 CodecInputs: TypeAlias = Literal["images", "noise", "example"]

@@ -12,6 +12,7 @@ import platform
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -202,6 +203,8 @@ class Profiler:
         frames = measured_frames(graph, images, preprocessing)
         points = promising(graph.slicing_points, slices)
         groups = _groups(graph, points)
+        # AOTInductor would compile the parts between the points for minutes.
+        before = {} if runtime == "aotinductor" else {b.index: a for a, b in pairwise(points)}
         steps = 2 * len(graph.blocks) + 2 * len(points) + rounds * len(groups)
         self._report = _reporter(progress, steps)
         self._inputs, sized = codec_inputs(graph, frames, given=len(images) > 0)
@@ -223,7 +226,10 @@ class Profiler:
             self._parts = _Parts(
                 blocks,
                 [
-                    [Slices(graph, runner, p, entering, preprocess, int8=in_int8) for p in group]
+                    [
+                        Slices(graph, runner, p, entering, preprocess, before.get(p.index), in_int8)
+                        for p in group
+                    ]
                     for group in groups
                 ],
                 [each for point in points for each in bottlenecks(graph, runner, point)],

@@ -215,6 +215,9 @@ class Slices:
         The tensors that enter each block, of each of several inputs.
     preprocess
         As for :class:`Blocks`: a device slice runs behind it, in a request.
+    after
+        The slicing point from which a part up to this one is measured, too, or None. The middle
+        slices of three tiers are made of such parts.
     int8
         Whether the device slice is measured in int8, too.
     """
@@ -226,14 +229,12 @@ class Slices:
         point: SlicingPoint,
         entering: Sequence[Sequence[tuple[torch.Tensor, ...]]],
         preprocess: Sequence[Callable[[], object]],
-        *,
+        after: SlicingPoint | None,
         int8: bool,
     ) -> None:
-        self._graph = graph
-        self._runner = runner
+        self._graph, self._runner, self._after = graph, runner, after
         self._entering = entering
-        self._preprocess = preprocess
-        self._int8 = int8
+        self._preprocess, self._int8 = preprocess, int8
         self._runs: list[Slice] = []
         self._inputs: list[list[Tensors]] = []
         tensors = zip(*(each[point.index + 1] for each in entering), strict=True)
@@ -265,6 +266,11 @@ class Slices:
             calibration = [each[0] for each in self._entering]
             self._runs.append(self._runner.int8(names[0], modules[0], calibration))
             self._inputs.append(before)
+        if self._after is not None:
+            start, module = self._after.index + 1, self._graph.between(self._after, self.point)
+            name = f"the part from {self._after.name} to {self.point.name}"
+            self._runs.append(self._runner.compiled(name, module, first[start]))
+            self._inputs.append([tuple(x.numpy() for x in each[start]) for each in self._entering])
 
     def unload(self) -> None:
         """Give up the slices and their memory; the samples stay."""
@@ -272,14 +278,18 @@ class Slices:
 
     def forget(self) -> None:
         """Forget all samples."""
-        self._samples = [Samples() for _ in range(3 if self._int8 else 2)]
+        self._samples = [Samples() for _ in range(2 + self._int8 + (self._after is not None))]
         for packing in self._packings:
             packing.forget()
 
     def turn(self, number: int) -> None:
         """Time each slice after a pause, and packing behind and before them."""
         which = number % len(self._entering)
-        device, edge, *int8 = zip(self._runs, self._inputs, self._samples, strict=True)
+        device, edge, *others = zip(self._runs, self._inputs, self._samples, strict=True)
+        int8 = others[: int(self._int8)]
+        for run, inputs, samples in others[len(int8) :]:
+            pause()
+            samples.time(partial(run, *inputs[which]))
         for run, inputs, samples in (device, *int8):
             pause()
             if self._preprocess:
@@ -301,7 +311,9 @@ class Slices:
     @property
     def profile(self) -> SliceProfile:
         """Median seconds of the slices."""
-        return SliceProfile(self.point.index, *(samples.median for samples in self._samples))
+        device, edge, *others = (samples.median for samples in self._samples)
+        int8 = others.pop(0) if self._int8 else None
+        return SliceProfile(self.point.index, device, edge, int8, others[0] if others else None)
 
 
 class Bottleneck:
