@@ -19,16 +19,35 @@ from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
 MEMORY = 100 << 20  # bytes of each node's object store
+PATIENCE = 240  # seconds: a guard; Ray's own are 30 and 60, which a busy machine needs to start it
+TRIES = 3
+GUARDS = {
+    "RAY_gcs_server_port_wait_time_s": PATIENCE,
+    "RAY_agent_register_timeout_ms": 1000 * PATIENCE,
+    "RAY_worker_register_timeout_seconds": PATIENCE,
+}
+
+
+def started() -> tuple[Cluster, list[Any]]:
+    """A cluster and its nodes. One time-out of Ray, of 30 s, cannot be set: then it tries again."""
+    for attempt in range(TRIES):
+        cluster = Cluster()
+        try:
+            options = {"object_store_memory": MEMORY, "include_dashboard": False, "wait": False}
+            nodes = [cluster.add_node(num_cpus=int(cpus), **options) for cpus in sys.argv[1:]]
+            cluster.wait_for_nodes(PATIENCE)
+        except Exception:  # Ray raises no narrower one
+            if attempt == TRIES - 1:
+                raise
+            cluster.shutdown()
+        else:
+            return cluster, nodes
+    raise AssertionError
 
 
 def main() -> None:
     """Be the cluster."""
-    cluster = Cluster()
-    nodes = [
-        cluster.add_node(num_cpus=int(cpus), object_store_memory=MEMORY, include_dashboard=False)
-        for cpus in sys.argv[1:]
-    ]
-    cluster.wait_for_nodes()
+    cluster, nodes = started()
     ray.init(cluster.address, log_to_driver=False, configure_logging=False)
     print(json.dumps({"address": cluster.address}), flush=True)
     for line in sys.stdin:
@@ -58,4 +77,5 @@ def replicas(application: str) -> list[tuple[int, str]]:
 
 if __name__ == "__main__":
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {name: str(value) for name, value in GUARDS.items()}  # its processes read them
     main()

@@ -160,6 +160,75 @@ def ask_until_refused(device: Device, x: Any) -> int:
         answered += 1
 
 
+def test_calls_of_several_daemons_run_together(
+    cluster: RayCluster, make_bundle: BundleFactory, start_process: Any
+) -> None:
+    bundle = make_bundle(runtime="onnx", max_batch=4)
+    options = ("--batch", "4", "--replica-batch-delay", "0.02", "--downscale-delay", "1")
+    started = [Front(cluster, str(bundle.path), *options) for _ in range(2)]
+    try:
+        where = (str(bundle.path), *joined(started))
+        devices = start_process("many_devices", *where, "0", "6", "2", str(DEADLINE))
+        devices.read_line()
+        devices.write_line()
+        tally = Tally(**devices.read_json())
+        assert (tally.right, tally.wrong, tally.failed) == (tally.asked, 0, 0)
+        assert tally.asked >= 12
+    finally:
+        for each in started:
+            each.kill()
+
+
+def test_a_replica_joins_calls_into_one_run(make_bundle: BundleFactory) -> None:
+    # Outside a cluster, where it can be seen; how many pay is measured otherwise.
+    script = """
+import asyncio, sys
+import numpy as np
+from scissionlite.bundle import Bundle
+from scissionlite.offloader.device.side import DeviceSide
+from scissionlite.offloader.edge import side
+side.best_batch = lambda *_: 4
+from ray.serve import batching
+# It compares with the deployment, which is not there.
+batching._BatchQueue._warn_if_max_batch_size_exceeds_max_ongoing_requests = lambda _: None
+from scissionlite.offloader.edge.engines.engine import SliceOptions
+from scissionlite.offloader.edge.engines.ray_options import RayOptions
+from scissionlite.offloader.edge.engines.ray_replica import EdgeReplica, Request, Setting, as_array
+from scissionlite.offloader.stopwatch import Stopwatch
+bundle = Bundle.load(sys.argv[1])
+options = SliceOptions(threads=1, batch=4)
+together = RayOptions(replica_batch_delay=1)
+replica = EdgeReplica(Setting(str(bundle.path), bundle.id, options, together))
+alone = EdgeReplica(Setting(str(bundle.path), bundle.id, options, RayOptions()))
+device, runs = DeviceSide(bundle, 1), []
+finish = replica._served.side.finish
+replica._served.side.finish = lambda jobs: runs.append(len(jobs)) or finish(jobs)
+def call(number):
+    x = np.random.default_rng(number).standard_normal(bundle.manifest.inputs[0].shape, np.float32)
+    headers, payloads = device.make_request((x,), Stopwatch())
+    views, device_id = [as_array(p) for p in payloads], bytes([number + 1]) * 16
+    return [Request(device_id, number, headers, views, 1, 60.0)]
+def values(replies):
+    ((reply,),) = replies
+    assert not reply.reason and reply.position == 0, reply
+    return np.frombuffer(reply.frames[-1], np.float32)
+async def main():
+    joined = await asyncio.gather(*(replica.finish(call(n)) for n in range(4)))
+    for number, replies in enumerate(joined):
+        (expected,) = [values(await alone.finish(call(number)))]
+        np.testing.assert_allclose(values(replies), expected, rtol=1e-5, atol=1e-5)
+        other = values(await alone.finish(call(number + 1)))
+        assert not np.allclose(values(replies), other, rtol=1e-5, atol=1e-5)
+    print(runs)
+asyncio.run(main())
+"""
+    bundle = make_bundle(runtime="onnx", max_batch=4)
+    command = [sys.executable, "-c", script, str(bundle.path)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split("\n")[-2] == "[4]"
+
+
 def test_a_replica_refuses_another_bundle_and_another_version(onnx_bundle: Bundle) -> None:
     script = """
 import sys
