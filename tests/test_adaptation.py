@@ -519,7 +519,7 @@ def test_the_device_changes_as_the_link_does(bundle: sl.Bundle) -> None:
                 device.infer(x)
                 for mbits in (50, 0.5, 50):
                     emulator.bandwidth = mbits * 1e6
-                    until = time.monotonic() + 20
+                    until = time.monotonic() + 60  # only guards against a hang
                     while time.monotonic() < until:
                         device.infer(x)
                         report = device.adaptation
