@@ -1,6 +1,6 @@
 // Bilinear upsampling (ours; the paper has nearest-neighbour only). Numerics: docs/numerics.md.
-// Plain loops without dependence from one pass to the next; the compiler vectorises them for each
-// ISA.
+// In NCHW they are plain loops without dependence from one pass to the next; the compiler
+// vectorises them for each ISA.
 //
 // A cell lies between four neighbouring pooled values. At the border, where some of them do not
 // exist, the border's values are repeated. Cell i lies between the values i - 1 and i. Its `window`
@@ -13,12 +13,24 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "packing.h"
 #include "unpacking.h"
 
 namespace scissionlite {
 namespace {
 
 constexpr std::size_t kMaxWindow = 4;
+
+// Unpacks `count` values from the value `at` on. The type of the payload is behind this pointer, so
+// that the interpolation is there once and not for each type: it was a third of the module's code.
+using Unpack = void (*)(const void* input, const TransferParams& params, std::size_t at,
+                        std::size_t count, std::size_t channel, float* to) noexcept;
+
+template <class V, class Input>
+void unpack_floats(const void* input, const TransferParams& params, std::size_t at,
+                   std::size_t count, std::size_t channel, float* to) noexcept {
+  Unpacker<V, Input, float>(static_cast<const Input*>(input), params)(at, count, channel, to);
+}
 
 // The weight of the second value in column or row i of a cell.
 inline float bilinear_weight(std::size_t i, std::size_t window) noexcept {
@@ -33,6 +45,24 @@ inline void interpolate(const float* a, const float* b, float weight, float* to,
 
 inline void one_nan(float* values, std::size_t count) noexcept {
   for (std::size_t i = 0; i < count; ++i) values[i] = Scalar::one_nan(values[i]);
+}
+
+// The same with one_nan, for values of any type and few at a time: channels of a pixel.
+template <class V, class Output>
+inline void blend(const float* a, const float* b, float weight, Output* to,
+                  std::size_t count) noexcept {
+  constexpr std::size_t kLanes = V::kLanes;
+  if (count >= kLanes) {
+    const typename V::F first = V::set1(1.0F - weight);
+    const typename V::F second = V::set1(weight);
+    for_each_vector<kLanes>(count, [&](std::size_t i) {
+      const typename V::F sum =
+          V::add(V::mul(V::load(a + i), first), V::mul(V::load(b + i), second));
+      V::store(to + i, V::one_nan(sum));
+    });
+  } else if constexpr (kLanes > 1) {
+    blend<typename V::Narrower>(a, b, weight, to, count);
+  }
 }
 
 // The rows or columns of a cell that are inside the feature map.
@@ -57,14 +87,14 @@ void interleave(const float (&columns)[window][strip], float* line, std::size_t 
   }
 }
 
-template <class V, std::size_t window, class Input, class Output>
-void bilinear_nchw(const Input* input, Output* output, const TransferParams& params) noexcept {
+template <class V, std::size_t window, class Output>
+void bilinear_nchw(const void* input, Unpack unpack, Output* output,
+                   const TransferParams& params) noexcept {
   // A strip of cells, side by side. Each of its rows is interpolated horizontally once.
   constexpr std::size_t kStrip = kBlock / kMaxWindow;
   const std::size_t height = pooled_size(params.height, window);
   const std::size_t width = pooled_size(params.width, window);
   const std::size_t planes = params.images * params.channels;
-  Unpacker<V, Input, float> unpack(input, params);
   float values[kStrip + 1];
   float rows[2][window][kStrip];
   float columns[window][kStrip];
@@ -78,8 +108,8 @@ void bilinear_nchw(const Input* input, Output* output, const TransferParams& par
         const std::size_t first = strip == 0 ? 0 : strip - 1;
         const std::size_t last = strip + cells - 1 < width ? strip + cells - 1 : width - 1;
         float* inner = strip == 0 ? values + 1 : values;
-        unpack((plane * height + y) * width + first, last - first + 1, plane % params.channels,
-               inner);
+        unpack(input, params, (plane * height + y) * width + first, last - first + 1,
+               plane % params.channels, inner);
         if (strip == 0) values[0] = values[1];
         if (strip + cells > width) values[cells] = values[cells - 1];
         for (std::size_t i = 0; i < window; ++i) {
@@ -102,27 +132,26 @@ void bilinear_nchw(const Input* input, Output* output, const TransferParams& par
           }
           interleave(columns, line, cells);
           const Inside x = inside(strip, window, params.width);
-          const std::size_t ends = params.width > x.start ? params.width - x.start : 0;
+          const std::size_t room = params.width > x.start ? params.width - x.start : 0;
           const std::size_t made = cells * window - x.skip;
-          Output* to = output + ((plane * params.height) + y.start + row) * params.width + x.start;
-          convert<V>(line + x.skip, to, made < ends ? made : ends);
+          const std::size_t at = (plane * params.height + y.start + row) * params.width + x.start;
+          convert<V>(line + x.skip, output + at, made < room ? made : room);
         }
       }
     }
   }
 }
 
-template <class V, class Input, class Output>
-void bilinear_nhwc(const Input* input, Output* output, const TransferParams& params) noexcept {
+template <class V, class Output>
+void bilinear_nhwc(const void* input, Unpack unpack, Output* output,
+                   const TransferParams& params) noexcept {
   constexpr std::size_t kPart = kBlock / kMaxWindow;  // channels at a time
   const std::size_t window = params.window;
   const std::size_t height = pooled_size(params.height, window);
   const std::size_t width = pooled_size(params.width, window);
   const std::size_t channels = params.channels;
-  Unpacker<V, Input, float> unpack(input, params);
   float corner[2][2][kPart];  // left or right by column's parity, above or below
   float across[2][kPart];
-  float pixel[kPart];
 
   for (std::size_t image = 0; image < params.images; ++image) {
     for (std::size_t cell_y = 0; cell_y <= height; ++cell_y) {
@@ -134,8 +163,8 @@ void bilinear_nhwc(const Input* input, Output* output, const TransferParams& par
         const auto load_column = [&](std::size_t x) {
           const std::size_t upper = ((image * height + above) * width + x) * channels + c;
           const std::size_t lower = ((image * height + below) * width + x) * channels + c;
-          unpack(upper, part, c, corner[x % 2][0]);
-          unpack(lower, part, c, corner[x % 2][1]);
+          unpack(input, params, upper, part, c, corner[x % 2][0]);
+          unpack(input, params, lower, part, c, corner[x % 2][1]);
         };
         load_column(0);
         for (std::size_t cell_x = 0; cell_x <= width; ++cell_x) {
@@ -146,14 +175,12 @@ void bilinear_nhwc(const Input* input, Output* output, const TransferParams& par
           const Inside x = inside(cell_x, window, params.width);
           for (std::size_t column = 0; column < x.count; ++column) {
             const float weight = bilinear_weight(x.skip + column, window);
-            interpolate(corner[left][0], corner[right][0], weight, across[0], part);
-            interpolate(corner[left][1], corner[right][1], weight, across[1], part);
+            blend<V>(corner[left][0], corner[right][0], weight, across[0], part);
+            blend<V>(corner[left][1], corner[right][1], weight, across[1], part);
             for (std::size_t row = 0; row < y.count; ++row) {
-              interpolate(across[0], across[1], bilinear_weight(y.skip + row, window), pixel, part);
-              one_nan(pixel, part);
-              const std::size_t line = image * params.height + y.start + row;
-              convert<V>(pixel, output + (line * params.width + x.start + column) * channels + c,
-                         part);
+              const std::size_t to = image * params.height + y.start + row;
+              blend<V>(across[0], across[1], bilinear_weight(y.skip + row, window),
+                       output + ((to * params.width + x.start + column) * channels + c), part);
             }
           }
         }

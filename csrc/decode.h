@@ -97,10 +97,10 @@ void decode(const Input* input, Output* output, const TransferParams& params) no
   if (params.window == 1) {
     decode_unpooled<V>(input, output, params);
   } else if (params.upsampling == Upsampling::kBilinear) {
-    const auto in_nchw = params.window == 2 ? bilinear_nchw<V, 2, Input, Output>
-                                            : bilinear_nchw<V, 4, Input, Output>;
-    const auto bilinear = nchw ? in_nchw : bilinear_nhwc<V, Input, Output>;
-    bilinear(input, output, params);
+    const auto in_nchw =
+        params.window == 2 ? bilinear_nchw<V, 2, Output> : bilinear_nchw<V, 4, Output>;
+    const auto bilinear = nchw ? in_nchw : bilinear_nhwc<V, Output>;
+    bilinear(input, unpack_floats<V, Input>, output, params);
   } else {
     const auto nearest = nchw ? decode_nchw<V, Input, Output> : decode_nhwc<V, Input, Output>;
     nearest(input, output, params);

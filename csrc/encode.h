@@ -12,14 +12,14 @@
 
 #include "kernels.h"
 #include "packing.h"
-#include "pooling.h"
 
 namespace scissionlite {
 namespace {
 
 // A sink consumes the pooled values in the payload's order. They are written to room(), which has
 // place for kBlock elements, and then consumed with flush(). take() consumes values that lie
-// elsewhere. `channel` is the channel of the first value.
+// elsewhere. `channel` is the channel of the first value. A call does much, and each kernel has
+// many calls: so what they do is not inlined.
 
 // Packs the values into a payload of type Output.
 template <class V, class Output>
@@ -31,7 +31,7 @@ class PayloadSink<V, i8> {
   PayloadSink(i8* to, const TransferParams& params) noexcept : to_(to), params_(params) {}
   float* room() noexcept { return stage_; }
   void flush(std::size_t count, std::size_t channel) noexcept { take(stage_, count, channel); }
-  void take(const float* from, std::size_t count, std::size_t channel) noexcept {
+  [[gnu::noinline]] void take(const float* from, std::size_t count, std::size_t channel) noexcept {
     quantize_run<V>(from, to_, count, channel, params_, kInt8Codes);
     to_ += count;
   }
@@ -49,7 +49,7 @@ class PayloadSink<V, i4> {
   PayloadSink(i4* to, const TransferParams& params) noexcept : to_(to), params_(params) {}
   float* room() noexcept { return stage_; }
   void flush(std::size_t count, std::size_t channel) noexcept { take(stage_, count, channel); }
-  void take(const float* from, std::size_t count, std::size_t channel) noexcept {
+  [[gnu::noinline]] void take(const float* from, std::size_t count, std::size_t channel) noexcept {
     quantize_run<V>(from, codes_ + waiting_, count, channel, params_, kInt4Codes);
     const std::size_t pairs = (waiting_ + count) / 2;
     pack_int4(codes_, to_, pairs);
@@ -135,7 +135,7 @@ class RangeSink {
 
  private:
   std::size_t groups() const noexcept { return params_.per_channel ? params_.channels : 1; }
-  void widen(const float* from, std::size_t count, std::size_t channel) noexcept {
+  [[gnu::noinline]] void widen(const float* from, std::size_t count, std::size_t channel) noexcept {
     for_each_group(count, channel, params_,
                    [&](std::size_t at, std::size_t part, std::size_t first, bool interleaved) {
                      const auto run = interleaved ? widen_ranges<V> : widen_range<V>;
@@ -171,14 +171,19 @@ void encode_unpooled(const Input* input, const TransferParams& params, Sink& sin
   }
 }
 
-template <class V, class Input, class Sink>
-void encode_nchw(const Input* input, TransferParams params, Sink& sink) noexcept {
+// An ISA's choice of the function that pools: pool_band_<input>__<isa> of kernels.h.
+template <class Input>
+using ChoosePoolBand = PoolBand<Input> (*)(const TransferParams&) noexcept;
+
+template <class Input, class Sink>
+void encode_nchw(const Input* input, TransferParams params, ChoosePoolBand<Input> choose_pool_band,
+                 Sink& sink) noexcept {
   if (!params.per_channel && params.height % params.window == 0) {
     // No window ends at the border of a plane, so all planes can be one, with longer bands.
     params.height *= params.images * params.channels;
     params.images = params.channels = 1;
   }
-  const PoolBand<Input> pool = choose_pool_band<V, Input>(params);
+  const PoolBand<Input> pool = choose_pool_band(params);
   const std::size_t height = pooled_size(params.height, params.window);
   const std::size_t width = pooled_size(params.width, params.window);
   const std::size_t planes = params.images * params.channels;
@@ -216,9 +221,10 @@ void encode_nchw(const Input* input, TransferParams params, Sink& sink) noexcept
   if (filled > 0) sink.flush(filled, channel);
 }
 
-template <class V, class Input, class Sink>
-void encode_nhwc(const Input* input, const TransferParams& params, Sink& sink) noexcept {
-  const PoolBand<Input> pool = choose_pool_band<V, Input>(params);
+template <class Input, class Sink>
+void encode_nhwc(const Input* input, const TransferParams& params,
+                 ChoosePoolBand<Input> choose_pool_band, Sink& sink) noexcept {
+  const PoolBand<Input> pool = choose_pool_band(params);
   const std::size_t height = pooled_size(params.height, params.window);
   const std::size_t width = pooled_size(params.width, params.window);
   const std::size_t channels = params.channels;
@@ -252,32 +258,35 @@ void encode_nhwc(const Input* input, const TransferParams& params, Sink& sink) n
 }
 
 template <class V, class Sink, class Input, class Output>
-void encode_into(const Input* input, Output* output, const TransferParams& params) noexcept {
+void encode_into(const Input* input, Output* output, const TransferParams& params,
+                 ChoosePoolBand<Input> choose_pool_band) noexcept {
   Sink sink(output, params);
   if (params.window == 1) {
     encode_unpooled<V>(input, params, sink);
   } else if (params.layout == Layout::kNchw) {
-    encode_nchw<V>(input, params, sink);
+    encode_nchw(input, params, choose_pool_band, sink);
   } else {
-    encode_nhwc<V>(input, params, sink);
+    encode_nhwc(input, params, choose_pool_band, sink);
   }
   sink.finish();
 }
 
 template <class V, class Input, class Output>
-void encode(const Input* input, Output* output, const TransferParams& params) noexcept {
+void encode(const Input* input, Output* output, const TransferParams& params,
+            ChoosePoolBand<Input> choose_pool_band) noexcept {
   if constexpr (kSame<Input, f16> && kSame<Output, f16>) {
     // Nothing to compute without pooling: converting there and back would quieten a signalling NaN.
     if (params.window == 1) {
       return copy(input, output, params.images * params.channels * params.height * params.width);
     }
   }
-  encode_into<V, PayloadSink<V, Output>>(input, output, params);
+  encode_into<V, PayloadSink<V, Output>>(input, output, params, choose_pool_band);
 }
 
 template <class V, class Input>
-void pool_range(const Input* input, f32* output, const TransferParams& params) noexcept {
-  encode_into<V, RangeSink<V>>(input, output, params);
+void pool_range(const Input* input, f32* output, const TransferParams& params,
+                ChoosePoolBand<Input> choose_pool_band) noexcept {
+  encode_into<V, RangeSink<V>>(input, output, params, choose_pool_band);
 }
 
 }  // namespace
@@ -287,7 +296,7 @@ void pool_range(const Input* input, f32* output, const TransferParams& params) n
 #define SCISSIONLITE_DEFINE_ENCODE(operation, input, output, isa, V)          \
   void SCISSIONLITE_KERNEL_NAME(operation, input, output, isa)(               \
       const input* from, output* to, const TransferParams& params) noexcept { \
-    operation<V>(from, to, params);                                           \
+    operation<V>(from, to, params, pool_band_##input##__##isa);               \
   }
 #define SCISSIONLITE_ENCODE_KERNELS(isa, V)                    \
   namespace scissionlite {                                     \

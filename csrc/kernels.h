@@ -41,6 +41,26 @@ struct TransferParams {
   float* highs;
 };
 
+// The part of a pooled map to make. In NCHW it has no channels; in NHWC it is in one row.
+struct Band {
+  std::size_t row, rows;
+  std::size_t column, columns;
+  std::size_t channel, channels;
+};
+
+// Pools a band of the plane (NCHW) or of the image (NHWC) that the first argument points to.
+template <class Input>
+using PoolBand = void (*)(const Input*, const TransferParams&, const Band&, float*) noexcept;
+
+// An ISA's function for these parameters, whose window is 2 or 4.
+#define SCISSIONLITE_DECLARE_POOLING(isa, architecture, flags)               \
+  PoolBand<f32> pool_band_f32__##isa(const TransferParams& params) noexcept; \
+  PoolBand<f16> pool_band_f16__##isa(const TransferParams& params) noexcept;
+
+SCISSIONLITE_ISAS(SCISSIONLITE_DECLARE_POOLING)
+
+#undef SCISSIONLITE_DECLARE_POOLING
+
 namespace {
 
 // Height or width of the pooled map: windows at the border may be partial.

@@ -112,7 +112,7 @@ void dequantize(const std::int8_t* from, float* to, std::size_t count, const flo
 
 // Converts between float32 and float16; with equal types the bits are copied.
 template <class V, class From, class To>
-void convert(const From* from, To* to, std::size_t count) noexcept {
+[[gnu::noinline]] void convert(const From* from, To* to, std::size_t count) noexcept {
   constexpr std::size_t kLanes = V::kLanes;
   if (count >= kLanes) {
     for_each_vector<kLanes>(count, [&](std::size_t i) { V::store(to + i, V::load(from + i)); });
@@ -126,8 +126,10 @@ void copy(const Element* from, Element* to, std::size_t count) noexcept {
   __builtin_memcpy(to, from, count * sizeof(Element));
 }
 
-// 2 * pairs codes into half as many bytes, and back. Plain loops, which compilers vectorise.
-inline void pack_int4(const std::int8_t* from, Int4Pair* to, std::size_t pairs) noexcept {
+// 2 * pairs codes into half as many bytes, and back. Plain loops, which compilers vectorise. A
+// call is for a block: not inlined, since many callers would have a copy each.
+[[gnu::noinline]] inline void pack_int4(const std::int8_t* from, Int4Pair* to,
+                                        std::size_t pairs) noexcept {
   for (std::size_t i = 0; i < pairs; ++i) {
     const unsigned low = static_cast<unsigned>(from[2 * i]) & 15U;
     const unsigned high = static_cast<unsigned>(from[2 * i + 1]) & 15U;
@@ -135,7 +137,8 @@ inline void pack_int4(const std::int8_t* from, Int4Pair* to, std::size_t pairs) 
   }
 }
 
-inline void unpack_int4(const Int4Pair* from, std::int8_t* to, std::size_t pairs) noexcept {
+[[gnu::noinline]] inline void unpack_int4(const Int4Pair* from, std::int8_t* to,
+                                          std::size_t pairs) noexcept {
   for (std::size_t i = 0; i < pairs; ++i) {
     // Extends the sign: it is flipped, and its weight is subtracted.
     to[2 * i] = static_cast<std::int8_t>(((from[i].codes & 15) ^ 8) - 8);

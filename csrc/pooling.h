@@ -136,6 +136,18 @@ inline void pool_narrow_row(const Input* from, std::size_t stride, std::size_t r
                   pool_windows<V, Kind, window>(from, from + second * window, stride, rows));
 }
 
+// The same for a row of windows at the lower border, of less than `window` rows. It is not inlined,
+// so that its loops over `rows` are there once.
+template <class V, class Kind, std::size_t window, class Input>
+[[gnu::noinline]] void pool_border_row(const Input* from, std::size_t stride, std::size_t rows,
+                                       float* to, std::size_t count) noexcept {
+  if (V::kLanes == 1 || count >= V::kLanes) {
+    pool_wide_row<V, Kind, window>(from, stride, rows, to, count);
+  } else {
+    pool_narrow_row<V, Kind, window>(from, stride, rows, to, count);
+  }
+}
+
 // Pools one partial window at the right border, of at most 4 columns.
 template <class Kind, class Input>
 inline float pool_partial(const Input* from, std::size_t stride, std::size_t rows,
@@ -148,13 +160,6 @@ inline float pool_partial(const Input* from, std::size_t stride, std::size_t row
   for (std::size_t x = 1; x < columns; ++x) acc = Kind::template combine<Scalar>(acc, column[x]);
   return Kind::template finish<Scalar>(acc, columns * rows);
 }
-
-// The part of the pooled map to make. In NCHW it has no channels; in NHWC it is in one row.
-struct Band {
-  std::size_t row, rows;
-  std::size_t column, columns;
-  std::size_t channel, channels;
-};
 
 // `from` is the start of the plane.
 template <class V, class Kind, std::size_t window, class Input>
@@ -187,7 +192,8 @@ void pool_nchw(const Input* from, const TransferParams& params, const Band& band
       pool_rows(band.rows, window, pool_row);
     } else {
       pool_rows(band.rows - 1, window, pool_row);
-      pool_rows(1, params.height % window, pool_row);
+      pool_rows(1, params.height % window,
+                [](auto... arguments) { pool_border_row<V, Kind, window>(arguments...); });
     }
   };
   if (V::kLanes == 1 || whole > 2 * V::kLanes) {
@@ -248,10 +254,6 @@ void pool_nhwc(const Input* from, const TransferParams& params, const Band& band
   }
 }
 
-// Pools a band of the plane (NCHW) or of the image (NHWC) that the first argument points to.
-template <class Input>
-using PoolBand = void (*)(const Input*, const TransferParams&, const Band&, float*) noexcept;
-
 template <class V, class Kind, std::size_t window, class Input>
 PoolBand<Input> pool_band_of(Layout layout) noexcept {
   using Pooler = typename V::template Pooler<Input, Kind::kAverage>;
@@ -272,5 +274,17 @@ PoolBand<Input> choose_pool_band(const TransferParams& params) noexcept {
 
 }  // namespace
 }  // namespace scissionlite
+
+// Defines an ISA's choice of the function that pools, with its vector class V. The files of
+// pool_range do it, and those of encode use it too: the functions are a fifth of the module.
+#define SCISSIONLITE_POOLING(isa, V)                                          \
+  namespace scissionlite {                                                    \
+  PoolBand<f32> pool_band_f32__##isa(const TransferParams& params) noexcept { \
+    return choose_pool_band<V, f32>(params);                                  \
+  }                                                                           \
+  PoolBand<f16> pool_band_f16__##isa(const TransferParams& params) noexcept { \
+    return choose_pool_band<V, f16>(params);                                  \
+  }                                                                           \
+  }
 
 #endif  // SCISSIONLITE_POOLING_H_
