@@ -1,4 +1,5 @@
-# make demo   the whole job on one machine         make test   every test
+# make demo   the whole job on one machine         make test   the tests, in a few minutes
+# make test-long   those tests that take many seconds each
 # make lint   ruff, import-linter, clang-format    make types  mypy, strict
 # make bench  pytest-benchmark                     make arm64  the NEON kernels, under qemu
 # make bench-e2e  against everything else that one could choose: docs/benchmarks.md (40 minutes)
@@ -16,8 +17,10 @@ CXX ?= c++
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark \
+  -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint types bench bench-e2e arm64 wheel test-arm64 sanitize fuzz docs lowest format clean
+.PHONY: demo test test-long lint types bench bench-e2e arm64 wheel test-arm64 sanitize fuzz docs lowest format clean
 
 demo: $(READY)
 	$(BIN)/scissionlite demo
@@ -26,8 +29,10 @@ demo: $(READY)
 # cores. A process takes up to 1 GB, so there are eight at most. A file's tests stay in one process, since
 # they share trained networks and bundles. pytest-benchmark warns beside pytest-xdist; no test needs it.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:benchmark \
-	  -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(TESTS) -m 'not long'
+
+test-long: $(READY)
+	$(TESTS) -m long
 
 lint: $(READY)
 	$(BIN)/ruff check .
