@@ -8,6 +8,7 @@ anew, and batch norms take the statistics of random inputs (:func:`build`).
 from __future__ import annotations
 
 import copy
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -313,6 +314,7 @@ def _check_prepared(
         recipe=recipe,
         max_batch=record.batch,
     )
+    gc.collect()  # what the first training leaves in cycles, before the second one
     order = torch.Generator().manual_seed(recipe.seed)
     calibration = input_batches(loader_of(data, recipe.batch_size, generator=order))
     network = insert(graph, point, spec, calibration=calibration, recipe=recipe)

@@ -26,6 +26,7 @@ import scissionlite as sl
 from scissionlite.errors import PrepareError
 from scissionlite.graph.analysis import flat
 from scissionlite.preprocessor import feature_cache, inserter, trainer
+from scissionlite.preprocessor.checkpoint import Checkpoint
 from scissionlite.preprocessor.data import (
     ImageFolder,
     Photographs,
@@ -36,8 +37,9 @@ from scissionlite.preprocessor.data import (
 from scissionlite.preprocessor.metrics import IGNORED
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.scoring import evaluate
-from scissionlite.preprocessor.tasks import SEGMENTATION, Task
+from scissionlite.preprocessor.tasks import CLASSIFICATION, SEGMENTATION, Task
 from scissionlite.preprocessor.teacher import Teacher
+from scissionlite.preprocessor.training_setup import set_up
 from scissionlite.transfer_layer.calibration import calibrate
 from scissionlite.transfer_layer.layers import TransferLayer
 
@@ -341,8 +343,21 @@ def test_an_interrupted_training_has_less_left_to_do(textures: Path, tmp_path: P
     # Two epochs, batch statistics, a first look, and 64 samples that the digest of the data reads
     # twice: enough for what is left, not for everything.
     rest = Interrupted(data, 3 * len(data) + 16 + 2 * 64)
-    record = trainer.train(small_network(), rest, recipe, checkpoint=checkpoint)
+    network = small_network()
+    record = trainer.train(network, rest, recipe, checkpoint=checkpoint)
     assert record.epochs == 3
+    # Gradients are as large as the weights, and are needed no more.
+    assert all(weight.grad is None for weight in network.parameters())
+
+
+def test_a_checkpoint_on_a_full_disk_is_an_error_that_says_so(textures: Path) -> None:
+    data = ImageFolder(textures / "train", TEXTURES)
+    network = small_network()
+    _, state = set_up(network, data, QUICK, CLASSIFICATION, None, labelled=True)
+    full = Path("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        Checkpoint(full, "a training", network).save(state)
+    assert raised.value.filename == str(full)
 
 
 def test_foreign_and_broken_checkpoints_are_refused(textures: Path, tmp_path: Path) -> None:

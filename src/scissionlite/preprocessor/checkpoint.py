@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Sized
 from dataclasses import dataclass
@@ -182,10 +181,10 @@ class Checkpoint:
     def save(self, state: TrainingState) -> None:
         """Write the state, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        stored = io.BytesIO()  # given a file, torch does not say that the disk is full
-        torch.save({**state.state_dict(), "fingerprint": self._fingerprint}, stored)
-        with atomic_file(self.path) as file:
-            file.write_bytes(stored.getbuffer())
+        stored = {**state.state_dict(), "fingerprint": self._fingerprint}
+        # Given a path instead of an open file, torch does not say that the disk is full.
+        with atomic_file(self.path) as file, file.open("wb") as opened:
+            torch.save(stored, opened)
 
     def remove(self) -> None:
         """Remove the file: training is done."""

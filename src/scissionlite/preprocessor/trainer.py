@@ -230,6 +230,7 @@ def _finish(setup: TrainingSetup, state: TrainingState) -> tuple[float, float | 
     Returns the weight of the bytes and their estimate, where they were in the loss.
     """
     network = state.network
+    state.optimizer.zero_grad(set_to_none=True)  # gradients would stay as long as the network
     if state.stopping.best_weights is not None:
         network.load_state_dict(state.stopping.best_weights)
     weight, estimated = 0.0, None
