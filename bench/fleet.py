@@ -366,17 +366,18 @@ def main(arguments: list[str]) -> None:
         profiler.measure(2)
         profiler.forget()
         profiler.measure(FIRST_ROUNDS)
-        parts = []
+        where = f"Measured on {circumstances(load)}, with the profile of {MODEL}, {SIZE} x {SIZE}."
+        parts = [f"{where}\n"]
+        print(parts[0])
         if options.part != "real":
             parts.append(show_plan(profiler.profile()))
+            print(parts[-1], flush=True)
         if options.part != "plan":
             given = (options.devices, options.turns, options.seconds, options.load)
             parts.append(show_real(graph, profiler, *given))
-    text = f"Measured on {circumstances(load)}, with the profile of {MODEL}, {SIZE} x {SIZE}.\n"
-    text += "".join(parts)
-    print(text)
+            print(parts[-1])
     if options.part is None:
-        write_between("fleet.md", "python -m bench.fleet", text)
+        write_between("fleet.md", "python -m bench.fleet", "".join(parts))
 
 
 if __name__ == "__main__":

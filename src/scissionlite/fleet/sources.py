@@ -165,6 +165,12 @@ class Source:
 
     def _step(self, events: _Events, tally: Tally) -> Requests:
         """Do one thing on each of some devices."""
+        # What has not begun by its deadline is given up.
+        begins = np.maximum(events.time, self._free[events.device])
+        too_late = begins > events.born + self._devices.deadline
+        if self._routes and too_late.any():
+            tally.lose(self._group, int(too_late.sum()))
+            events = events.take(~too_late)
         device, born = events.device, events.born
         route, begin, fails = self._chosen(events)
         # What finds no route is answered here, or is an error, at once.
