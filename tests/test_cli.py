@@ -106,6 +106,7 @@ def _with_equal_times(profile: sl.Profile) -> sl.Profile:
     )
 
 
+@pytest.mark.long
 def test_images_are_read_as_the_network_was_trained(folder: Path, tmp_path: Path) -> None:
     name, image = "timm:test_vit", next((folder / "test").rglob("*.jpg"))
     torch.manual_seed(0)
@@ -473,6 +474,7 @@ def test_every_public_name_is_there() -> None:
         _ = sl.nothing
 
 
+@pytest.mark.long
 def test_the_demo_compares_every_way(folder: Path, tmp_path: Path) -> None:
     printed = in_own_process(
         *("demo", "--json", "--data", folder, "--model", MODEL, "--size", "64", "--images", "3"),

@@ -27,6 +27,8 @@ PREPROCESSING = sl.Preprocessing(size=(96, 96))
 # What two minutes allow; docs/tutorial.md has the figures of the whole data set at full size.
 TRAINED, TESTED = 4, 6
 
+pytestmark = pytest.mark.long  # a training on photographs of steel
+
 
 @pytest.fixture(scope="module")
 def steel(shared_data: Path) -> Path:

@@ -87,6 +87,7 @@ def resident(process: Process) -> int:
     return pages * os.sysconf("SC_PAGESIZE")
 
 
+@pytest.mark.long
 def test_killed_devices_leave_their_credit_and_memory_and_disturb_nobody(
     onnx_bundle: Bundle, frames: Frames, sockets: Sockets, start_process: Callable[..., Process]
 ) -> None:

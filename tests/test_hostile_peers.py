@@ -170,6 +170,7 @@ def test_a_connection_whose_bytes_are_not_counted_is_served(
     assert ("does not count the bytes" in caplog.text) is (transport == "tcp")
 
 
+@pytest.mark.long
 def test_an_address_that_attacked_gets_no_connection_for_a_moment(
     tiny_bundle: Bundle, frames: Frames, start_process: Callable[..., Process]
 ) -> None:

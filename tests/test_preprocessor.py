@@ -177,6 +177,7 @@ def test_images_and_local_plans_are_prepared_too(
     assert afters["image"].sent_bytes > 0
 
 
+@pytest.mark.long
 def test_a_bundle_for_every_runtime_answers_the_same(small_graph: sl.Graph, tmp_path: Path) -> None:
     plan = sl.Plan(kind="split", slicing_point="1", spec=sl.TransferSpec.float32_split())
     runtimes = ("onnx", "aotinductor", "torchscript")

@@ -90,6 +90,7 @@ def test_a_profile_has_every_block_codec_slice_and_image(measured: sl.Profile) -
     assert measured.host.threads == 1
 
 
+@pytest.mark.long
 def test_another_runtime_is_measured_with_its_own_slices() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, stride=2))
     graph = sl.capture(model, torch.zeros(1, 3, 32, 32))

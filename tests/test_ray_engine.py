@@ -33,6 +33,7 @@ from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.transfer_layer import TransferSpec
 
 pytestmark = [
+    pytest.mark.long,  # a cluster
     pytest.mark.usefixtures("no_threads_left"),
     pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed"),
 ]

@@ -22,6 +22,10 @@ from scissionlite.runtimes import RUNTIMES, load_slice, runtime_module, torchscr
 from scissionlite.runtimes.export import export_slices, load_exported
 
 INPUT = (1, 3, 64, 64)
+EVERY_RUNTIME = [
+    pytest.param(name, marks=pytest.mark.long if name == "aotinductor" else ())  # it compiles
+    for name in RUNTIMES
+]
 
 
 def network() -> nn.Module:
@@ -53,7 +57,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return export
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERY_RUNTIME)
 def test_an_exported_slice_answers_as_its_module(
     runtime: str, exported: Callable[[str], Path]
 ) -> None:
@@ -140,7 +144,7 @@ class _Skip(nn.Module):
         return pooled + y, y, pooled.flatten(1).sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERY_RUNTIME)
 def test_a_slice_of_several_tensors_and_any_batch_answers_as_its_module(
     runtime: str, tmp_path: Path
 ) -> None:
@@ -184,7 +188,7 @@ class _AnswersWhatItHolds(nn.Module):
         )
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", EVERY_RUNTIME)
 def test_a_slice_shares_no_memory_with_its_caller(runtime: str, tmp_path: Path) -> None:
     example = (torch.randn(1, 6), torch.randn(1, 6))
     module = sl.capture(_AnswersWhatItHolds(), example).module
