@@ -117,6 +117,7 @@ class ServedBundles:
         if dropped is None:
             raise OffloadError(f"bundle {bundle_id[:12]} is not served: {self._describe()}")
         dropped.dropped = True
+        dropped.record.trouble = lambda: ""  # the record does not keep what computes
         self._metrics.remove_bundle(dropped.record)
         self._leaving.append(dropped)
 
