@@ -50,6 +50,8 @@ def _head(cells: Sequence[Cell], contested: Sequence[Cell]) -> list[str]:
         "python -m bench.end_to_end --report",
         "```",
         "",
+        "Copied to `build/end_to_end`, the records in `docs/benchmarks/cells` give this page.",
+        "",
     ]
     if not cells:
         return [*lines, "**Nothing has been measured yet.**"]
