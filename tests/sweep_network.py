@@ -61,6 +61,10 @@ variance, and a deep network amplifies rounding to any size."""
 SAMPLES = 4
 """Random inputs that a network with a Transfer Layer is retrained on, for one epoch."""
 
+MOST_TRAINED = 500_000_000
+"""Weights of the largest network that is retrained. Training takes fifteen times the memory of the
+weights, twice over; larger networks are prepared as they are (``--epochs 0``)."""
+
 
 # More than 12 attributes: each is a fact of a row of the table.
 class Record(msgspec.Struct, kw_only=True):
@@ -175,6 +179,8 @@ def _check(record: Record, report: Callable[[Record], None]) -> None:
     begin("prepare")
     spec, point = prepared_point(graph)
     record.prepared_at, record.transfer = point.name, spec.label
+    if record.parameters > MOST_TRAINED:
+        record.transfer += ", not retrained"
     with tempfile.TemporaryDirectory(prefix="scissionlite-sweep-") as scratch:
         _check_prepared(untouched, graph, point, spec, record, Path(scratch) / "bundle")
 
@@ -304,7 +310,8 @@ def _check_prepared(
     data = TensorDataset(inputs, torch.zeros(SAMPLES, dtype=torch.int64))
     shape = graph.outputs[0].shape
     task = sl.SEGMENTATION if len(shape) == 4 else sl.CLASSIFICATION
-    recipe = sl.Recipe(epochs=1, batch_size=2, learning_rate=1e-4)
+    epochs = 1 if record.parameters <= MOST_TRAINED else 0
+    recipe = sl.Recipe(epochs=epochs, batch_size=2, learning_rate=1e-4)
     bundle = sl.prepare(
         graph,
         sl.Plan(kind="split", slicing_point=point.name, spec=spec),
@@ -318,8 +325,11 @@ def _check_prepared(
     order = torch.Generator().manual_seed(recipe.seed)
     calibration = input_batches(loader_of(data, recipe.batch_size, generator=order))
     network = insert(graph, point, spec, calibration=calibration, recipe=recipe)
-    teacher = Teacher(graph, point)
-    trainer.train(network, data, recipe, task=task, teacher=teacher, labelled=False)
+    if epochs:
+        teacher = Teacher(graph, point)
+        trainer.train(network, data, recipe, task=task, teacher=teacher, labelled=False)
+    else:
+        network.settle()
     fallback = load_slice(bundle.slice_path("network"), "torchscript")
 
     def check_on(inputs: torch.Tensor, where: str) -> None:
