@@ -38,17 +38,16 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
 
 import scissionlite as sl
+from bench.accuracy.photographs import Frames
 from bench.end_to_end.machine import description, on_core, pin_to_core
 from bench.predicted_tables import LINKS, draw, name_of, tables, write_part
 from scissionlite.demo.device_process import Answered, Setup, Turn, Way
 from scissionlite.demo.processes import DeviceProcess, daemon, emulated
 from scissionlite.models import load_model
-from scissionlite.preprocessor.data import Sample, sample_frames
+from scissionlite.preprocessor.data import sample_frames
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.scissiontl.profiler import Profiler
 
@@ -59,21 +58,6 @@ MOST_WEIGHTS = 30.0  # millions; larger networks take minutes each
 FIRST_ROUNDS, ROUNDS = 6, 3  # of the profile: before the choice, and in each turn
 TURNS = 6
 DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
-
-
-class Photographs(Dataset[Sample]):
-    """Some photographs to calibrate with; their labels are not used."""
-
-    def __init__(
-        self, frames: Sequence[npt.NDArray[np.uint8]], preprocessing: sl.Preprocessing
-    ) -> None:
-        self._inputs = [torch.from_numpy(preprocessing.tensor(frame)[0]) for frame in frames]
-
-    def __len__(self) -> int:
-        return len(self._inputs)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._inputs[index], 0
 
 
 class Candidate(NamedTuple):
@@ -163,7 +147,7 @@ def network_rows(network: Candidate, photographs: Path) -> list[dict[str, Any]]:
             identity: sl.prepare(
                 graph,
                 plan,
-                train=Photographs(frames, preprocessing),
+                train=Frames(frames, preprocessing),
                 recipe=Recipe(epochs=0),
                 preprocessing=preprocessing,
                 out=folder / str(number),

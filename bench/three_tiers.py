@@ -32,9 +32,10 @@ import torch
 from msgspec import structs
 
 import scissionlite as sl
+from bench.accuracy.photographs import Frames
 from bench.documents import circumstances, load_before, write_between
 from bench.end_to_end.machine import on_core, pin_to_core
-from bench.predicted import FIRST_ROUNDS, ROUNDS, SIZE, SLOWDOWN, Photographs
+from bench.predicted import FIRST_ROUNDS, ROUNDS, SIZE, SLOWDOWN
 from scissionlite.demo.device_process import Answered, Setup, Turn, Way
 from scissionlite.demo.processes import DeviceProcess, daemon, emulated
 from scissionlite.models import load_model
@@ -130,7 +131,7 @@ def network_rows(name: str, photographs: Path, turns: int) -> list[dict[str, Any
             sl.prepare(
                 graph,
                 plan,
-                train=Photographs(frames, preprocessing),
+                train=Frames(frames, preprocessing),
                 recipe=Recipe(epochs=0),
                 preprocessing=preprocessing,
                 out=folder / str(number),

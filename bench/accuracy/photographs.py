@@ -1,7 +1,7 @@
 """Data of the experiments: steel photographs, mosaics of them, and photographs of ImageNet.
 
-All are torch Datasets of pairs (float32 input without batch dimension, label) that also have
-``frame(index)``, the uint8 picture before normalization, which is what JPEG compresses.
+All are torch Datasets of pairs (float32 input without batch dimension, label). Those that are
+scored also have ``frame(index)``, the uint8 picture before normalization, which JPEG compresses.
 """
 
 from __future__ import annotations
@@ -49,6 +49,19 @@ class Pictures(Protocol):
     def frame(self, index: int) -> Frame:
         """The picture before normalization: uint8, ``(height, width, channels)``."""
         ...
+
+
+class Frames(Dataset[Sample]):
+    """Frames to calibrate with; their labels are not used."""
+
+    def __init__(self, frames: Sequence[Frame], preprocessing: sl.Preprocessing) -> None:
+        self._inputs = [torch.from_numpy(preprocessing.tensor(frame)[0]) for frame in frames]
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._inputs[index], 0
 
 
 def steel(data: Path, part: str, preprocessing: sl.Preprocessing = STEEL) -> ImageFolder:

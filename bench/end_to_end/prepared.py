@@ -19,15 +19,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
 
 import scissionlite as sl
+from bench.accuracy.photographs import Frames
 from bench.end_to_end import networks
 from bench.end_to_end.contenders import JPEG_QUALITIES
 from bench.end_to_end.links import LinkKind
 from bench.end_to_end.networks import Known, Network
 from scissionlite.errors import ScissionLiteError
-from scissionlite.preprocessor.data import Sample
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.scissiontl.leakage import leakages
 
@@ -36,21 +35,6 @@ PROFILED = 12
 """Frames of a profile: with 16 it would measure the drops of all codecs, too, for minutes."""
 LEAKED = 16
 """Frames with which leakage is measured."""
-
-
-class Frames(Dataset[Sample]):
-    """Frames to calibrate with; their labels are not used."""
-
-    def __init__(
-        self, frames: Sequence[npt.NDArray[np.uint8]], preprocessing: sl.Preprocessing
-    ) -> None:
-        self._inputs = [torch.from_numpy(preprocessing.tensor(frame)[0]) for frame in frames]
-
-    def __len__(self) -> int:
-        return len(self._inputs)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._inputs[index], 0
 
 
 class Setting(NamedTuple):
