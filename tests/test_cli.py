@@ -20,6 +20,7 @@ import torch
 import typer
 from PIL import Image
 from processes import run_here
+from rich.console import Console
 from typer.main import get_command
 
 import scissionlite as sl
@@ -34,7 +35,9 @@ from scissionlite.cli.model_options import (
 )
 from scissionlite.cli.output import print_table
 from scissionlite.cli.struct_options import FieldOptions, struct_options
+from scissionlite.demo import flow
 from scissionlite.demo.textures import write_dataset
+from scissionlite.errors import PrepareError
 from scissionlite.fields import struct_fields
 from scissionlite.images import Preprocessing
 from scissionlite.models import load_model
@@ -472,6 +475,29 @@ def test_every_public_name_is_there() -> None:
         assert isinstance(value, sl.Task) if name.isupper() else value.__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = sl.nothing
+
+
+def test_the_demo_leaves_the_network_in_int8_out_where_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Whether it is refused depends on the processor and the weights.
+    def refused(graph: object, plan: sl.Plan, **options: object) -> sl.Bundle:
+        raise PrepareError("off by 0.16")
+
+    monkeypatch.setattr(flow, "prepare", refused)
+    demo = flow.Demo(tmp_path, Console(), size=64, seed=0, slowdown=1, progress=False)
+    data = tmp_path / "data"
+    write_dataset(data, train=1, test=1)
+    demo.open_data(data, Preprocessing(size=(64, 64)))
+    demo.graph = sl.capture(torch.nn.ReLU(), torch.zeros(1, 3, 64, 64))
+    local = sl.Plan(kind="local")
+    int8 = msgspec.structs.replace(local, device_precision="int8")
+    for _ in range(2):  # over each link
+        assert demo._prepare(int8, epochs=1) is None
+    assert capsys.readouterr().out.count("Left out, nothing (local, int8): off by 0.16") == 1
+    for other in (local, sl.Plan(kind="image", image_format="png")):
+        with pytest.raises(PrepareError, match="off by"):
+            demo._prepare(other, epochs=1)
 
 
 @pytest.mark.long

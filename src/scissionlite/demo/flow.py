@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from scissionlite.atomic_folder import atomic_file
 from scissionlite.bundle import Bundle
 from scissionlite.demo.comparison import Row, compared_ways, measure
 from scissionlite.demo.textures import write_dataset
+from scissionlite.errors import PrepareError
 from scissionlite.graph.capture import capture
 from scissionlite.graph.graph import Graph
 from scissionlite.images import Preprocessing
@@ -54,7 +54,7 @@ class Demo:
         self.slowdown = slowdown
         self.progress = progress
         self._started = time.perf_counter()
-        self._bundles: dict[tuple[object, ...], Bundle] = {}
+        self._bundles: dict[tuple[object, ...], Bundle | None] = {}
 
     train_data: ImageFolder
     test_data: ImageFolder
@@ -93,10 +93,9 @@ class Demo:
                 progress=self.progress,
                 description="training the network",
             )
-            stored = io.BytesIO()  # given a file, torch does not say that the disk is full
-            torch.save(network.state_dict(), stored)
-            with atomic_file(self.out / "network.pt") as file:
-                file.write_bytes(stored.getbuffer())
+            # Given a path instead of an open file, torch does not say that the disk is full.
+            with atomic_file(self.out / "network.pt") as file, file.open("wb") as opened:
+                torch.save(network.state_dict(), opened)
         height, width, channels = self.train_data.preprocessing.frame_shape
         self.graph = capture(network, torch.zeros(1, channels, height, width), name=model)
         self._print(f"Captured: {self.graph}")
@@ -131,14 +130,16 @@ class Demo:
         for link in links:
             ranked = plan(self.measured.slowed(self.slowdown), self.measured, link)
             ways = {
-                label: (chosen, self._prepare(chosen, epochs))
+                label: (chosen, bundle)
                 for label, chosen in compared_ways(ranked, at).items()
+                if (bundle := self._prepare(chosen, epochs)) is not None
             }
             self._print(f"Running over {link}, in turns: {', '.join(ways)}")
             rows += measure(ways, files, link, slowdown=self.slowdown)
         return rows
 
-    def _prepare(self, chosen: Plan, epochs: int) -> Bundle:
+    def _prepare(self, chosen: Plan, epochs: int) -> Bundle | None:
+        """Prepare a plan, once; None if the network in int8 is refused: then it is left out."""
         int8 = "int8" if chosen.device_precision == "int8" else ""
         key = (chosen.kind, chosen.slicing_point, chosen.spec, int8)
         if key not in self._bundles:
@@ -147,17 +148,24 @@ class Demo:
             name = "_".join(filter(None, (chosen.kind, int8, chosen.slicing_point, spec)))
             where = f" at {chosen.slicing_point}" if chosen.slicing_point else ""
             self._print(f"Preparing a bundle: {chosen.label}{where}")
-            self._bundles[key] = prepare(
-                self.graph,
-                chosen,
-                train=self.train_data,
-                validate=self.test_data,
-                out=self.out / "bundles" / name,
-                preprocessing=self.test_data.preprocessing,
-                recipe=Recipe(epochs=epochs, seed=self.seed),
-                local_fallback=False,
-                progress=self.progress,
-            )
+            try:
+                self._bundles[key] = prepare(
+                    self.graph,
+                    chosen,
+                    train=self.train_data,
+                    validate=self.test_data,
+                    out=self.out / "bundles" / name,
+                    preprocessing=self.test_data.preprocessing,
+                    recipe=Recipe(epochs=epochs, seed=self.seed),
+                    local_fallback=False,
+                    progress=self.progress,
+                )
+            except PrepareError as error:
+                # What rounds too differently from what it is verified with is refused.
+                if chosen.kind != "local" or not int8:
+                    raise
+                self._print(f"Left out, {chosen.label}: {error}")
+                self._bundles[key] = None
         return self._bundles[key]
 
     def _print(self, what: str) -> None:
