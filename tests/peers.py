@@ -224,8 +224,9 @@ class HandmadeDevice:
         return control.decode_at_device(first), rest
 
     def timeout(self, seconds: float) -> None:
-        """Wait no longer than this for a message."""
-        self._dealer.rcvtimeo = int(1000 * seconds)
+        """Wait no longer than this for a message, or until one can be sent."""
+        for each in (self._push, self._dealer):
+            each.rcvtimeo = each.sndtimeo = int(1000 * seconds)
 
     def close(self) -> None:
         """End the connections without a word."""

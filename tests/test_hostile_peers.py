@@ -477,9 +477,13 @@ def test_a_flood_over_encrypted_links_disturbs_nobody(
         where = (sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
         wrong = valid_request(tiny_bundle, victim) if "identity" in kind else [b"wrong"]
         bad = HandmadeDevice(*where, keys=own)
-        for _ in range(floods.MOST_WRONG + 100):
-            bad.send(*wrong)
-            bad.send_control(control.Ping(1))
+        bad.timeout(0.1)
+        # A refused handshake ends the connection for good: what is sent later waits for none.
+        refused = (zmq.Again,) if "key" in kind else ()
+        with contextlib.suppress(*refused):
+            for _ in range(floods.MOST_WRONG + 100):
+                bad.send(*wrong)
+                bad.send_control(control.Ping(1))
         rejected: dict[str, int] = {}
         enough = {"no authorised key": 2, "another edge's key": 0}.get(kind, floods.MOST_WRONG)
         while sum(rejected.values()) < enough:
@@ -494,7 +498,6 @@ def test_a_flood_over_encrypted_links_disturbs_nobody(
             assert rejected == {error: enough}
         else:
             assert set(rejected) == ({"UnauthorizedKeyError"} if enough else set())
-            bad.timeout(0.1)
             with pytest.raises(zmq.Again):
                 bad.receive()  # no handshake, so no answer
         assert edge.stats().devices == 1
