@@ -16,7 +16,7 @@ import scissionlite as sl
 from scissionlite.errors import PlanError, ProfileError
 from scissionlite.graph.tensors import TensorInfo
 from scissionlite.manifest import Accuracy, NextHop
-from scissionlite.scissiontl.cost import Machine, Prediction, slice_times
+from scissionlite.scissiontl.cost import Machine, Prediction, int8_slice_times, slice_times
 from scissionlite.scissiontl.planner import Objective, pareto
 from scissionlite.scissiontl.plans import MeasuredAccuracy, SecondCut
 from scissionlite.scissiontl.profile import (
@@ -70,11 +70,29 @@ def test_measured_slices_come_before_sums_of_blocks() -> None:
     device, edge = slice_times(profile)
     assert device[1] == pytest.approx(0.015)
     assert edge[1] == pytest.approx(0.060)
-    # Before the first: its ratio, 0.5. Behind it: half way to the network's, 0.8.
-    assert device[0] == pytest.approx(0.01 * 0.5)
-    assert device[2] == pytest.approx(0.07 * 0.65)
-    assert edge[0] == pytest.approx(0.11 * (2 / 3 + 0.8) / 2)
-    assert edge[2] == pytest.approx(0.05 * 2 / 3)
+    # A third of the first slice's blocks, and four ninths of those behind it.
+    assert device[0] == pytest.approx(0.015 / 3)
+    assert device[2] == pytest.approx(0.015 + (0.096 - 0.015) * 4 / 9)
+    assert edge[0] == pytest.approx(0.096 - (0.096 - 0.060) / 3)
+    assert edge[2] == pytest.approx(0.060 * 5 / 9)
+
+
+def test_a_long_block_between_measured_slices_takes_its_share_of_their_difference() -> None:
+    # DenseNet-169's: the first slice is compiled to a third of its blocks' sum, the next is not.
+    slices = (
+        SliceProfile(0, device=0.004, edge=0.123, device_int8=0.002),
+        SliceProfile(2, device=0.049, edge=0.082, device_int8=0.042),
+    )
+    profile = written(
+        latencies=(0.012, 0.034, 0.006, 0.1),
+        slices=slices,
+        network_latency=0.129,
+        network_latency_int8=0.1,
+    )
+    device, edge = slice_times(profile)
+    assert device == pytest.approx([0.004, 0.004 + 0.045 * 34 / 40, 0.049])
+    assert edge == pytest.approx([0.123, 0.123 - 0.041 * 34 / 40, 0.082])
+    assert int8_slice_times(profile) == pytest.approx([0.002, 0.002 + 0.040 * 34 / 40, 0.042])
 
 
 def test_blocks_are_scaled_to_what_the_fused_network_takes() -> None:

@@ -178,23 +178,17 @@ def codec_drops(profile: Profile) -> dict[tuple[int, TransferSpec], float]:
 def slice_times(profile: Profile) -> tuple[list[float], list[float]]:
     """Seconds of the device slice and of the edge slice for a cut behind each block but the last.
 
-    A slice that was measured keeps its time. For the others the sum of the blocks is multiplied by
-    a ratio: the time of a measured slice over the sum of its blocks, interpolated between the
-    measured neighbours. The uncut network is the last device slice and the first edge slice.
+    A slice that was measured keeps its time. Between two of them, what the second takes more (or,
+    on the edge, less) than the first is shared out by the latencies of the blocks between. The
+    uncut network is the last device slice and the first edge slice; an empty slice takes no time.
     """
-    latencies = np.array([block.latency for block in profile.blocks])
-    cuts = np.arange(len(latencies) - 1)
-    before = np.cumsum(latencies)[:-1]
-    after = latencies.sum() - before
+    ends = np.cumsum([block.latency for block in profile.blocks])
     measured = sorted(profile.slices, key=lambda s: s.block)
-    places = [s.block for s in measured]
-
-    device = [s.device / before[s.block] for s in measured]
-    edge = [s.edge / after[s.block] for s in measured]
-    whole = profile.fusion
-    device_times = before * np.interp(cuts, [*places, len(latencies) - 1], [*device, whole])
-    edge_times = after * np.interp(cuts, [-1, *places], [whole, *edge])
-    return device_times.tolist(), edge_times.tolist()
+    borders = [0.0, *(ends[each.block] for each in measured), ends[-1]]
+    whole = profile.fusion * ends[-1]
+    device = np.interp(ends[:-1], borders, [0.0, *(each.device for each in measured), whole])
+    edge = np.interp(ends[:-1], borders, [whole, *(each.edge for each in measured), 0.0])
+    return device.tolist(), edge.tolist()
 
 
 def _block_ends(profile: Profile) -> list[float]:
@@ -221,15 +215,12 @@ def int8_slice_times(profile: Profile) -> list[float] | None:
     whole = profile.network_latency_int8
     if whole is None:
         return None
-    latencies = np.array([block.latency for block in profile.blocks])
-    sums = np.cumsum(latencies)
-    measured = {
-        each.block: each.device_int8 for each in profile.slices if each.device_int8 is not None
-    } | {len(sums) - 1: whole}
-    places = sorted(measured)
-    ratios = [measured[place] / sums[place] for place in places]
-    times: list[float] = (sums * np.interp(np.arange(len(sums)), places, ratios))[:-1].tolist()
-    return times
+    ends = np.cumsum([block.latency for block in profile.blocks])
+    measured = sorted((s.block, s.device_int8) for s in profile.slices if s.device_int8 is not None)
+    borders = [0.0, *(ends[block] for block, _ in measured), ends[-1]]
+    times = np.interp(ends[:-1], borders, [0.0, *(each for _, each in measured), whole])
+    found: list[float] = times.tolist()
+    return found
 
 
 def _memory(weights: npt.NDArray[np.int64], peaks: npt.NDArray[np.int64]) -> list[int]:
