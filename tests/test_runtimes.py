@@ -466,32 +466,44 @@ def test_a_device_without_torch_takes_the_slices_that_it_can_run(tmp_path: Path)
 
 
 _COUNT_FAULTS = """
-import resource, sys
+import resource, sys, threading
 import numpy as np
 from pathlib import Path
 from scissionlite.runtimes import load_slice, warm_up
 
-shape = (1, 3, 128, 128)
-loaded = load_slice(Path(sys.argv[1]), "torchscript", threads=1)
-warm_up(loaded, [(shape, "float32")], runs=5)
-x = np.zeros(shape, np.float32)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    loaded(x)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+path, size, where = sys.argv[1:]
+shape = (1, 3, int(size), int(size))
+loaded = load_slice(Path(path), "torchscript", threads=1)
+
+def work():
+    warm_up(loaded, [(shape, "float32")], runs=5)
+    x = np.zeros(shape, np.float32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        loaded(x)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+
+if where == "main":
+    work()
+else:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
 """
 
 
-def test_an_inference_does_not_map_its_memory_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["main", "worker"])
+@pytest.mark.parametrize("size", [128, 640])  # the largest maps have 2.6 and 66 MB
+def test_an_inference_does_not_map_its_memory_again(size: int, where: str, tmp_path: Path) -> None:
     # Small maps, then large ones, then small ones again, as in an inverted residual.
     module = nn.Sequential(
-        *(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6(), nn.Conv2d(32, 96, 1), nn.ReLU6()),
-        nn.Conv2d(96, 24, 1, 2),
+        *(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6(), nn.Conv2d(32, 160, 1), nn.ReLU6()),
+        nn.Conv2d(160, 24, 1, 2),
     )
     path = tmp_path / "slice.pt"
-    runtime_module("torchscript").export(module, (torch.zeros(1, 3, 128, 128),), path)
+    runtime_module("torchscript").export(module, (torch.zeros(1, 3, size, size),), path)
     done = subprocess.run(
-        [sys.executable, "-c", _COUNT_FAULTS, str(path)],
+        [sys.executable, "-c", _COUNT_FAULTS, str(path), str(size), where],
         env={name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")},
         capture_output=True,
         text=True,
