@@ -43,6 +43,7 @@ from scissionlite.offloader.edge.sockets import EdgeSockets, Received
 from scissionlite.offloader.waker import Waker
 from scissionlite.offloader.wire import control
 from scissionlite.offloader.wire.endpoints import Endpoints
+from scissionlite.offloader.wire.probe import probe_header
 from scissionlite.transfer_layer import Quantization, TransferSpec
 
 pytestmark = pytest.mark.usefixtures("no_threads_left")
@@ -446,6 +447,56 @@ def test_what_had_arrived_from_a_muted_connection_is_thrown_away_and_counted(
         while sum(edge.stats().rejected.values()) < number:
             good.infer(frames[0])
         assert edge.stats().rejected.get("MutedConnectionError", 0) > 0
+
+
+@pytest.mark.parametrize("kind", ["heartbeats", "links", "counters", "probes"])
+def test_a_connection_that_floods_with_valid_messages_is_muted_too(
+    tiny_bundle: Bundle,
+    frames: Frames,
+    sockets: Sockets,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    most = 64  # fewer than the real bound, which an honest device does not reach
+    monkeypatch.setattr(floods, "MOST_CONTROL", most)
+    monkeypatch.setattr(floods, "_SECOND", LONG)  # until the test ends it
+    expected = in_one_process(tiny_bundle, frames[0])
+    with EdgeServer(tiny_bundle, LOCAL) as edge, device_of(edge, tiny_bundle) as good:
+        bad = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+        assert isinstance(bad.hello(), control.Welcome)
+
+        def ask(number: int) -> None:
+            if kind == "probes":
+                bad.send(*wire.pack(probe_header(bad.id, 1 << 63 | number, 10), [bytes(10)]))
+            elif kind == "counters":
+                bad.send_control(control.Stats())
+            else:
+                if kind == "links":
+                    bad.send_control(control.LinkReport(0.001, 1e6))
+                bad.send_control(control.Ping(number))
+
+        # A Hello is a control message, too. Each question is answered: none is under way then.
+        read = {"probes": most, "links": (most - 2) // 2}.get(kind, most - 1)
+        if kind == "links":
+            bad.hello()
+        for number in range(read):
+            ask(number)
+            bad.receive()
+        for number in range(10):
+            ask(read + number)
+        for _ in range(20):
+            np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        bad.timeout(0.1)
+        with pytest.raises(zmq.Again):
+            bad.receive()
+        assert edge.stats().devices == 2
+        assert ended(edge) == 0
+        # They come when the moment is over, and are answered.
+        edge._loop._sockets._floods._end = 0.0
+        bad.timeout(LONG)
+        for _ in range(10):
+            np.testing.assert_array_equal(good.infer(frames[0]), expected)
+            bad.receive()
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ class UnauthorizedKeyError(WireError):
 
 
 class MutedConnectionError(WireError):
-    """A message came by a connection that had just sent too many wrong ones, and was not read."""
+    """A message came by a connection that had just sent too many, and was not read."""
 
 
 class OffloadError(ScissionLiteError, RuntimeError):

@@ -7,7 +7,7 @@
 ``admission``  Admission: which devices take part; ``served``: the bundles, of which each has one
 ``sockets``    EdgeSockets: PULL and ROUTER
 ``connections``  Connections: what each connection holds, and its end; ``bounds``: how much
-``floods``     Floods: connections that send too many wrong messages are muted
+``floods``     Floods: connections that send too many messages are muted
 ``requests``   Requests: what becomes of a device's requests
 ``schedule``   Schedule: devices, Jobs in turns; ``batching``: those run together; ``results``
 ``services``   EdgeServices: answers to edge clients; ``profiling``: a profiler's process

@@ -1,11 +1,13 @@
-"""Connections that flood the daemon with wrong messages are muted for a moment.
+"""Connections that flood the daemon with messages are muted for a moment.
 
-Each wrong message is read, checked and answered by the one thread that leads, which costs tens of
-microseconds; a peer may send thousands a second. So a connection that sends too many within a
-second is muted until the second is over. The kernel drops what comes over it, as if the network had
-lost it: neither libzmq's thread nor the leader has work with it, and its peer must send it again.
-The core throws the messages away that had arrived before, at a microsecond each, and counts them.
-Without TCP, the kernel drops nothing, and the core throws all away.
+Each message is read, checked and answered by the one thread that leads, which costs tens of
+microseconds; a peer may send thousands a second. So a connection that sends too many wrong ones
+within a second, or too many control messages and probes, which may be right, is muted until the
+second is over. (Requests are bounded by the queue, :mod:`.schedule`.) The kernel drops what comes
+over it, as if the network had lost it: neither libzmq's thread nor the leader has work with it, and
+its peer must send it again. The core throws the messages away that had arrived before, at a
+microsecond each, and counts them. Without TCP, the kernel drops nothing, and the core throws all
+away.
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ from scissionlite.errors import MutedConnectionError, ScissionLiteError
 from scissionlite.offloader.edge.connections import Connection, Connections
 
 MOST_WRONG = 256  # messages of a connection in a second that are read; more than any credit
+# Valid control messages and probes that are read. An honest device sends at most 220: with the
+# shortest heartbeat, 0.01 s, a Ping and a LinkReport each time, and more Pings with its probes;
+# `scissionlite probe` waits 0.005 s between two.
+MOST_CONTROL = 1024
 _SECOND = 1.0
 
 
 class Floods:
-    """Counts the wrong messages of each connection. Of one thread at a time.
+    """Counts the messages of each connection. Of one thread at a time.
 
     Parameters
     ----------
@@ -43,7 +49,9 @@ class Floods:
         self._messages = messages
         self._connections = connections
         self._on_reject = on_reject
-        self._wrong: dict[Connection, int] = {}  # messages in this second
+        # Messages in this second:
+        self._wrong: dict[Connection, int] = {}
+        self._control: dict[Connection, int] = {}
         self._muted = False
         self._end = 0.0  # of this second
 
@@ -52,13 +60,13 @@ class Floods:
         """Seconds until :meth:`step` is due."""
         return max(0.0, self._end - time.monotonic()) if self._muted else _SECOND
 
-    def count(self, connection: Connection) -> None:
+    def count_wrong(self, connection: Connection) -> None:
         """Take note of a wrong message, and mute its connection if there were too many."""
-        self.step()
-        number = self._wrong[connection] = self._wrong.get(connection, 0) + 1
-        if number == MOST_WRONG:
-            self._messages[connection.port].mute(connection.fd)
-            self._muted = True
+        self._count(self._wrong, connection, MOST_WRONG)
+
+    def count_control(self, connection: Connection) -> None:
+        """Take note of a valid control message or probe; mute as :meth:`count_wrong` does."""
+        self._count(self._control, connection, MOST_CONTROL)
 
     def step(self) -> None:
         """Begin a new second if it is time: who was muted is read again."""
@@ -71,6 +79,7 @@ class Floods:
                 each.unmute()
         self._muted = False
         self._wrong.clear()
+        self._control.clear()
         self._end = now + _SECOND
 
     def report(self) -> None:
@@ -84,7 +93,14 @@ class Floods:
                     self._connections.deliver(connection, frames, nbytes)
                     address = connection.address
                 error = MutedConnectionError(
-                    f"{address or 'a peer'} sent {MOST_WRONG} wrong messages within a second: the "
-                    f"next {messages} were not read"
+                    f"{address or 'a peer'} sent {MOST_WRONG} wrong messages or {MOST_CONTROL} "
+                    f"control messages within a second: the next {messages} were not read"
                 )
                 self._on_reject(error, messages)
+
+    def _count(self, counts: dict[Connection, int], connection: Connection, most: int) -> None:
+        self.step()
+        number = counts[connection] = counts.get(connection, 0) + 1
+        if number == most:
+            self._messages[connection.port].mute(connection.fd)
+            self._muted = True

@@ -31,7 +31,7 @@ from scissionlite.offloader.edge.admission import Admission
 from scissionlite.offloader.edge.bounds import bounds_of
 from scissionlite.offloader.edge.engines.engine import Computation
 from scissionlite.offloader.edge.metrics import Metrics
-from scissionlite.offloader.edge.requests import Requests
+from scissionlite.offloader.edge.requests import Requests, Taken
 from scissionlite.offloader.edge.schedule import Done, Job, Schedule
 from scissionlite.offloader.edge.served import ServedBundles
 from scissionlite.offloader.edge.services import EdgeServices
@@ -280,6 +280,7 @@ class EdgeLoop:
                     self._send(device_id, Refused("unauthorized", str(error)))
                 self._sockets.reject(connection, error)
                 continue
+            self._sockets.count_control(connection)
             now = time.monotonic()
             if isinstance(message, Hello):
                 if not self._admission.greet(device_id, message, peer):
@@ -307,9 +308,11 @@ class EdgeLoop:
                 return
             try:
                 taken = self._requests.take(peer, frames)
-                if taken is None:
+                if taken is Taken.REFUSED:
                     self._sockets.reject(connection)
-                elif taken:
+                elif taken is Taken.PROBE:
+                    self._sockets.count_control(connection)
+                elif taken is Taken.RUN:
                     return  # the next leader reads what else has come
             except (WireError, BundleMismatchError) as error:
                 self._requests.reject(error, peer, frames[0])

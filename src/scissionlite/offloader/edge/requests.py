@@ -6,6 +6,7 @@ answered, and nothing else changes.
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Callable, Sequence
 
@@ -22,6 +23,15 @@ from scissionlite.offloader.edge.metrics import Metrics, Outcome
 from scissionlite.offloader.edge.schedule import Done, Job, Schedule
 from scissionlite.offloader.edge.services import EdgeServices
 from scissionlite.offloader.wire.control import Failed, FailureCode, Result
+
+
+class Taken(enum.Enum):
+    """The end of a tensor message that was read, as far as the loop has to know it."""
+
+    RUN = enum.auto()  # a request to be run before other messages are read
+    WAITS = enum.auto()  # a request that waits for its turn, or needs nothing more
+    PROBE = enum.auto()  # answered
+    REFUSED = enum.auto()  # its sender has not said Hello
 
 
 class Requests:
@@ -64,7 +74,7 @@ class Requests:
         """Monotonic time at which requests that wait for others are run; infinite if none does."""
         return self._batches.due
 
-    def take(self, peer: str, frames: Sequence[memoryview]) -> bool | None:
+    def take(self, peer: str, frames: Sequence[memoryview]) -> Taken:
         """Check a tensor message, and queue it if it is a request.
 
         Parameters
@@ -73,11 +83,6 @@ class Requests:
             Its sender (:attr:`.access.Access.sender`).
         frames
             As received.
-
-        Returns
-        -------
-        bool or None
-            Whether it is to be run at once, before other messages are read; None if it was refused.
 
         Raises
         ------
@@ -91,19 +96,19 @@ class Requests:
         if header.kind is wire.MessageKind.PROBE:
             known = self._schedule.hear(device_id, time.monotonic())
             self._services.take_probe(header, from_device=known)
-            return False
+            return Taken.PROBE
         served = self._schedule.served(device_id)
         if served is None:
             self._metrics.refuse("unknown-device")
             self._fail(device_id, request_id, "unknown-device", "say Hello first")
-            return None
+            return Taken.REFUSED
         if header.bundle_id != served.prefix:
             raise BundleMismatchError("the request is not for the bundle of its Hello")
         samples = served.side.check(header.tensors).samples
         now = time.monotonic()
         self._schedule.hear(device_id, now)
         if served.dropped or not self._schedule.accepting:
-            return False  # the device sends it elsewhere, or again, after the Refused or Goodbye
+            return Taken.WAITS  # it is sent elsewhere, or again, after the Refused or Goodbye
         expires = now + header.deadline_ms / 1000
         job = Job(served, device_id, request_id, header.tensors, payloads, samples, now, expires)
         usage = self._schedule.usage(device_id)
@@ -111,8 +116,8 @@ class Requests:
         if not self._schedule.add(job):
             served.record.end(usage, "busy")
             self._fail(device_id, request_id, "busy", "too many requests wait")
-            return False
-        return self._batches.runs_at_once(job)
+            return Taken.WAITS
+        return Taken.RUN if self._batches.runs_at_once(job) else Taken.WAITS
 
     def reject(self, error: WireError | BundleMismatchError, peer: str, header: memoryview) -> None:
         """Count a message that breaks a rule, and tell the device, if it is the sender itself."""

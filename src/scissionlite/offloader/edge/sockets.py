@@ -207,11 +207,16 @@ class EdgeSockets:
         if not sent and connection is not None:
             self._connections.end(connection, "reads nothing of what it asks for")
 
+    def count_control(self, connection: Connection | None) -> None:
+        """Take note of a control message or a probe that was read."""
+        if connection is not None:
+            self._floods.count_control(connection)
+
     def reject(self, connection: Connection | None, error: ScissionLiteError | None = None) -> None:
         """Take note of a message that was rejected or refused; end the connection if its key is."""
         self._rejected += 1
         if connection is not None:
-            self._floods.count(connection)
+            self._floods.count_wrong(connection)
         if connection is not None and isinstance(error, UnauthorizedKeyError):
             # Once its peer can have read why.
             self._connections.end_soon(connection, _FAREWELL)
