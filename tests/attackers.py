@@ -155,9 +155,6 @@ def deaf(bundle: Bundle, tensors: str, controls: str, device_id: bytes = b"\x04"
     ping = control.encode(control.Ping(1))
 
     def attack() -> socket.socket:
-        link = socket.socket()
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        link.close()
         answers = shake_hands(controls, b"DEALER", device_id)
         requests = shake_hands(tensors, b"PUSH")
         answers.sendall(frame(hello, more=False))
