@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -282,6 +283,75 @@ class _Counter(_Scaled):
         return answer
 
 
+class _Remembers(_Scaled):
+    """Keeps something between calls, outside its buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, torch.Tensor] = {}
+
+
+class _KeepsItsFirstScale(_Remembers):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if "scale" not in self.kept:
+            self.kept["scale"] = 1 + x.abs().max()
+        answer: torch.Tensor = self.conv(x) * self.kept["scale"]
+        return answer
+
+
+class _KeepsItsLargest(_Remembers):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept["most"] = torch.maximum(self.kept.get("most", torch.ones(())), x.abs().max())
+        answer: torch.Tensor = self.conv(x) * self.kept["most"]
+        return answer
+
+
+class _KeepsItsFirstFrame(_Remembers):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.conv(x - self.kept.setdefault("frame", x[:1].clone()))
+        return answer
+
+
+class _CountsInPython(_Scaled):
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        answer: torch.Tensor = self.conv(x) + self.calls
+        return answer
+
+
+class _KeepsPositions(_Remembers):
+    """What it keeps depends on the shape alone, as the position encodings of transformers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if "positions" not in self.kept:
+            self.kept["positions"] = torch.linspace(-1, 1, x.shape[-1])
+        answer: torch.Tensor = self.conv(x) + self.kept["positions"]
+        return answer
+
+
+def test_what_a_model_keeps_of_the_shape_of_its_input_is_captured() -> None:
+    model = _KeepsPositions().eval()
+    assert_the_graph_is_the_model(model, sl.capture(model, torch.zeros(1, *SHAPE)))
+
+
+def test_nothing_of_a_refused_network_is_printed_but_the_error(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """torch.export logs its whole graph where a number depends on values."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    handler = logging.StreamHandler()
+    log.addHandler(handler)
+    try:
+        with pytest.raises(CaptureError):
+            sl.capture(_NumberInBranch(), torch.zeros(1, *SHAPE))
+    finally:
+        log.removeHandler(handler)
+    assert capfd.readouterr() == ("", "")
+    assert log.level == logging.NOTSET
+
+
 @dataclass
 class _Boxed:
     value: torch.Tensor
@@ -304,6 +374,10 @@ def _with_gradients() -> nn.Module:
         (_NumberOfValues, r"depends on the values of a tensor: .*the line that prevents it"),
         (_NumberInBranch, r"(depends on the values|data-dependent)"),
         (_Counter, r"changes its own state"),
+        (_CountsInPython, r"keep state between calls"),
+        (_KeepsItsFirstScale, r"keep state between calls"),
+        (_KeepsItsLargest, r"keep state between calls"),
+        (_KeepsItsFirstFrame, r"keep state between calls"),
         (_AnswersDataclass, r"answers a _Boxed: wrap the model"),
         (_with_gradients, r"cannot be copied.*detach\(\) that tensor"),
         (lambda: _Scaled().to("meta"), r"without values.*model\.to_empty"),

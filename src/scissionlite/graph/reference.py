@@ -1,11 +1,14 @@
 """The untouched model as the reference of a captured network: it must answer the same.
 
 The example alone would not do. It may be zeros, and the model may write into it. So the two are
-compared on other inputs too, of three scales and another batch size, each time on copies.
+compared on other inputs too, of three scales and another batch size, each time on copies. These
+are answered by a copy of the model that has not seen the example, since a model may keep what it
+computed from its first input.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +38,8 @@ class Reference:
 
     def __init__(self, name: str, model: nn.Module, bound: inspect.BoundArguments) -> None:
         self._name, self._model, self._bound = name, model, bound
+        weights: dict[int, object] = {id(weight): weight for weight in model.parameters()}
+        self._other = copy.deepcopy(model, weights)  # shares the weights
         self.example = _answered_by(name, model, bound)
 
     def difference(self, graph: Graph) -> str | None:
@@ -42,11 +47,11 @@ class Reference:
         for check in self._of(graph):
             if (wrong := _difference(graph, check)) is None:
                 continue
-            again = _answered_by(self._name, self._model, self._bound)
-            if _differing_output(again.outputs, self.example.outputs):
+            again = self._answered(self._model, list(check.inputs.values()))
+            if again is not None and _differing_output(again.outputs, check.outputs):
                 return (
-                    "the model answers the same input differently the second time; does it draw "
-                    "random numbers, or keep state between calls?"
+                    "the model answers the same input differently the second time, or after other "
+                    "inputs; does it draw random numbers, or keep state between calls?"
                 )
             return wrong
         return None
@@ -56,21 +61,23 @@ class Reference:
         example = list(self.example.inputs.values())
         if graph.dynamic_batch:
             batch = max(3, len(example[0]) + 1)
-            batched = self._answered(varied_inputs(example, CHECKED_SCALES, batch))
-            single = self._answered(varied_inputs(example, (1.0,)))
+            batched = self._answered(self._other, varied_inputs(example, CHECKED_SCALES, batch))
+            single = self._answered(self._other, varied_inputs(example, (1.0,)))
             if batched is not None and single is not None:
                 yield from (batched, single)
                 return
-        singles = (self._answered(varied_inputs(example, (scale,))) for scale in CHECKED_SCALES)
-        yield from filter(None, singles)
+        # The largest first: a model may keep the largest value that it has seen.
+        scales = sorted(CHECKED_SCALES, reverse=True)
+        inputs = (varied_inputs(example, (scale,)) for scale in scales)
+        yield from filter(None, (self._answered(self._other, each) for each in inputs))
 
-    def _answered(self, inputs: Sequence[torch.Tensor]) -> Check | None:
+    def _answered(self, model: nn.Module, inputs: Sequence[torch.Tensor]) -> Check | None:
         """Some inputs as a check; None where the model itself does not take them."""
         values = iter(inputs)
         arguments = map_leaves(dict(self._bound.arguments), lambda _: next(values))
         bound = inspect.BoundArguments(self._bound.signature, arguments)
         try:
-            return _answered_by(self._name, self._model, bound)
+            return _answered_by(self._name, model, bound)
         except CaptureError:
             return None
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
+import logging
 import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -112,7 +115,7 @@ def _trace_by_export(
     dynamic_batch: bool = True,
 ) -> fx.GraphModule:
     # Without gradients, as the model is checked: some views may be written to only then.
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), _without_printed_graphs(), torch.no_grad():
         warnings.simplefilter("ignore")
         first = next(leaf for _, leaf in named_leaves(bound.arguments))
         batch = len(first) if first.ndim else 0
@@ -144,6 +147,23 @@ def _trace_by_export(
         else:
             program = torch.export.export(model, bound.args, bound.kwargs)
         return program_module(program)
+
+
+@contextmanager
+def _without_printed_graphs() -> Iterator[None]:
+    """Leave out what torch.export logs and prints of a network that it refuses: its whole graph.
+
+    The error that follows says what matters. With ``TORCH_LOGS`` the log is written as asked for.
+    """
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = log.level
+    if level == logging.NOTSET:
+        log.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _conditions(program: torch.export.ExportedProgram, runs_on: Callable[[int], bool]) -> str:
