@@ -149,6 +149,36 @@ def fuzz(bundle: Bundle, tensors: str, controls: str) -> None:
         dealer.send(corrupt(hello, chance))
 
 
+def beat(bundle: Bundle, controls: str) -> None:
+    """Be a device that sends heartbeats as fast as the daemon takes them."""
+    dealer = zmq.Context().socket(zmq.DEALER)
+    dealer.identity = b"\x05" * 16
+    dealer.connect(controls)
+    dealer.send(control.encode(control.Hello(control.PROTOCOL_VERSION, bundle.id, "beat", {})))
+    ping = control.encode(control.Ping(1))
+    print("attacking", flush=True)
+    while True:
+        dealer.send(ping)
+        while dealer.poll(0):
+            dealer.recv()
+
+
+def overdraw(bundle: Bundle, tensors: str, controls: str) -> None:
+    """Be a device that sends requests as fast as the daemon takes them, whatever its credit."""
+    context = zmq.Context()
+    push, dealer = context.socket(zmq.PUSH), context.socket(zmq.DEALER)
+    dealer.identity = device_id = b"\x06" * 16
+    push.connect(tensors)
+    dealer.connect(controls)
+    dealer.send(control.encode(control.Hello(control.PROTOCOL_VERSION, bundle.id, "greedy", {})))
+    dealer.recv()
+    print("attacking", flush=True)
+    for number in itertools.count():
+        push.send_multipart(valid_request(bundle, device_id, number))
+        while dealer.poll(0):
+            dealer.recv_multipart()
+
+
 def deaf(bundle: Bundle, tensors: str, controls: str, device_id: bytes = b"\x04" * 16) -> None:
     """Be a device that asks and never reads its answers."""
     hello = control.encode(control.Hello(control.PROTOCOL_VERSION, bundle.id, "deaf", {}))
@@ -217,6 +247,8 @@ ATTACKS: dict[str, Callable[[Bundle, str, str], None]] = {
     "half of a handshake, 200 times": lambda _, t, c: hold(t, 200, GREETING[:20]),
     "500 idle connections": lambda _, t, c: hold(c, 500, b""),
     "fuzzed messages": fuzz,
+    "requests over its credit": overdraw,
+    "heartbeats without a pause": lambda bundle, _, c: beat(bundle, c),
     "a device that reads nothing": deaf,
 }
 """What attackers do, by name; each takes the bundle and the endpoints of the two ports."""
