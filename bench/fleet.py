@@ -1,6 +1,6 @@
 """A fleet's plan, its simulation, and 64 real devices beside their simulation.
 
-    python -m bench.fleet               # both, and docs/fleet.md is written
+    python -m bench.fleet               # both
     python -m bench.fleet plan          # 200 devices, 5 edges; and 100,000 devices for an hour
     python -m bench.fleet real          # 64 devices and one daemon on this machine
 
@@ -10,6 +10,10 @@ simulation has the profile of all turns. How much the times vary is measured bef
 device that asks alone. The devices ask at random times (Poisson), each at the rate given by
 ``--load``, the share of its time that the daemon's one worker works. Profile and devices run on the
 first core, the daemon on the second, where there are two.
+
+Each part writes its figures into docs/fleet.md when it is done, so that none is lost when the other
+fails. With fewer devices, turns or seconds than usual it only prints them, unless ``--document``
+names a copy.
 """
 
 from __future__ import annotations
@@ -20,9 +24,9 @@ import json
 import random
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -50,6 +54,7 @@ LOOPBACK = sl.Link(rtt=1e-4, bandwidth=1e10)
 HOUR = 3600.0
 PROCESSES = 2  # with the real devices
 FIRST_ROUNDS, ROUNDS = 8, 3  # of the profile: before anything else, and in each turn
+DEVICES, TURNS, SECONDS = 64, 8, 96.0  # real ones, and how long they ask
 ALONE = 200  # requests of one device alone
 START = 300.0  # seconds for a process to start, or to answer
 SERVE = ("--bind", "tcp://127.0.0.1:*", "--threads", "1", "--batch", "1", "--json")
@@ -105,8 +110,8 @@ def plant(profile: sl.Profile, devices: int = 1, slower: int = 1) -> Inventory:
     )
 
 
-def show_plan(profile: sl.Profile) -> str:
-    """Plan 200 devices, compare with each alone, and play 100,000 devices for an hour."""
+def show_plan(profile: sl.Profile, hour: float) -> str:
+    """Plan 200 devices, compare with each alone, and play 100,000 devices for some seconds."""
     inventory = plant(profile)
     start = time.perf_counter()
     together = assign(inventory)
@@ -118,9 +123,9 @@ def show_plan(profile: sl.Profile) -> str:
     start = time.perf_counter()
     planned = assign(large)
     between = time.perf_counter()
-    hour = simulate(large, planned, HOUR)
+    outcome = simulate(large, planned, hour)
     lasted = time.perf_counter() - between
-    requests = sum(group.requests for group in hour.groups)
+    requests = sum(group.requests for group in outcome.groups)
     loads = [
         f"| {name} | {100 * load:.0f}% | {100 * alone.loads[name]:.0f}% |"
         for name, load in together.loads.items()
@@ -142,9 +147,9 @@ if each device chose alone. The edges' loads:
 | --- | --- | --- |
 {chr(10).join(loads)}
 
-**A large plant.** 100,000 devices were planned in {between - start:.1f} s. An hour of plant time,
-{requests:,} requests, was simulated in **{lasted:.0f} s** (bar: 300 s): mean latency
-{1e3 * hour.mean:.1f} ms, {100 * hour.late:.3f}% late or lost.
+**A large plant.** 100,000 devices were planned in {between - start:.1f} s. {hour:,.0f} s of plant
+time, {requests:,} requests, were simulated in **{lasted:.0f} s** (bar: 300 s for an hour): mean
+latency {1e3 * outcome.mean:.1f} ms, {100 * outcome.late:.3f}% late or lost.
 """
 
 
@@ -320,11 +325,9 @@ def ask(
     devices: Sequence[sl.Device], x: Floats, seconds: float, rate: float, seed: tuple[int, int]
 ) -> list[float]:
     """Have each device ask at random times; return the seconds of every request."""
-    latencies: list[float] = []
-    lock = threading.Lock()
     end = time.monotonic() + seconds
 
-    def use(device: sl.Device, number: int) -> None:
+    def use(device: sl.Device, number: int) -> list[float]:
         chance = random.Random(f"{seed} {number}")
         due = time.monotonic() + chance.expovariate(rate)
         own = []
@@ -334,15 +337,11 @@ def ask(
             device.infer(x)
             own.append(time.monotonic() - due)
             due += chance.expovariate(rate)
-        with lock:
-            latencies.extend(own)
+        return own
 
-    threads = [threading.Thread(target=use, args=each[::-1]) for each in enumerate(devices)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return latencies
+    with ThreadPoolExecutor(len(devices)) as threads:
+        every = threads.map(use, devices, range(len(devices)))  # one that fails ends all
+        return [latency for own in every for latency in own]
 
 
 def main(arguments: list[str]) -> None:
@@ -352,11 +351,13 @@ def main(arguments: list[str]) -> None:
         be_devices(folder, endpoint, control, int(count), int(seed))
         return
     parser = argparse.ArgumentParser(prog="python -m bench.fleet", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=("plan", "real"), help="only this; not written")
-    parser.add_argument("--devices", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=96.0)
-    parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--load", type=float, default=0.3)
+    parser.add_argument("part", nargs="?", choices=("plan", "real"), help="only this")
+    parser.add_argument("--hour", type=float, default=HOUR, help="seconds of the 100,000 devices")
+    parser.add_argument("--devices", type=int, default=DEVICES, help="real ones")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="in which they ask")
+    parser.add_argument("--turns", type=int, default=TURNS, help="of the profile and the devices")
+    parser.add_argument("--load", type=float, default=0.3, help="of the real daemon's worker")
+    parser.add_argument("--document", type=Path, help="that has the marks; docs/fleet.md")
     options = parser.parse_args(arguments)
     load = load_before()
     torch.set_num_threads(1)
@@ -367,17 +368,22 @@ def main(arguments: list[str]) -> None:
         profiler.forget()
         profiler.measure(FIRST_ROUNDS)
         where = f"Measured on {circumstances(load)}, with the profile of {MODEL}, {SIZE} x {SIZE}."
-        parts = [f"{where}\n"]
-        print(parts[0])
         if options.part != "real":
-            parts.append(show_plan(profiler.profile()))
-            print(parts[-1], flush=True)
+            text = f"{where}\n{show_plan(profiler.profile(), options.hour)}"
+            show("plan", text, options.document, usual=options.hour >= HOUR)
         if options.part != "plan":
-            given = (options.devices, options.turns, options.seconds, options.load)
-            parts.append(show_real(graph, profiler, *given))
-            print(parts[-1])
-    if options.part is None:
-        write_between("fleet.md", "python -m bench.fleet", "".join(parts))
+            given = (options.devices, options.turns, options.seconds)
+            text = f"{where}\n{show_real(graph, profiler, *given, options.load)}"
+            usual = all(a >= b for a, b in zip(given, (DEVICES, TURNS, SECONDS), strict=True))
+            show("real", text, options.document, usual=usual)
+
+
+def show(part: str, text: str, document: Path | None, *, usual: bool) -> None:
+    """Print the figures of a part, and write them into the document."""
+    print(text, flush=True)
+    if document is not None or usual:
+        name = "fleet.md" if document is None else str(document.resolve())
+        write_between(name, f"python -m bench.fleet {part}", text)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m bench.three_tiers ../shared/data/imagenet-sample-100
     python -m bench.three_tiers PHOTOGRAPHS --networks torchvision:resnet18 --turns 2
-    python -m bench.three_tiers build/bench/three_tiers.json    # the table once more
+    python -m bench.three_tiers build/bench/three_tiers.json    # the tables once more
 
 For each network the planner ranks all pairs of cuts, with the device imagined 5.3 times slower than
 the two others. These are measured: the best plan of three tiers, and those whose cuts are nearest
@@ -10,9 +10,11 @@ to a quarter and a half, a third and two thirds, a half and three quarters of th
 and running take turns, as in :mod:`bench.predicted`, and the prediction is that of all the
 profile's rounds. Device, edge, next edge and the two emulated links are processes of their own,
 with one thread each; device and profile on the first core, the others on the second. Before it is
-timed, the first answer of each plan is checked against the same slices in one process. The script
-writes OUT/three_tiers.json, prints the tables, and writes them into docs/planning.md if all
-networks were measured with all turns.
+timed, the first answer of each plan is checked against the same slices in one process.
+
+After each network the script writes OUT/three_tiers.json, where networks of earlier runs stay, and
+the tables of those with all turns into docs/planning.md (of all, into a copy that ``--document``
+names). So a network that fails loses nothing of the others, and can be measured alone.
 """
 
 from __future__ import annotations
@@ -265,23 +267,43 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--document", type=Path, help="that has the marks; docs/planning.md")
     options = parser.parse_args()
     if options.source.suffix == ".json":
-        print(report(json.loads(options.source.read_text())))
+        rows: list[dict[str, Any]] = json.loads(options.source.read_text())
+        print(report(rows))
+        write_document(options.document, rows)
         return
     load = load_before()
     torch.set_num_threads(1)
     pin_to_core(0)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
+    path = options.out / "three_tiers.json"
     for name in options.networks:
-        rows += network_rows(name, options.source, options.turns)
-        (options.out / "three_tiers.json").write_text(json.dumps(rows, indent=1))
-    text = report(rows)
-    print(text)
-    if options.turns >= TURNS and set(options.networks) >= set(NETWORKS):
-        where = f"Measured on {circumstances(load)}; {2 * options.turns} answers of each plan."
-        write_between("planning.md", "python -m bench.three_tiers", f"{where}\n\n{text}")
+        where = circumstances(load)
+        measured = network_rows(name, options.source, options.turns)
+        earlier = json.loads(path.read_text()) if path.exists() else []
+        rows = [row for row in earlier if row["network"] != name]
+        rows += [row | {"where": where} for row in measured]
+        path.write_text(json.dumps(rows, indent=1))
+        print(report(rows), flush=True)
+        write_document(options.document, rows)
+
+
+def write_document(document: Path | None, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the tables of the networks that were measured with all turns."""
+    whole = [row for row in rows if document is not None or row["answers"] >= 2 * TURNS]
+    if not whole:
+        print(f"docs/planning.md stays: no network had {TURNS} turns", file=sys.stderr)
+        return
+    places = {row["where"]: row_name(row).partition(" |")[0] for row in whole}
+    where = [f"Measured on {place}" for place in places]
+    if len(places) > 1:
+        where = [f"{each} ({name})" for each, name in zip(where, places.values(), strict=True)]
+    answers = min(row["answers"] for row in whole)
+    text = f"{'; '.join(where)}; {answers} answers of each plan.\n\n{report(whole)}"
+    name = "planning.md" if document is None else str(document.resolve())
+    write_between(name, "python -m bench.three_tiers", text)
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:

@@ -38,6 +38,10 @@ class RayCluster:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    def end_replicas(self, bundle: Bundle) -> None:
+        """End a bundle's application, as an operator would."""
+        self.ask("delete", application(bundle))
+
     def close(self) -> None:
         """End it, with all that runs there."""
         self._process.close_input()
@@ -54,7 +58,7 @@ class Front(Process):
     """``scissionlite serve --engine ray``, ready."""
 
     def __init__(self, cluster: RayCluster, *arguments: str) -> None:
-        engine = ["--engine", "ray", "--address", cluster.address, "--cpus", "0.5"]
+        engine = ["--engine", "ray", "--address", cluster.address, "--cpus", "0.1"]
         engine += ["--start-seconds", "300"]  # a guard, for machines that are busy
         local = ("--bind", "tcp://127.0.0.1:*", "--threads", "1", "--json")
         super().__init__("scissionlite", "serve", *arguments, *local, *engine)

@@ -11,9 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,8 @@ DEADLINE, LATE = 20.0, 0.5
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    """A cluster of one node."""
-    started = RayCluster(2)
+    """A cluster of a node for the daemons and two for replicas."""
+    started = RayCluster(0, 1, 1)
     yield started
     started.close()
 
@@ -148,6 +150,7 @@ def test_a_bundle_is_replaced_amid_traffic(
     finally:
         front.kill()
     assert cluster.replicas(second)  # for other daemons
+    cluster.end_replicas(second)
 
 
 def ask_until_refused(device: Device, x: Any) -> int:
@@ -178,6 +181,103 @@ def test_calls_of_several_daemons_run_together(
     finally:
         for each in started:
             each.kill()
+        cluster.end_replicas(bundle)
+
+
+@contextmanager
+def asking(device: Device, bundle: Bundle) -> Iterator[list[float]]:
+    """Ask meanwhile, four requests under way; every answer must be right and in time."""
+    inputs = Inputs(bundle, (DeviceSide(bundle, 1), EdgeSide(bundle, 1)), 3)
+    latencies: list[float] = []
+    troubles: list[BaseException] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        try:
+            while not stop.is_set():
+                for number, future in [(n, device.submit(inputs.frames[n])) for n in range(4)]:
+                    answer = future.result()
+                    assert answer.where == "edge"
+                    np.testing.assert_allclose(answer.output, inputs.answers[number], atol=1e-5)
+                    latencies.append(answer.latency)
+        except BaseException as error:
+            troubles.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield latencies
+    finally:
+        stop.set()
+        thread.join()
+    assert not troubles
+    assert max(latencies) < DEADLINE + LATE
+
+
+@contextmanager
+def served(cluster: RayCluster, bundle: Bundle, *options: str) -> Iterator[Front]:
+    """A daemon for a bundle; its replicas end with it."""
+    front = Front(cluster, str(bundle.path), *options)
+    try:
+        yield front
+    finally:
+        front.kill()
+        cluster.end_replicas(bundle)
+
+
+def test_serve_updates_the_replicas_amid_traffic(
+    cluster: RayCluster, fronts: list[Front], onnx_bundle: Bundle
+) -> None:
+    before = {*cluster.replicas(onnx_bundle)}
+    with device_of(fronts[1], onnx_bundle) as device, asking(device, onnx_bundle) as latencies:
+        options = ("--replicas", "2", "--max-replicas", "2", "--target-ongoing", "3")
+        fronts.append(Front(cluster, str(onnx_bundle.path), *options))
+        wait_until(lambda: len({*cluster.replicas(onnx_bundle)} - before) == 2)
+        wait_until(lambda: not {*cluster.replicas(onnx_bundle)} & before)
+        answered = len(latencies)
+        wait_until(lambda: len(latencies) > answered)
+
+
+def test_replicas_come_and_go_with_the_requests(
+    cluster: RayCluster, make_bundle: BundleFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(runtime="onnx", transfer=TransferSpec(pool=1))
+    monkeypatch.setenv("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")  # not 10
+    delays = ("--upscale-delay", "1", "--downscale-delay", "3", "--target-ongoing", "1")
+    with (
+        served(cluster, bundle, "--replicas", "1", "--max-replicas", "2", *delays) as front,
+        device_of(front, bundle) as device,
+    ):
+        assert len(cluster.replicas(bundle)) == 1
+        with asking(device, bundle):
+            wait_until(lambda: len(cluster.replicas(bundle)) == 2)
+        wait_until(lambda: len(cluster.replicas(bundle)) == 1)
+
+
+def test_a_large_payload_is_read_in_the_object_store(cluster: RayCluster) -> None:
+    assert "plasma" in cluster.ask("place", "200000")
+    assert "plasma" not in cluster.ask("place", "50000")  # sent with the call
+
+
+def test_replicas_share_gpus_and_a_node_that_is_killed_loses_nothing(
+    cluster: RayCluster, make_bundle: BundleFactory
+) -> None:
+    bundle = make_bundle(runtime="onnx", transfer=TransferSpec(pool=2, pool_kind="average"))
+    free = cluster.ask("free", "GPU")
+    options = ("--replicas", "3", "--max-replicas", "3", "--gpus", "0.4")
+    with served(cluster, bundle, *options) as front, device_of(front, bundle) as device:
+        # Three on two nodes with a GPU each: two share one, and a third has no room there.
+        wait_until(lambda: len(cluster.replicas(bundle)) == 3)
+        wait_until(lambda: cluster.ask("free", "GPU") == pytest.approx(free - 1.2))
+        assert len({*cluster.replicas(bundle).values()}) == 2
+        with asking(device, bundle) as latencies:
+            wait_until(lambda: latencies)
+            node = cluster.replicas(bundle).popitem()[1]
+            cluster.ask("kill-node", node)
+            wait_until(lambda: [*cluster.replicas(bundle).values()].count(node) == 0)
+            wait_until(lambda: len(cluster.replicas(bundle)) == 2)  # on the other one
+            answered = len(latencies)
+            wait_until(lambda: len(latencies) > answered)
 
 
 def test_a_replica_joins_calls_into_one_run(make_bundle: BundleFactory) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from peers import LOCAL, LONG
 from PIL import Image
 from processes import Process, run_here
+from profiles import written
 
 import scissionlite as sl
 from scissionlite.offloader.slices import open_slice
@@ -81,6 +83,36 @@ def test_prepare_serve_twice_and_run(
     assert cloud.terminate() == 0
     served = [each.read_json()["stats"]["served"] for each in (edge, cloud)]
     assert served[0] == served[1] >= 3
+
+
+def test_prepare_carries_out_the_best_plan_of_three_machines(
+    photographs: Path, tmp_path: Path
+) -> None:
+    # The device is slow, the edge has no time for the last block, and the cloud is far from both.
+    for name, latencies in (
+        ("device", (0.01, 1.0, 1.0)),
+        ("edge", (0.01, 0.01, 1.0)),
+        ("cloud", (0.001, 0.001, 0.001)),
+    ):
+        profile = written(name, latencies)
+        names = ("0", "2", "the rest")
+        blocks = [structs.replace(b, name=n) for b, n in zip(profile.blocks, names, strict=True)]
+        structs.replace(profile, blocks=tuple(blocks)).save(tmp_path / f"{name}.json")
+    links = "device,edge,1,1000\nedge,cloud,1,1000\ndevice,cloud,200,1000\n"
+    header = "source,destination,ping(ms),bandwidth(Mbps)\n"
+    (tmp_path / "links.csv").write_text(header + links)
+    prepared = run_here(
+        *("prepare", "networks:small_network", "--size", SIZE, "--unlabelled", photographs),
+        *("--device-profile", tmp_path / "device.json", "--edge-profile", tmp_path / "edge.json"),
+        *("--cloud-profile", tmp_path / "cloud.json", "--link", tmp_path / "links.csv"),
+        *("--epochs", 0, "--runtime", "torchscript", "--out", tmp_path / "bundle", "--json"),
+    )
+    assert prepared.exit_code == 0, prepared.stderr
+    manifest = sl.Bundle.load(tmp_path / "bundle").manifest
+    assert manifest.tiers == 3
+    assert manifest.next_hop is not None
+    cuts = (manifest.slicing_point, manifest.next_hop.slicing_point)
+    assert [cut and cut.after for cut in cuts] == ["0", "2"]
 
 
 def readiness(edge: sl.EdgeServer) -> tuple[int, str]:

@@ -213,6 +213,10 @@ def test_the_configuration_is_triton_s_own_schema(
         model = onnx.load(folder / "1" / "model.onnx")
         assert [each.name for each in model.graph.input] == [given.name]
         assert [each.name for each in model.graph.output] == [output.name]
+        # Triton joins requests only where the first dimension of all is free.
+        values = (*model.graph.input, *model.graph.output)
+        batches = [each.type.tensor_type.shape.dim[0] for each in values]
+        assert [each.dim_value for each in batches] == [int(odd), 0]
 
 
 def test_a_plain_client_sends_our_packed_int8(bundles: dict[str, Bundle], url: str) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from scissionlite.bundle import Bundle
-from scissionlite.cli.link_options import parse_link
+from scissionlite.cli.link_options import parse_link, parse_links
 from scissionlite.cli.output import error_console
 from scissionlite.cli.struct_options import Changes
 from scissionlite.errors import CodecError
@@ -153,12 +153,14 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
         return self._ranked(measured, measured, learned=True)
 
     def _ranked(self, device: Profile, edge: Profile, *, learned: bool) -> list[Plan]:
+        three = self.cloud_profile is not None
         return rank(
             device.slowed(self.slowdown),
             edge,
-            parse_link(self.link),
+            # Three machines have three links, by the names of their profiles.
+            parse_links(self.link) if three else parse_link(self.link),
             constraints=self.constraints,
-            cloud=() if self.cloud_profile is None else Profile.load(self.cloud_profile),
+            cloud=Profile.load(self.cloud_profile) if self.cloud_profile is not None else (),
             power=self.power,
             learned=learned,
         )

@@ -11,7 +11,7 @@ import typer
 
 from scissionlite.bundle import Bundle
 from scissionlite.cli.inspect import inspect
-from scissionlite.cli.link_options import PAPER_LINK, LinkOption, parse_link
+from scissionlite.cli.link_options import PAPER_LINK, LinkOption
 from scissionlite.cli.model_options import (
     BitsOption,
     ClassesOption,
@@ -69,7 +69,6 @@ from scissionlite.manifest import Precision
 from scissionlite.preprocessor.classes import MetricName, class_folders, read_class_names
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.progress import duration
-from scissionlite.scissiontl.link import Link
 from scissionlite.scissiontl.plans import Plan
 from scissionlite.transfer_layer import TransferSpec
 
@@ -265,7 +264,7 @@ class _Job(msgspec.Struct, frozen=True, kw_only=True):
             progress=self.progress,
         )
         if self.progress:
-            _print_attempts(choice, parse_link(request.link))
+            _print_attempts(choice, request.link)
         return choice.bundle
 
 
@@ -318,7 +317,7 @@ def _print_outlook(outlook: Outlook) -> None:
     error_console.print(text, markup=False, highlight=False)
 
 
-def _print_attempts(choice: Choice, link: Link) -> None:
+def _print_attempts(choice: Choice, link: str) -> None:
     rows = [
         [
             str(number),
