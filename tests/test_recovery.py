@@ -280,6 +280,31 @@ def test_a_broken_answer_is_an_error_and_noise_is_ignored(
             inferring.result(LONG)
 
 
+def test_a_second_answer_to_a_request_changes_nothing(
+    tiny_bundle: Bundle, frames: Frames, sockets: Sockets, background: Callable[..., Future[Any]]
+) -> None:
+    """A request that was sent again may run twice; it is answered once."""
+    edge = HandmadeEdge(sockets, tiny_bundle)
+    called: list[Future[Any]] = []
+    with device_of(edge, tiny_bundle) as device:
+        submitting = background(device.submit, frames[0])
+        edge.greet(credit=1)
+        request = edge.request()
+        first = submitting.result(LONG)
+        first.add_done_callback(called.append)
+        for value in (1, 2):
+            edge.answer(request, np.full(OUTPUT, value, np.float32))
+        assert first.result(LONG).output[0, 0] == 1
+        others = [background(device.submit, frame) for frame in frames[1:3]]
+        request = edge.request()
+        assert edge.next_request(seconds=0.3) is None  # the second answer gave no credit back
+        edge.answer(request, np.full(OUTPUT, 3, np.float32))
+        edge.answer(edge.request(), np.full(OUTPUT, 3, np.float32))
+        assert [each.result(LONG).result(LONG).output[0, 0] for each in others] == [3, 3]
+        assert first.result(LONG).output[0, 0] == 1
+    assert called == [first]
+
+
 def test_without_credit_submit_waits_until_the_deadline(
     tiny_bundle: Bundle, frames: Frames, sockets: Sockets, background: Callable[..., Future[Any]]
 ) -> None:
