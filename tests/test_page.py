@@ -86,6 +86,12 @@ def test_the_page_shows_the_daemon_and_runs_nothing_that_a_device_says(
     assert browser.run("document.querySelectorAll('polygon').length") >= 4  # the four stages
     count = "[...document.querySelectorAll('table')].filter(t => t.caption.innerText).length"
     assert browser.run(count) == 2
+    # Each device's link as it measures it, which it tells with a heartbeat.
+    rates = "(document.body.innerText.match(/[1-9][\\d.]* [kMG]?bit\\/s/g) || []).length"
+    until = time.monotonic() + LONG
+    while browser.run(rates) < 2:
+        assert time.monotonic() < until, browser.run("document.body.innerText")
+        time.sleep(0.1)
     assert browser.console == []  # no error of the script, nothing that the policy forbids
 
 
