@@ -265,6 +265,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--pool", type=int, choices=[8, 16], default=8)
     options.add_argument("--levels", type=int, nargs="*", default=[])
     options.add_argument("--target-bytes", type=int, nargs="*", default=[])
+    options.add_argument("--start-levels", type=int, help="levels before a training for bytes")
     options.add_argument("--epochs", type=int, default=3)
     options.add_argument("--batch-size", type=int, default=16)
     options.add_argument("--learning-rate", type=float, default=1e-3)
@@ -299,6 +300,8 @@ def main() -> None:
         own = msgspec.structs.replace(spec, levels=levels)
         point, network = bench.encoder(own, untrained)
         keep(point if given.what == "run" else bench.time(network, own, given.runtime))
+    if given.start_levels:
+        spec = msgspec.structs.replace(spec, levels=given.start_levels)
     for seed in given.seeds:
         for target in given.target_bytes:
             recipe = sl.Recipe(
