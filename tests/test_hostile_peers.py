@@ -499,6 +499,40 @@ def test_a_connection_that_floods_with_valid_messages_is_muted_too(
             bad.receive()
 
 
+def test_a_device_that_asks_for_far_more_than_its_credit_is_muted(
+    tiny_bundle: Bundle, frames: Frames, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 40
+    monkeypatch.setattr(floods, "MOST_WRONG", most)
+    monkeypatch.setattr(floods, "_SECOND", LONG)  # until the test ends it
+    expected = in_one_process(tiny_bundle, frames[0])
+    with (
+        EdgeServer(tiny_bundle, LOCAL, limits=EdgeLimits(queue=8, credit=2)) as edge,
+        device_of(edge, tiny_bundle) as good,
+    ):
+        greedy = HandmadeDevice(sockets, tiny_bundle, edge.endpoint, edge.control_endpoint)
+        assert isinstance(greedy.hello(), control.Welcome)
+        number, answers = 0, 0
+        greedy.timeout(0.3)
+        while edge.stats().busy < most:
+            for _ in range(100):
+                number += 1
+                greedy.send(*valid_request(tiny_bundle, greedy.id, number))
+            with contextlib.suppress(zmq.Again):
+                while answers < number:
+                    greedy.receive()
+                    answers += 1
+        for _ in range(20):
+            np.testing.assert_array_equal(good.infer(frames[0]), expected)
+        assert edge.stats().busy == most  # nothing more was read
+        edge._loop._sockets._floods._end = 0.0
+        greedy.timeout(LONG)
+        good.infer(frames[0])
+        while edge.stats().busy == most:  # now it is read again
+            greedy.send(*valid_request(tiny_bundle, greedy.id, number := number + 1))
+            good.infer(frames[0])
+
+
 @pytest.mark.parametrize(
     "kind", ["wrong messages", "another's identity", "no authorised key", "another edge's key"]
 )

@@ -2,9 +2,9 @@
 
 Each message is read, checked and answered by the one thread that leads, which costs tens of
 microseconds; a peer may send thousands a second. So a connection that sends too many wrong ones
-within a second, or too many control messages and probes, which may be right, is muted until the
-second is over. (Requests are bounded by the queue, :mod:`.schedule`.) The kernel drops what comes
-over it, as if the network had lost it: neither libzmq's thread nor the leader has work with it, and
+within a second, or too many requests over its credit, or too many control messages and probes,
+which may be right, is muted until the second is over. The kernel drops what comes over it, as if
+the network had lost it: neither libzmq's thread nor the leader has work with it, and
 its peer must send it again. The core throws the messages away that had arrived before, at a
 microsecond each, and counts them. Without TCP, the kernel drops nothing, and the core throws all
 away.

@@ -31,7 +31,7 @@ class Taken(enum.Enum):
     RUN = enum.auto()  # a request to be run before other messages are read
     WAITS = enum.auto()  # a request that waits for its turn, or needs nothing more
     PROBE = enum.auto()  # answered
-    REFUSED = enum.auto()  # its sender has not said Hello
+    REFUSED = enum.auto()  # its sender has not said Hello, or asks for more than its credit
 
 
 class Requests:
@@ -116,7 +116,7 @@ class Requests:
         if not self._schedule.add(job):
             served.record.end(usage, "busy")
             self._fail(device_id, request_id, "busy", "too many requests wait")
-            return Taken.WAITS
+            return Taken.REFUSED if self._schedule.has_used_credit(device_id) else Taken.WAITS
         return Taken.RUN if self._batches.runs_at_once(job) else Taken.WAITS
 
     def reject(self, error: WireError | BundleMismatchError, peer: str, header: memoryview) -> None:

@@ -248,6 +248,11 @@ class Schedule:
         self._waiting += 1
         return True
 
+    def has_used_credit(self, device_id: bytes) -> bool:
+        """Whether as many of a connected device's requests wait as it may have unanswered."""
+        device = self._devices[device_id]
+        return len(device.jobs) >= device.credit
+
     def next(self, beside: Job | None = None, room: int = 0) -> Job | None:
         """Take the first request of the device whose turn it is; held until :meth:`done`.
 
