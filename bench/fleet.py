@@ -53,8 +53,8 @@ SIZE = 128
 LOOPBACK = sl.Link(rtt=1e-4, bandwidth=1e10)
 HOUR = 3600.0
 PROCESSES = 2  # with the real devices
-FIRST_ROUNDS, ROUNDS = 8, 3  # of the profile: before anything else, and in each turn
-DEVICES, TURNS, SECONDS = 64, 8, 96.0  # real ones, and how long they ask
+FIRST_ROUNDS, ROUNDS = 8, 2  # of the profile: before anything else, and in each turn
+DEVICES, TURNS, SECONDS = 64, 16, 96.0  # real ones, and how long they ask
 ALONE = 200  # requests of one device alone
 START = 300.0  # seconds for a process to start, or to answer
 SERVE = ("--bind", "tcp://127.0.0.1:*", "--threads", "1", "--batch", "1", "--json")
@@ -214,6 +214,7 @@ def show_real(
         devices = stack.enter_context(RealDevices(bundle, count))
         variation = devices.variation()
         latencies: list[float] = []
+        profiler.forget()
         for _ in range(turns):
             profiler.measure(ROUNDS)
             latencies += devices.ask(seconds / turns, rate)
@@ -368,14 +369,14 @@ def main(arguments: list[str]) -> None:
         profiler.forget()
         profiler.measure(FIRST_ROUNDS)
         where = f"Measured on {circumstances(load)}, with the profile of {MODEL}, {SIZE} x {SIZE}."
-        if options.part != "real":
-            text = f"{where}\n{show_plan(profiler.profile(), options.hour)}"
-            show("plan", text, options.document, usual=options.hour >= HOUR)
         if options.part != "plan":
             given = (options.devices, options.turns, options.seconds)
             text = f"{where}\n{show_real(graph, profiler, *given, options.load)}"
             usual = all(a >= b for a, b in zip(given, (DEVICES, TURNS, SECONDS), strict=True))
             show("real", text, options.document, usual=usual)
+        if options.part != "real":
+            text = f"{where}\n{show_plan(profiler.profile(), options.hour)}"
+            show("plan", text, options.document, usual=options.hour >= HOUR)
 
 
 def show(part: str, text: str, document: Path | None, *, usual: bool) -> None:

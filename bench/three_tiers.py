@@ -46,7 +46,7 @@ from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.preprocessor.splitter import SplitInference
 from scissionlite.scissiontl.profiler import Profiler
 
-NETWORKS = ("scissionlite.models:efficientnet_lite0_imagenet", "torchvision:resnet50")
+NETWORKS = ("scissionlite.models:efficientnet_lite0_imagenet", "torchvision:regnet_y_400mf")
 LINKS = {
     ("device", "edge"): sl.Link(0.005, 300e6),
     ("edge", "cloud"): sl.Link(0.0274, 58.8e6),
