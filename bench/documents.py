@@ -11,15 +11,15 @@ from bench.end_to_end.machine import description
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def write_between(document: str, command: str, text: str) -> None:
-    """Replace what a command wrote into a document of docs/ the last time.
+def write_between(document: str | Path, command: str, text: str) -> None:
+    """Replace what a command wrote the last time into a document of docs/, or into a copy of it.
 
     Raises
     ------
     ValueError
         If the document has no marks of the command.
     """
-    path = DOCS / document
+    path = DOCS / document if isinstance(document, str) else document
     begin, end = f"<!-- {command} writes what follows -->\n", f"<!-- end of {command} -->\n"
     before, found, rest = path.read_text().partition(begin)
     _, ended, after = rest.partition(end)

@@ -383,8 +383,7 @@ def show(part: str, text: str, document: Path | None, *, usual: bool) -> None:
     """Print the figures of a part, and write them into the document."""
     print(text, flush=True)
     if document is not None or usual:
-        name = "fleet.md" if document is None else str(document.resolve())
-        write_between(name, f"python -m bench.fleet {part}", text)
+        write_between(document or "fleet.md", f"python -m bench.fleet {part}", text)
 
 
 if __name__ == "__main__":

@@ -302,8 +302,7 @@ def write_document(document: Path | None, rows: Sequence[dict[str, Any]]) -> Non
         where = [f"{each} ({name})" for each, name in zip(where, places.values(), strict=True)]
     answers = min(row["answers"] for row in whole)
     text = f"{'; '.join(where)}; {answers} answers of each plan.\n\n{report(whole)}"
-    name = "planning.md" if document is None else str(document.resolve())
-    write_between(name, "python -m bench.three_tiers", text)
+    write_between(document or "planning.md", "python -m bench.three_tiers", text)
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:

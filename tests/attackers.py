@@ -141,7 +141,7 @@ def fuzz(bundle: Bundle, tensors: str, controls: str) -> None:
     push.connect(tensors)
     dealer.connect(controls)
     valid = valid_request(bundle, b"\x03" * 16)
-    hello = control.encode(control.Hello(control.PROTOCOL_VERSION, bundle.id, "fuzz", {}))
+    hello = valid_hello(bundle, "fuzz")
     chance = random.Random(1)
     print("attacking", flush=True)
     while True:
@@ -154,7 +154,7 @@ def beat(bundle: Bundle, controls: str) -> None:
     dealer = zmq.Context().socket(zmq.DEALER)
     dealer.identity = b"\x05" * 16
     dealer.connect(controls)
-    dealer.send(control.encode(control.Hello(control.PROTOCOL_VERSION, bundle.id, "beat", {})))
+    dealer.send(valid_hello(bundle, "beat"))
     ping = control.encode(control.Ping(1))
     print("attacking", flush=True)
     while True:
@@ -170,7 +170,7 @@ def overdraw(bundle: Bundle, tensors: str, controls: str) -> None:
     dealer.identity = device_id = b"\x06" * 16
     push.connect(tensors)
     dealer.connect(controls)
-    dealer.send(control.encode(control.Hello(control.PROTOCOL_VERSION, bundle.id, "greedy", {})))
+    dealer.send(valid_hello(bundle, "greedy"))
     dealer.recv()
     print("attacking", flush=True)
     for number in itertools.count():
@@ -181,7 +181,7 @@ def overdraw(bundle: Bundle, tensors: str, controls: str) -> None:
 
 def deaf(bundle: Bundle, tensors: str, controls: str, device_id: bytes = b"\x04" * 16) -> None:
     """Be a device that asks and never reads its answers."""
-    hello = control.encode(control.Hello(control.PROTOCOL_VERSION, bundle.id, "deaf", {}))
+    hello = valid_hello(bundle, "deaf")
     ping = control.encode(control.Ping(1))
 
     def attack() -> socket.socket:
@@ -199,6 +199,11 @@ def deaf(bundle: Bundle, tensors: str, controls: str, device_id: bytes = b"\x04"
         return answers
 
     repeat(attack)
+
+
+def valid_hello(bundle: Bundle, name: str) -> bytes:
+    """Make a Hello that breaks no rule."""
+    return control.encode(control.Hello(control.PROTOCOL_VERSION, bundle.id, name, {}))
 
 
 def valid_request(bundle: Bundle, device_id: bytes, number: int = 1) -> list[bytes]:

@@ -8,6 +8,8 @@ measured are preferred to sums of blocks, since a runtime fuses across the borde
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -182,13 +184,10 @@ def slice_times(profile: Profile) -> tuple[list[float], list[float]]:
     on the edge, less) than the first is shared out by the latencies of the blocks between. The
     uncut network is the last device slice and the first edge slice; an empty slice takes no time.
     """
-    ends = np.cumsum([block.latency for block in profile.blocks])
-    measured = sorted(profile.slices, key=lambda s: s.block)
-    borders = [0.0, *(ends[each.block] for each in measured), ends[-1]]
-    whole = profile.fusion * ends[-1]
-    device = np.interp(ends[:-1], borders, [0.0, *(each.device for each in measured), whole])
-    edge = np.interp(ends[:-1], borders, [whole, *(each.edge for each in measured), 0.0])
-    return device.tolist(), edge.tolist()
+    whole = profile.network_latency
+    device = _shared_out(profile, {s.block: s.device for s in profile.slices}, 0.0, whole)
+    edge = _shared_out(profile, {s.block: s.edge for s in profile.slices}, whole, 0.0)
+    return device[:-1], edge[:-1]
 
 
 def _block_ends(profile: Profile) -> list[float]:
@@ -198,16 +197,13 @@ def _block_ends(profile: Profile) -> list[float]:
     the first it is the device slice's, behind the last the edge slice's. Where no parts were
     measured, the network's time is shared out.
     """
-    ends = np.cumsum([block.latency for block in profile.blocks])
     measured = sorted(profile.slices, key=lambda s: s.block)
     parts = [each.part for each in measured[1:] if each.part is not None]
     if not measured or len(parts) < len(measured) - 1:
-        whole: list[float] = (ends * profile.fusion).tolist()
-        return whole
-    borders = [0.0, *(ends[each.block] for each in measured), ends[-1]]
-    times = np.cumsum([0.0, measured[0].device, *parts, measured[-1].edge])
-    found: list[float] = np.interp(ends, borders, times).tolist()
-    return found
+        return _shared_out(profile, {}, 0.0, profile.network_latency)
+    times = np.cumsum([measured[0].device, *parts, measured[-1].edge]).tolist()
+    known = {each.block: time for each, time in zip(measured, times, strict=False)}
+    return _shared_out(profile, known, 0.0, times[-1])
 
 
 def int8_slice_times(profile: Profile) -> list[float] | None:
@@ -215,11 +211,23 @@ def int8_slice_times(profile: Profile) -> list[float] | None:
     whole = profile.network_latency_int8
     if whole is None:
         return None
+    known = {s.block: s.device_int8 for s in profile.slices if s.device_int8 is not None}
+    return _shared_out(profile, known, 0.0, whole)[:-1]
+
+
+def _shared_out(
+    profile: Profile, known: Mapping[int, float], first: float, last: float
+) -> list[float]:
+    """Seconds at the end of each block, where those at some ends are known.
+
+    ``first`` is the value before all blocks, ``last`` behind them. Between two known values, their
+    difference is shared out by the latencies of the blocks.
+    """
     ends = np.cumsum([block.latency for block in profile.blocks])
-    measured = sorted((s.block, s.device_int8) for s in profile.slices if s.device_int8 is not None)
-    borders = [0.0, *(ends[block] for block, _ in measured), ends[-1]]
-    times = np.interp(ends[:-1], borders, [0.0, *(each for _, each in measured), whole])
-    found: list[float] = times.tolist()
+    blocks = sorted(known)
+    borders = [0.0, *(ends[block] for block in blocks), ends[-1]]
+    values = [first, *(known[block] for block in blocks), last]
+    found: list[float] = np.interp(ends, borders, values).tolist()
     return found
 
 

@@ -341,12 +341,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
-    def fusion(self) -> float:
-        """The uncut network's latency divided by the sum of its blocks' latencies."""
-        total = sum(block.latency for block in self.blocks)
-        return self.network_latency / total if total else 1.0
-
-    @property
     def entropy_note(self) -> str:
         """A sentence on bytes behind an entropy stage, where they are not those of real images."""
         if self.codec_inputs == "images":

@@ -4,10 +4,9 @@ Each message is read, checked and answered by the one thread that leads, which c
 microseconds; a peer may send thousands a second. So a connection that sends too many wrong ones
 within a second, or too many requests over its credit, or too many control messages and probes,
 which may be right, is muted until the second is over. The kernel drops what comes over it, as if
-the network had lost it: neither libzmq's thread nor the leader has work with it, and
-its peer must send it again. The core throws the messages away that had arrived before, at a
-microsecond each, and counts them. Without TCP, the kernel drops nothing, and the core throws all
-away.
+the network had lost it: neither libzmq's thread nor the leader has work with it, and its peer must
+send it again. The core throws the messages away that had arrived before, at a microsecond each, and
+counts them. Without TCP, the kernel drops nothing, and the core throws all away.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Floods:
         return max(0.0, self._end - time.monotonic()) if self._muted else _SECOND
 
     def count_wrong(self, connection: Connection) -> None:
-        """Take note of a wrong message, and mute its connection if there were too many."""
+        """Take note of a wrong or refused message; mute its connection if there were too many."""
         self._count(self._wrong, connection, MOST_WRONG)
 
     def count_control(self, connection: Connection) -> None:
@@ -93,8 +92,9 @@ class Floods:
                     self._connections.deliver(connection, frames, nbytes)
                     address = connection.address
                 error = MutedConnectionError(
-                    f"{address or 'a peer'} sent {MOST_WRONG} wrong messages or {MOST_CONTROL} "
-                    f"control messages within a second: the next {messages} were not read"
+                    f"{address or 'a peer'} sent {MOST_WRONG} wrong or refused messages, or "
+                    f"{MOST_CONTROL} control messages, within a second: the next {messages} were "
+                    "not read"
                 )
                 self._on_reject(error, messages)
 
