@@ -220,10 +220,14 @@ def test_another_version_on_one_side_is_told_at_once(
                 assert submitting.result(LONG / 2).result(LONG / 2).where == "local"
 
 
+# A checkout in /tmp stays where it is.
 FULL = """
 mount -t tmpfs -o size=1m none "$1" && cp -r "$2" "$1/bundle" &&
+case $3 in /tmp/*)
+  mkdir -p "$1/${3#/tmp/}" && mount --bind "$3" "$1/${3#/tmp/}" || exit ;;
+esac &&
 (head -c 2m /dev/zero > "$1/filler" || true) 2> /dev/null && cd "$1" &&
-mount --bind "$1" /var/tmp && mount --bind "$1" /tmp && shift 2 && exec "$@"
+mount --rbind "$1" /var/tmp && mount --rbind "$1" /tmp && shift 3 && exec "$@"
 """
 
 
@@ -234,7 +238,8 @@ def full_disk(tmp_path: Path, onnx_bundle: Bundle) -> list[str]:
         pytest.skip("only root may mount a small file system")
     disk = tmp_path / "disk"
     disk.mkdir()
-    return ["unshare", "--mount", "sh", "-c", FULL, "sh", str(disk), str(onnx_bundle.path)]
+    given = (disk, onnx_bundle.path, Path(__file__).parents[1])
+    return ["unshare", "--mount", "sh", "-c", FULL, "sh", *map(str, given)]
 
 
 def test_a_daemon_starts_and_answers_on_a_full_disk(
