@@ -501,6 +501,7 @@ def test_it_settles_on_the_best_choice_of_any_link(rates: list[float]) -> None:
 # The device
 
 
+@pytest.mark.long
 def test_the_device_changes_as_the_link_does(bundle: sl.Bundle) -> None:
     x = an_input()
     with sl.EdgeServer(bundle, bind="tcp://127.0.0.1:0") as edge:

@@ -59,6 +59,7 @@ def cell(link: str, ours: float, *others: Measured, kind: str = "contenders") ->
     )
 
 
+@pytest.mark.long
 def test_a_quick_run_measures_and_reports(tmp_path: Path, shared_data: Path) -> None:
     """Real processes: an edge daemon, a gRPC server, the relay and a device."""
     command = [sys.executable, "-m", "bench.end_to_end", "--quick", "--link", "relay"]

@@ -29,6 +29,7 @@ def disassembly() -> ModuleType:
     return module
 
 
+@pytest.mark.long
 def test_the_sdist_holds_what_git_does(tmp_path: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("no git here")

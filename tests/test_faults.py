@@ -57,6 +57,7 @@ def site(make_bundle: BundleFactory) -> Iterator[Site]:
     made.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fallback", ["raise", "local"])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_every_request_amid_a_fault_is_answered_or_raises_in_time(

@@ -50,6 +50,7 @@ def test_a_child_has_its_own_connection_and_the_parent_keeps_its_request(
     assert process.read_all() == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tiny_bundle", "onnx_bundle"])
 def test_children_answer_while_other_threads_of_the_parent_are_busy(
     request: pytest.FixtureRequest, name: str, start_process: Start

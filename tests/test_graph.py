@@ -30,6 +30,7 @@ NETWORKS: dict[str, tuple[int, int, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cutting_a_known_network_anywhere_leaves_its_answer_unchanged(name: str) -> None:
     size, fewest, expected_names = NETWORKS[name]
@@ -100,6 +101,7 @@ def _backbone_with_neck() -> nn.Module:
     return backbone.eval()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("build", "example", "most"),
     [

@@ -26,7 +26,7 @@ from scissionlite.offloader.device.tensor_path import FIRST_PROBE_ID, TensorPath
 from scissionlite.offloader.edge.side import EdgeSide
 from scissionlite.transfer_layer import TransferSpec
 
-pytestmark = pytest.mark.usefixtures("no_threads_left")
+pytestmark = [pytest.mark.usefixtures("no_threads_left"), pytest.mark.long]
 
 TENSORS, CONTROL = 0, 1
 DEADLINE = 5.0

@@ -612,6 +612,7 @@ def seconds_of_work(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.long
 def test_a_daemon_with_64_descriptors_refuses_what_is_too_much_and_says_so(
     make_bundle: BundleFactory, frames: Frames, free_port: Callable[[], int]
 ) -> None:

@@ -134,6 +134,7 @@ def test_it_stands_at_the_input_and_nothing_else_does(small_graph: sl.Graph) -> 
         tokens.point("input")
 
 
+@pytest.mark.long
 def test_it_is_deployed_as_it_was_trained(
     small_graph: sl.Graph, textures: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_it_is_deployed_as_it_was_trained(
     assert manifest.accuracy.sent_bytes < 0.2 * np.prod(TEXTURES.frame_shape)
 
 
+@pytest.mark.long
 def test_an_encoder_is_kept_for_another_network(
     small_graph: sl.Graph, textures: Path, tmp_path: Path
 ) -> None:

@@ -168,6 +168,7 @@ def test_a_learned_transfer_layer_stays_float32_behind_an_int8_slice(tmp_path: P
     assert features.shape == made.manifest.crossing[0].shape == (1, 4, 4, 4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("runtimes", [("onnx",), ("torchscript", "onnx")])
 def test_other_batch_sizes_and_runtimes(tmp_path: Path, runtimes: tuple[str, ...]) -> None:
     made = _tiny(tmp_path / "b", SPLIT, max_batch=3, runtimes=runtimes)
@@ -306,6 +307,7 @@ def test_an_accuracy_belongs_to_its_precision() -> None:
     }
 
 
+@pytest.mark.long
 def test_a_profile_measures_int8_where_it_can() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
     graph = sl.capture(model.eval(), torch.zeros(1, 3, 16, 16))

@@ -275,6 +275,7 @@ def test_without_pynacl_one_error_says_what_to_install(signed: Path) -> None:
     assert "pip install 'scissionlite[sign]'" in done.stdout
 
 
+@pytest.mark.long
 def test_the_commands_from_keys_to_answers(
     signed: Path, shared_frame: Path, start_process: Callable[..., Process]
 ) -> None:

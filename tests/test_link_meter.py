@@ -65,6 +65,7 @@ def measure(
                 return estimate
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("bandwidth", "rtt", "requests", "at_once"),
     [

@@ -226,6 +226,7 @@ def test_a_command_that_still_starts_ends_at_once_at_a_signal(
     assert (process.returncode, output, errors) == (128 + number, "", "")
 
 
+@pytest.mark.long
 def test_run_says_goodbye_at_sigterm(
     onnx_bundle: Bundle, images: str, sockets: Sockets, start_process: Callable[..., Process]
 ) -> None:

@@ -288,6 +288,7 @@ FLOAT32_AFTER_FIRST = sl.Plan(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("branch", [False, True], ids=["torch.fx", "torch.export"])
 def test_every_runtime_answers_every_batch_that_the_manifest_promises(
     branch: bool, tmp_path: Path
@@ -325,6 +326,7 @@ class _SplitsItsBatch(nn.Module):
         return answer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("runtime", ["torchscript", "onnx"])
 @pytest.mark.parametrize("plan", [FLOAT32_AFTER_FIRST, sl.Plan(kind="local")])
 def test_a_batch_that_a_runtime_cannot_take_is_not_promised(

@@ -179,6 +179,7 @@ def test_an_input_that_is_no_image_is_not_measured_with_zeros(
     assert _zstd_bytes(profile, 0) > 0.5
 
 
+@pytest.mark.long
 def test_several_tensors_are_packed_together() -> None:
     graph = sl.capture(UNet(), torch.zeros(1, 3, 16, 16), name="unet", max_tensors=5)
     profile = sl.profile(graph, repetitions=1, warm_up=0, slices=None, int8=False)

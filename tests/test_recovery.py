@@ -147,6 +147,7 @@ def test_an_edge_that_never_answers_ends_in_the_deadline(
             submitting.result(LONG).result(LONG)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("restored", [True, False])
 @pytest.mark.parametrize("fallback", [None, "local"])
 def test_a_link_cut_in_the_middle_of_a_request(

@@ -102,6 +102,7 @@ class _Recurrent(nn.Module):
         return answer
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of nn.GRU's own code
 def test_a_network_with_time_first_becomes_batch_first(tmp_path: Path) -> None:
     torch.manual_seed(0)

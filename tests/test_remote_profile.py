@@ -71,6 +71,7 @@ def ask(edge: EdgeServer, model: str = SLOW, **options: Any) -> sl.Profile:
     return remote_profile(edge.endpoint, model, control=edge.control_endpoint, **options)
 
 
+@pytest.mark.long
 def test_profile_remote_writes_the_edges_profile(
     start_process: Callable[..., Process], tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_only_models_that_were_allowed_are_profiled() -> None:
             ask(edge, "torchvision:resnet18")
 
 
+@pytest.mark.long
 def test_a_profile_that_fails_says_why_and_the_next_may_be_asked_for() -> None:
     with EdgeServer(bind=LOCAL, profile_models=["nowhere:*"]) as edge:
         for _ in range(2):
@@ -134,6 +136,7 @@ def test_one_profile_at_a_time_and_inference_goes_on(
     assert is_gone(pid)  # with the daemon
 
 
+@pytest.mark.long
 def test_a_profile_ends_with_who_asked_for_it(pid_file: Path) -> None:
     with EdgeServer(bind=LOCAL, profile_models=["slow_models:*"]) as edge:
         with EdgeClient(edge.endpoint, edge.control_endpoint, Timeouts(answer=LONG)) as client:

@@ -234,6 +234,7 @@ def test_a_second_signal_does_not_wait(
     assert edge.wait_for(control.Goodbye) == device_id
 
 
+@pytest.mark.long
 def test_an_answer_that_does_not_come_after_a_signal_is_a_failure(
     onnx_bundle: Bundle, images: Path, sockets: Sockets, start_run: StartRun
 ) -> None:

@@ -241,6 +241,7 @@ def test_run_fails_when_answers_did_not_arrive(
     assert "Connection refused" in done.stderr
 
 
+@pytest.mark.long
 @needs_broker
 def test_a_killed_process_is_offline(
     make_bundle: BundleFactory,
@@ -295,6 +296,7 @@ def test_a_password_opens_the_broker_and_no_other_does(
 
 
 # paho leaves the socket of a failed handshake to the garbage collector.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket")
 @needs_broker
 def test_tls_takes_the_certificates_that_were_given_and_no_others(

@@ -77,6 +77,7 @@ def test_suffixes_differ() -> None:
     assert len({runtime_module(runtime).SUFFIX for runtime in RUNTIMES}) == len(RUNTIMES)
 
 
+@pytest.mark.long
 def test_no_batch_norm_is_left_behind_a_convolution(exported: Callable[[str], Path]) -> None:
     frozen = runtime_module("torchscript").compile_module(network(), (torch.zeros(INPUT),))
     kinds = [node.kind() for node in frozen.graph.nodes()]

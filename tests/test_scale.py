@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 from bench.scale import measure
 from many_devices import SAME, Inputs
 
@@ -15,6 +16,7 @@ from scissionlite.offloader.edge.side import EdgeSide
 DEVICES, PROCESSES = 16, 2
 
 
+@pytest.mark.long
 def test_every_device_gets_its_own_right_answers_and_none_is_lost(onnx_bundle: Bundle) -> None:
     sides = (DeviceSide(onnx_bundle, 1), EdgeSide(onnx_bundle, 1))
     answers = [

@@ -208,6 +208,7 @@ def sweep(document: Path, *arguments: str) -> list[str]:
     return finished.stdout.splitlines()
 
 
+@pytest.mark.long
 def test_a_sweep_writes_a_table(tmp_path: Path) -> None:
     document = tmp_path / "models.md"
     document.write_text(f"# By hand\n\n{BEGIN}\n\nold\n")

@@ -186,6 +186,7 @@ def boot(folder: Path, python: Path) -> str:
     return console.decode(errors="replace")
 
 
+@pytest.mark.long
 def test_the_unit_under_systemd(
     tmp_path: Path, make_bundle: BundleFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,6 +192,7 @@ def test_three_processes_over_two_links_answer_as_one(
             assert sum(answer.timings.values()) == pytest.approx(answer.latency)
 
 
+@pytest.mark.long
 def test_a_next_edge_that_dies_amid_requests_and_comes_back(
     chain_bundle: sl.Bundle, tiers: Tiers
 ) -> None:

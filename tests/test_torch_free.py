@@ -173,6 +173,7 @@ def test_the_commands_of_a_device_never_import_torch(
     without_torch(COMMAND, tmp_path, "inspect", bundle.path)
 
 
+@pytest.mark.long
 def test_slices_that_answer_otherwise_on_any_photograph_are_not_written(
     graph: sl.Graph, steel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

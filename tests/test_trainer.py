@@ -114,6 +114,7 @@ def test_the_cache_holds_what_the_networks_answer(small_graph: sl.Graph, texture
     assert few is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("with_teacher", [True, False])
 def test_the_teacher_is_cached_where_the_device_slice_learns(
     with_teacher: bool, small_graph: sl.Graph, textures: Path, monkeypatch: pytest.MonkeyPatch
@@ -285,6 +286,7 @@ trainer.train(small_network(), data, Recipe(epochs={epochs}, batch_size=16),
 """
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(
     textures: Path, tmp_path: Path
 ) -> None:

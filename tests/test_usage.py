@@ -68,6 +68,7 @@ def numeric_options(command: str) -> Iterator[tuple[str, str]]:
             yield option, value
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_number_has_a_range(command: str, tmp_path: Path) -> None:
     image = tmp_path / "x.png"
