@@ -73,9 +73,13 @@ class HandmadeEdge:
 
     def hello(self) -> control.Hello:
         """Wait for a Hello, and answer nothing."""
-        _, message = self._heard.get(timeout=LONG / 2)
+        message = self.message()
         assert isinstance(message, control.Hello)
         return message
+
+    def message(self) -> control.ToEdge:
+        """Wait for the next control message, whatever it is."""
+        return self._heard.get(timeout=LONG / 2)[1]
 
     def wait_for(self, kind: type[control.ToEdge]) -> bytes:
         """Wait for a control message of a kind, skip others; return who sent it."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from bundles import Toy, write_bundle
-from peers import LOCAL, LONG
+from peers import LOCAL, LONG, HandmadeEdge, Sockets, device_of
 from torch import nn
 
 from scissionlite.bundle import Bundle
@@ -22,6 +25,7 @@ from scissionlite.demo.link_emulator import LinkEmulator
 from scissionlite.offloader import Device, EdgeServer, LinkEstimate
 from scissionlite.offloader.device.link_meter import LinkMeter
 from scissionlite.offloader.device.tensor_path import TensorPath
+from scissionlite.offloader.wire import control
 from scissionlite.transfer_layer import TransferSpec
 
 SHAPE = (1, 1, 160, 160)  # as float32, 102,400 bytes
@@ -52,8 +56,8 @@ def measure(
             int(endpoint.rsplit(":", 1)[1]) for endpoint in (edge.endpoint, edge.control_endpoint)
         ]
         with LinkEmulator([(0, "127.0.0.1", port) for port in ports], rtt, bandwidth) as link:
-            tensors, control = (f"tcp://127.0.0.1:{port}" for port in link.ports)
-            with Device(bundle, tensors, control=control, deadline=LONG) as device:
+            tensors, control_endpoint = (f"tcp://127.0.0.1:{port}" for port in link.ports)
+            with Device(bundle, tensors, control=control_endpoint, deadline=LONG) as device:
                 device.connect()
                 time.sleep(0.8)
                 for _ in range(requests // at_once):
@@ -204,3 +208,22 @@ def test_a_request_that_a_probe_follows_is_measured() -> None:
         path.answered(number, 40, back + 0.01, 0.005)
     assert first > 1e6
     assert meter.rate == pytest.approx(0.5e6, rel=0.2)
+
+
+def test_the_edge_is_told_once_of_a_rate_measured_before_the_round_trip_was(
+    bundle: Bundle, sockets: Sockets, background: Callable[..., Future[Any]]
+) -> None:
+    """On a busy machine the first Pongs come late, after the Ping that would have told it."""
+    edge, x = HandmadeEdge(sockets, bundle), np.zeros(SHAPE, np.float32)
+    with device_of(edge, bundle) as device:
+        answering = background(device.infer, x)
+        edge.greet()
+        edge.answer(edge.request(), np.zeros((1, 1), np.float32))
+        answering.result(LONG)
+        for _ in range(3):  # the last of them surely after the answer
+            edge.wait_for(control.Ping)
+        edge.answers_pings = True
+        edge.wait_for(control.LinkReport)
+        assert device.link is not None
+        following = [edge.message() for _ in range(2)]
+        assert all(isinstance(each, control.Ping) for each in following)

@@ -97,6 +97,7 @@ class EdgeLink:
         self._give_up_at = time.monotonic() + _HELLO_TIMEOUT
         self._next_ping = math.inf
         self._ping = (0, math.inf)  # the last one's sequence number, and when it was sent
+        self._told_samples = 0  # of the estimate that the edge was told last
         self._sockets = SocketPair(
             context, endpoints, device_id, keys, largest_frame=wire.MAX_TENSOR_BYTES
         )
@@ -201,12 +202,12 @@ class EdgeLink:
         return self.welcome is not None and self._push_ready
 
     def _send_ping(self, heartbeat: float, now: float) -> None:
-        since = math.inf if self._ping[0] == 0 else now - self._ping[1]
         self._ping = (self._ping[0] + 1, now)
         self._sockets.send(control.Ping(self._ping[0]))
-        # Behind the Ping, which it must not delay; if it was measured since the last one.
+        # Behind the Ping, which it must not delay; once for what was measured.
         estimate = self._path.meter.estimate()
-        if estimate is not None and estimate.age <= since:
+        if estimate is not None and estimate.samples != self._told_samples:
+            self._told_samples = estimate.samples
             self._sockets.send(control.LinkReport(estimate.rtt, estimate.bandwidth))
         # The first ones come quickly: they measure the round trip.
         self._next_ping = now + min(heartbeat, _FIRST_HEARTBEAT * 2.0 ** min(self._ping[0], 20))
