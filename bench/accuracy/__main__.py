@@ -48,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     each = commands.add_parser("jpeg", parents=[common], help="uncut networks on JPEGs")
     each.add_argument("names", nargs="+", choices=names)
     each.add_argument("--bytes", type=float, nargs="*", default=[], help="sizes to match as well")
+    each.add_argument("--scales", type=float, nargs="+", default=jpeg.SCALES)
+    each.add_argument("--qualities", type=int, nargs="+", default=[], help="only at these")
     each = commands.add_parser("run", parents=[common], help="retrain and score")
     each.add_argument("name", choices=names)
     each.add_argument("--cut", nargs="+", help="slicing points; by default the network's four")
@@ -56,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     each.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     each.add_argument("--unlabelled", action="store_true", help="do not look at the labels")
+    each.add_argument("--keep", action="store_true", help="keep the bundles in OUT/bundles")
     each.add_argument("--recipe", type=recipe_of, default=Recipe(), help="such as epochs=6")
     each = commands.add_parser("table", parents=[common], help="tables and figure of what was run")
     each.add_argument("--only", choices=names, help="one network; the figure has its name")
@@ -71,7 +74,9 @@ def main(arguments: list[str]) -> None:
                 networks.train(name, options.data, options.out)
     elif options.command == "jpeg":
         for name in options.names:
-            for point in jpeg.curve(name, options.data, options.out, options.bytes):
+            for point in jpeg.curve(
+                name, options.data, options.out, options.bytes, options.scales, options.qualities
+            ):
                 print(point, file=sys.stderr, flush=True)
         print(table.jpeg_table(read(options.out / JPEGS, Jpeg)))
     elif options.command == "run":
@@ -83,6 +88,7 @@ def main(arguments: list[str]) -> None:
             not options.unlabelled,
             options.recipe,
             shlex.join(["python", "-m", "bench.accuracy", *arguments]),
+            options.keep,
         )
         for record in run.run(experiment, options.data, options.out):
             print(

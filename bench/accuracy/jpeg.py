@@ -123,11 +123,18 @@ class Sent(Dataset[Sample]):
         return x, self._pictures[index][1]
 
 
-def curve(name: str, data: Path, out: Path, sizes: Sequence[float] = ()) -> Iterator[Jpeg]:
+def curve(
+    name: str,
+    data: Path,
+    out: Path,
+    sizes: Sequence[float] = (),
+    scales: Sequence[float] = SCALES,
+    qualities: Sequence[int] = (),
+) -> Iterator[Jpeg]:
     """Measure JPEGs at all scales: at ``QUALITIES``, at each of `sizes`, and at each run's size.
 
-    Sizes are matched with the smaller JPEGs, which is the harder comparison. A JPEG that
-    ``out/jpeg.jsonl`` already has is not measured again.
+    With `qualities`, only at those. Sizes are matched with the smaller JPEGs, which is the harder
+    comparison. A JPEG that ``out/jpeg.jsonl`` already has is not measured again.
 
     Yields
     ------
@@ -139,10 +146,10 @@ def curve(name: str, data: Path, out: Path, sizes: Sequence[float] = ()) -> Iter
     runs = [run for run in read(out / RUNS, Run) if run.network == name]
     ours = [float(np.mean([run.sent_bytes for run in own])) for own in seeds_together(runs)]
     done = {(j.scale, j.quality) for j in read(out / JPEGS, Jpeg) if j.network == name}
-    for scale in SCALES:
+    for scale in scales:
         shrunk = Shrunk(pictures, scale)
-        matched = {shrunk.quality_of(nbytes) for nbytes in (*sizes, *ours)}
-        for quality in sorted(matched.union(QUALITIES), reverse=True):
+        matched = {shrunk.quality_of(nbytes) for nbytes in (*sizes, *ours)} | {*QUALITIES}
+        for quality in sorted(qualities or matched, reverse=True):
             if (scale, quality) in done:
                 continue
             sent = Sent(pictures, shrunk, quality)

@@ -5,8 +5,8 @@
 ``lite0_200``     the same at the photographs' own size; only its classifier is trained, on
                   features that are computed once
 ``resnet18``      torchvision's, trained on them from random weights: no package that the project
-                  may depend on carries ImageNet weights for it; so are ``resnet50`` and
-                  ``mobilenet_v2``, for fewer epochs
+                  may depend on carries ImageNet weights for it; so are ``resnet50``,
+                  ``densenet169`` and ``mobilenet_v2``, for fewer epochs
 ``segmentation``  the steel ``lite0`` down to its fifth stage and a small decoder, on mosaics
 ``imagenet``      EfficientNet-Lite0 with its ImageNet weights as they are
 ================  =========================================================================
@@ -157,6 +157,16 @@ NETWORKS = {
         "torchvision:resnet50",
         STEEL,
         ("layer1", "layer2", "layer3"),
+        CLASSIFICATION,
+        _steel_test,
+        (6, 1, 1),
+        small=64,
+    ),
+    "densenet169": Network(
+        lambda: load_model("torchvision:densenet169", num_classes=CLASSES),
+        "torchvision:densenet169",
+        STEEL,
+        ("features.pool0", "features.transition1"),
         CLASSIFICATION,
         _steel_test,
         (6, 1, 1),

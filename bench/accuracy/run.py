@@ -29,6 +29,8 @@ from scissionlite.preprocessor.scoring import evaluate
 from scissionlite.scissiontl.profile import cpu_name
 
 FOLDS = 5
+BUNDLES = "bundles"
+"""Folder of the bundles that are kept, beside the records: ``bundles/NETWORK/CUT, TL``."""
 
 
 class Experiment(NamedTuple):
@@ -42,6 +44,8 @@ class Experiment(NamedTuple):
     recipe: Recipe
     command: str
     """The command line, for the records."""
+    keep: bool = False
+    """Keep the bundles of the last seed, with slices for both runtimes."""
 
 
 class Fold(NamedTuple):
@@ -110,9 +114,15 @@ def run(experiment: Experiment, data: Path, out: Path) -> Iterator[Run]:
                 if (setting, seed) in done:
                     continue
                 prepared = prepared or folds(experiment.network, data, network)
-                record = _one(experiment, prepared, graph, cut, spec, recipe)
+                kept = kept_bundle(out, experiment.network, cut, spec) if experiment.keep else None
+                record = _one(experiment, prepared, graph, cut, spec, recipe, kept)
                 append(out / RUNS, record)
                 yield record
+
+
+def kept_bundle(out: Path, network: str, cut: str, spec: sl.TransferSpec) -> Path:
+    """Folder of the bundle that an experiment keeps."""
+    return out / BUNDLES / network / f"{cut}, {spec.label}".replace("/", " of ")
 
 
 def _one(
@@ -122,6 +132,7 @@ def _one(
     cut: str,
     spec: sl.TransferSpec,
     recipe: Recipe,
+    kept: Path | None,
 ) -> Run:
     task = NETWORKS[experiment.network].task
     untrained, trained, minutes = [], [], 0.0
@@ -131,7 +142,7 @@ def _one(
         untrained.append(_scored(manifest))
         if recipe.epochs:
             started = time.perf_counter()
-            manifest = _prepare(experiment, fold, graph, cut, spec, recipe)
+            manifest = _prepare(experiment, fold, graph, cut, spec, recipe, kept)
             minutes += (time.perf_counter() - started) / 60
         trained.append(_scored(manifest))
     weights = [fold.size for fold in prepared]
@@ -163,8 +174,11 @@ def _prepare(
     cut: str,
     spec: sl.TransferSpec,
     recipe: Recipe,
+    kept: Path | None = None,
 ) -> Manifest:
     entry = NETWORKS[experiment.network]
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="scissionlite-") as folder:
         bundle = sl.prepare(
             graph,
@@ -172,7 +186,8 @@ def _prepare(
             train=fold.train if experiment.labels else None,
             unlabelled=None if experiment.labels else fold.train,
             validate=fold.test,
-            out=Path(folder) / "bundle",
+            out=kept or Path(folder) / "bundle",
+            runtimes=("torchscript",) if kept is None else ("torchscript", "onnx"),
             preprocessing=entry.preprocessing,
             task=entry.task,
             recipe=recipe,

@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--repetitions", type=int, default=8, help="of each network's profile")
     whole.add_argument("--link", choices=("namespace", "relay"), help="by default the best")
     whole.add_argument("--data", type=Path, default=DATA, help="the project's shared/data")
+    whole.add_argument(
+        "--trained", type=Path, default=Path("build/accuracy"), help="what bench.accuracy trained"
+    )
     whole.add_argument("--out", type=Path, default=Path("build/end_to_end"))
     whole.add_argument("--document", type=Path, help="the report; docs/benchmarks.md by default")
     whole.add_argument("--report", action="store_true", help="measure nothing")
@@ -53,6 +56,7 @@ def measure(options: argparse.Namespace, command: str) -> None:
     setting = Setting(
         out=options.out,
         data=options.data,
+        trained=options.trained,
         link_kind=options.link or best_kind(),
         seconds=1.0 if options.quick else options.seconds,
         repetitions=2 if options.quick else options.repetitions,
@@ -105,7 +109,8 @@ def _measure_cell(task: Task, every: dict[str, Prepared], setting: Setting, path
             task.slowdown,
             prepared.known,
             ONLY.get(task.kind, ()),
-            trained=network.trained,
+            trained=prepared.first_layers_trained,
+            kept=prepared.trained.keys(),
         )
     cell = run_cell(prepared, task.link, link, task.slowdown, chosen, task.kind)
     write(path, cell)

@@ -1,23 +1,25 @@
 """The contenders: what each would do over a link, configured as well as an expert would.
 
 Each split takes its own best slicing point, each image format goes to the uncut network on the
-edge. Ours is the fastest split that keeps the accuracy within half a point
-(:func:`.networks.keeps_accuracy`). The planner predicts all but WebP and what ONNX Runtime runs in
-float32: a profile holds one runtime, and exporting each block for the other takes a second each.
-So running locally, JPEG-75 and ours are there with both runtimes, all other ways with TorchScript.
-Entropic Student's split (Matsubara et al., 2022) is missing: it has to be trained for each network
-for tens of epochs, with ImageNet.
+edge. Ours is the fastest of our ways, split or shallow encoder, that keeps the accuracy within half
+a point: trained and scored (:mod:`.trained`), or as :func:`.networks.keeps_accuracy` says. The
+planner predicts all but WebP and what ONNX Runtime runs in float32: a profile holds one runtime,
+and exporting each block for the other takes a second each. So running locally, JPEG-75 and ours are
+there with both runtimes, all other ways with TorchScript. Entropic Student's split (Matsubara et
+al., 2022) is missing: it has to be trained for each network for tens of epochs, with ImageNet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
 
 import scissionlite as sl
 from bench.end_to_end.networks import Known, keeps_accuracy
+from bench.end_to_end.trained import Way
+from scissionlite.graph.tensors import INPUT_POINT
 
 LOCAL = "local, TorchScript"
 LOCAL_ONNX = "local, ONNX Runtime"
@@ -25,9 +27,14 @@ LOCAL_INT8 = "local, ONNX Runtime int8"
 WEBP = "WebP-75 to the edge"
 SCISSION = "float32 split (Scission)"
 PAPER = "float32 TL (the paper)"
+JPEG = "JPEG-75 to the edge"
 JPEG_ONNX = "JPEG-75 to the edge, ONNX Runtime"
 OURS = "ours"
 OURS_ONNX = "ours, ONNX Runtime"
+OURS_ENCODER = "ours, encoder"
+OURS_SPLIT = "ours, split"
+ALTERNATES = (OURS_ENCODER, OURS_SPLIT)
+"""The fastest of ours of either kind, in ONNX Runtime, where ours is of the other kind."""
 PIPELINED = "ours, pipelined"
 GRPC = "ours over gRPC"
 MISSING = "Entropic Student's split"
@@ -98,10 +105,19 @@ def contenders(
     only: Sequence[str] = (),
     *,
     trained: bool = True,
+    kept: Collection[Way] = (),
 ) -> list[Contender]:
-    """Plan all contenders for a link; with ``only`` just those."""
+    """Plan all contenders for a link; with ``only`` just those.
+
+    ``kept`` are the trained ways that keep the accuracy; nothing else that is learned is offered.
+    """
     ranked = sl.plan(profile.slowed(slowdown), profile, link, learned=True)
-    found = [*_local(ranked), *_images(ranked), *_splits(ranked, known, trained)]
+    found = [
+        *_local(ranked),
+        *_images(ranked),
+        *_splits(ranked),
+        *_ours(ranked, known, trained, kept),
+    ]
     return [each for each in found if not only or each.name in only]
 
 
@@ -135,7 +151,7 @@ def _images(ranked: Sequence[sl.Plan]) -> list[Contender]:
     return found
 
 
-def _splits(ranked: Sequence[sl.Plan], known: Known | None, trained: bool) -> list[Contender]:
+def _splits(ranked: Sequence[sl.Plan]) -> list[Contender]:
     found = []
     splits = [p for p in ranked if p.kind == "split"]
     for name, allowed in _SPLITS:
@@ -146,13 +162,36 @@ def _splits(ranked: Sequence[sl.Plan], known: Known | None, trained: bool) -> li
         ]
         if own:
             found.append(Contender(name=name, plan=own[0]))
-    ours = [p for p in splits if keeps_accuracy(known, p, trained=trained)]
-    if ours:
-        plan = ours[0]
-        found.append(Contender(name=OURS, plan=plan))
-        found.append(Contender(name=OURS_ONNX, plan=plan, runtime="onnx", predicted=False))
-        found.append(Contender(name=PIPELINED, plan=plan, predicted=False, in_flight=4))
-        found.append(Contender(name=GRPC, plan=plan, transport="grpc", predicted=False))
+    return found
+
+
+def _ours(
+    ranked: Sequence[sl.Plan], known: Known | None, trained: bool, kept: Collection[Way]
+) -> list[Contender]:
+    ours = []
+    for plan in ranked:
+        if plan.kind != "split" or plan.spec is None:
+            continue
+        if plan.spec.learned:
+            # The kept bundles' device slices are in float32.
+            way = (plan.slicing_point or "", plan.spec)
+            if way in kept and plan.device_precision == "float32":
+                ours.append(plan)
+        elif keeps_accuracy(known, plan, trained=trained):
+            ours.append(plan)
+    if not ours:
+        return []
+    plan = ours[0]
+    found = [
+        Contender(name=OURS, plan=plan),
+        Contender(name=OURS_ONNX, plan=plan, runtime="onnx", predicted=False),
+        Contender(name=PIPELINED, plan=plan, predicted=False, in_flight=4),
+        Contender(name=GRPC, plan=plan, transport="grpc", predicted=False),
+    ]
+    for name, is_encoder in ((OURS_ENCODER, True), (OURS_SPLIT, False)):
+        own = [p for p in ours if (p.slicing_point == INPUT_POINT) == is_encoder]
+        if own and own[0] is not plan:
+            found.append(Contender(name=name, plan=own[0], runtime="onnx", predicted=False))
     return found
 
 

@@ -16,12 +16,15 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from bench.end_to_end.claims import DEVICE_STAGES, fair, fastest
 from bench.end_to_end.contenders import (
     GRPC,
+    JPEG,
     JPEG_ONNX,
     LOCAL,
     LOCAL_INT8,
     LOCAL_ONNX,
     OURS,
+    OURS_ENCODER,
     OURS_ONNX,
+    OURS_SPLIT,
     PAPER,
     SCISSION,
     WEBP,
@@ -32,12 +35,14 @@ COLOURS = {
     OURS: "#c1272d",
     PAPER: "#e08a2e",
     SCISSION: "#7a5195",
-    "JPEG-75 to the edge": "#2166ac",
+    JPEG: "#2166ac",
     WEBP: "#5ab4ac",
     LOCAL: "#4d4d4d",
     LOCAL_INT8: "#1a9850",
     LOCAL_ONNX: "#8c8c8c",
     OURS_ONNX: "#f4a6a8",
+    OURS_ENCODER: "#ff6f91",
+    OURS_SPLIT: "#8e1b3a",
     JPEG_ONNX: "#92c5de",
 }
 OTHERS = ("#b8860b", "#8c564b", "#e377c2", "#17becf", "#9edae5", "#bcbd22")

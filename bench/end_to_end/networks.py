@@ -1,15 +1,16 @@
 """The networks of the harness, with their frames and what is known of their accuracy.
 
-Weights change neither times nor bytes without an entropy stage, so networks without weights that
-the project may use have random ones (from a seed). Where docs/accuracy has records for a network,
-they say which Transfer Layer keeps its accuracy within half a point, and which JPEG.
+Where `bench.accuracy` has trained a network, its weights and its records of accuracy are in one
+folder (`--trained`, build/accuracy), and both are taken from there. Elsewhere weights are those of
+ImageNet or random (from a seed), which changes neither times nor bytes without an entropy stage;
+records are then those of docs/accuracy. They say which Transfer Layer keeps the accuracy within
+half a point, and which JPEG.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple, cast
@@ -20,6 +21,8 @@ from torch import nn
 
 import scissionlite as sl
 from bench.accuracy.networks import LITE0, Segmenter
+from bench.accuracy.networks import NETWORKS as TRAINED
+from bench.accuracy.networks import load as load_trained
 from bench.accuracy.records import JPEGS, RUNS, Jpeg, Run, read
 from scissionlite.models import load_model
 
@@ -34,7 +37,9 @@ class Network(NamedTuple):
     Attributes
     ----------
     model
-        A name for :func:`scissionlite.models.load_model`.
+        A name for :func:`scissionlite.models.load_model`, where it was not trained.
+    checkpoint
+        Its name in `bench.accuracy`, if that can train it.
     size
         Height and width of its input.
     frames
@@ -42,7 +47,7 @@ class Network(NamedTuple):
     records
         Its name in docs/accuracy, or None.
     trained
-        Whether the network's first layers have ImageNet weights. Where they are random, the bytes
+        Whether the first layers of `model` have ImageNet weights. Where they are random, the bytes
         after an entropy stage would be those of random features: ours has no such stage there.
     int8
         Whether ONNX Runtime can quantize it.
@@ -54,32 +59,45 @@ class Network(NamedTuple):
     size: int
     frames: str
     records: str | None = None
+    checkpoint: str | None = None
     trained: bool = True
     int8: bool = True
     most_repetitions: int = 100
+    calibrated: int = 24
+    """How many frames calibrate its bundles."""
 
+    def is_trained(self, folder: Path) -> bool:
+        """Whether `bench.accuracy` has trained it: its weights are in the folder."""
+        return self.checkpoint is not None and (folder / f"{self.checkpoint}.pt").exists()
+
+    def weights(self, folder: Path) -> str:
+        """Whose weights it has, in words."""
+        if self.is_trained(folder):
+            return f"trained on steel (`python -m bench.accuracy networks {self.checkpoint}`)"
+        return "of ImageNet in its first layers" if self.trained else "random"
+
+
+_STEEL = "neu-surface-defects/test"
 
 NETWORKS = {
     "efficientnet_lite0": Network(
-        "bench.end_to_end.networks:steel", 128, "neu-surface-defects/test", "lite0"
+        "bench.end_to_end.networks:steel", 128, _STEEL, records="lite0", checkpoint="lite0"
     ),
-    "resnet50": Network("torchvision:resnet50", 224, "imagenet-sample-100", trained=False),
+    "resnet50": Network("torchvision:resnet50", 128, _STEEL, checkpoint="resnet50", trained=False),
     "densenet169": Network(
-        "torchvision:densenet169", 224, "imagenet-sample-100", trained=False, int8=False
+        "torchvision:densenet169", 128, _STEEL, checkpoint="densenet169", trained=False, int8=False
     ),
-    "segmentation": Network(
-        "bench.end_to_end.networks:masks", 128, "neu-surface-defects/test", "segmentation"
-    ),
+    "segmentation": Network("bench.end_to_end.networks:masks", 128, _STEEL, records="segmentation"),
     "detector_640": Network(
-        "bench.end_to_end.networks:detector", 640, "imagenet-sample-100", most_repetitions=4
+        "bench.end_to_end.networks:detector",
+        640,
+        "imagenet-sample-100",
+        most_repetitions=4,
+        calibrated=8,
     ),
 }
 
-TINY = {
-    "tiny": Network(
-        "bench.end_to_end.networks:tiny", 32, "neu-surface-defects/test", trained=False, int8=False
-    )
-}
+TINY = {"tiny": Network("bench.end_to_end.networks:tiny", 32, _STEEL, trained=False, int8=False)}
 """For a quick run, which tests the harness itself."""
 
 
@@ -176,11 +194,16 @@ def tiny() -> nn.Module:
     )
 
 
-def load(network: Network) -> sl.Graph:
-    """Load and capture a network."""
+def load(network: Network, folder: Path) -> sl.Graph:
+    """Load and capture a network, with the trained weights if the folder has them."""
     torch.manual_seed(0)
-    module = load_model(network.model)
-    return sl.capture(module, torch.zeros(1, 3, network.size, network.size), name=network.model)
+    name = network.model
+    if network.checkpoint is not None and network.is_trained(folder):
+        module = load_trained(network.checkpoint, folder)
+        name = TRAINED[network.checkpoint].model
+    else:
+        module = load_model(network.model)
+    return sl.capture(module, torch.zeros(1, 3, network.size, network.size), name=name)
 
 
 def preprocessing(network: Network) -> sl.Preprocessing:
@@ -200,7 +223,7 @@ def frame_files(network: Network, data: Path, count: int) -> list[Path]:
 
 
 class Known(NamedTuple):
-    """What docs/accuracy says of a network: scores by slicing point and codec, and of JPEG."""
+    """What is recorded of a network: scores by slicing point and codec, and of JPEG."""
 
     uncut: float
     splits: dict[tuple[str, str], float]
@@ -213,23 +236,30 @@ class Known(NamedTuple):
         return min(kept, default=None)
 
 
-def known_accuracy(network: Network) -> Known | None:
-    """Read a network's records; seeds are averaged, and the best recipe counts."""
-    if network.records is None:
-        return None
+def known_accuracy(network: Network, folder: Path) -> Known | None:
+    """Read a network's records; seeds are averaged, and the best recipe counts.
+
+    They are those beside its trained weights, or those of docs/accuracy.
+    """
+    trained = network.is_trained(folder)
+    name = network.checkpoint if trained else network.records
+    if not trained:
+        folder = RECORDS
     scores: dict[tuple[str, str], dict[object, list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    uncut = 0.0
-    for run in read(RECORDS / RUNS, Run):
-        if run.network == network.records:
+    uncut = None
+    for run in read(folder / RUNS, Run):
+        if run.network == name:
             uncut = run.before
             scores[run.cut, _codec(run.transfer)][run.setting].append(run.after)
     jpeg = {
         point.quality: point.score
-        for point in read(RECORDS / JPEGS, Jpeg)
-        if point.network == network.records and point.scale == 1.0
+        for point in read(folder / JPEGS, Jpeg)
+        if point.network == name and point.scale == 1.0
     }
+    if uncut is None:
+        return None
     splits = {key: max(mean(each) for each in own.values()) for key, own in scores.items()}
     return Known(uncut, splits, jpeg)
 
@@ -254,7 +284,7 @@ def accuracy_of(known: Known | None, plan: sl.Plan) -> float | None:
 
 
 def keeps_accuracy(known: Known | None, plan: sl.Plan, *, trained: bool = True) -> bool:
-    """Whether a split keeps the accuracy within half a point, as docs/accuracy says.
+    """Whether a split keeps the accuracy within half a point, as its records say.
 
     Without trained weights there is no entropy stage (:class:`Network`). Where there is a record of
     the slicing point and codec, it decides. Elsewhere those codecs are taken that kept it in every
@@ -270,9 +300,3 @@ def keeps_accuracy(known: Known | None, plan: sl.Plan, *, trained: bool = True) 
     return (
         spec.pool_kind == "max" and spec.pool <= 2 and spec.dtype == "int8" and spec.levels is None
     )
-
-
-def describe(names: Sequence[str]) -> str:
-    """The networks in words, for the report."""
-    every = NETWORKS | TINY
-    return "; ".join(f"{n}: `{every[n].model}` at {every[n].size}x{every[n].size}" for n in names)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from bench.end_to_end import networks
 from bench.end_to_end.contenders import JPEG_QUALITIES
 from bench.end_to_end.links import LinkKind
 from bench.end_to_end.networks import Known, Network
+from bench.end_to_end.trained import trained_ways, with_trained
 from scissionlite.errors import ScissionLiteError
 from scissionlite.preprocessor.recipe import Recipe
 from scissionlite.scissiontl.leakage import leakages
@@ -42,6 +44,8 @@ class Setting(NamedTuple):
 
     out: Path
     data: Path
+    trained: Path
+    """Folder of `bench.accuracy`: trained weights, records and bundles."""
     link_kind: LinkKind
     seconds: float
     """Of measuring, in each cell."""
@@ -58,20 +62,31 @@ class Prepared:
     def __init__(self, name: str, network: Network, setting: Setting) -> None:
         self.name = name
         self.setting = setting
-        self.known: Known | None = networks.known_accuracy(network)
+        self.known: Known | None = networks.known_accuracy(network, setting.trained)
+        self.size = network.size
+        self.weights = network.weights(setting.trained)
+        self.first_layers_trained = network.trained or network.is_trained(setting.trained)
         self.files = networks.frame_files(network, setting.data, IMAGES)
         self._preprocessing = networks.preprocessing(network)
         self._folder = setting.out / "networks" / name
         self._failed: dict[str, ScissionLiteError] = {}
         with timed(f"{name}: loading"):
-            self._graph = networks.load(network)
+            self._graph = networks.load(network, setting.trained)
         frames = [self._preprocessing.frame(file) for file in self.files]
-        self._frames = Frames(frames, self._preprocessing)
-        self.profile = self._profile(
+        self._frames = Frames(frames[: network.calibrated], self._preprocessing)
+        profile = self._profile(
             frames,
             min(setting.repetitions, network.most_repetitions),
             None if setting.int8 and network.int8 else False,
         )
+        ways = (
+            []
+            if not network.is_trained(setting.trained)
+            else trained_ways(setting.trained, network.checkpoint, profile)
+        )
+        inputs = np.concatenate([self._preprocessing.tensor(f) for f in frames[:LEAKED]])
+        self.profile = with_trained(profile, ways, inputs)
+        self.trained = {each.way: each for each in ways}
 
     def _profile(
         self, frames: Sequence[npt.NDArray[np.uint8]], repetitions: int, int8: bool | None
@@ -107,7 +122,9 @@ class Prepared:
         return profile
 
     def bundle(self, plan: sl.Plan, runtime: str = "torchscript") -> Path:
-        """The folder of a plan's bundle; calibrated, not trained, which does not change times.
+        """The folder of a plan's bundle: trained if it is learned, and else only calibrated.
+
+        Training does not change times.
 
         The runtime is that of its float32 slices; the one for running locally has both.
         """
@@ -130,6 +147,10 @@ class Prepared:
         if plan.kind == "image":
             self._write_image_bundle(plan, runtime, folder)
             return
+        if plan.spec is not None and plan.spec.learned:
+            kept = self.trained[plan.slicing_point or "", plan.spec].bundle
+            write_part(kept, runtime, folder)
+            return
         with timed(f"{self.name}: {plan.label} at {plan.place}, {runtime}"):
             sl.prepare(
                 self._graph,
@@ -145,19 +166,26 @@ class Prepared:
     def _write_image_bundle(self, plan: sl.Plan, runtime: str, folder: Path) -> None:
         """Write a bundle for images: its slices are those of the local one, exported already."""
         local = sl.Bundle.load(self.bundle(sl.Plan(kind="local")))
-        own = [each for each in local.manifest.slices["network"] if each.runtime == runtime]
-        manifest = msgspec.structs.replace(
-            local.manifest,
-            kind="image",
-            slices={"network": tuple(own)},
-            image_format=plan.image_format,
-            jpeg_quality=plan.jpeg_quality,
-        )
-        with TemporaryDirectory(dir=folder.parent) as scratch:
-            files = {each.file: Path(scratch) / each.file for each in own}
-            for name, link in files.items():
-                os.link(local.path / name, link)
-            sl.Bundle.write(folder, manifest, files)
+        image = {"image_format": plan.image_format, "jpeg_quality": plan.jpeg_quality}
+        write_part(local, runtime, folder, kind="image", **image)
+
+
+def write_part(bundle: sl.Bundle, runtime: str, folder: Path, **changes: object) -> None:
+    """Write a bundle of another's slices of one runtime; their files are the same."""
+    slices = {
+        role: tuple(each for each in files if each.runtime == runtime)
+        for role, files in bundle.manifest.slices.items()
+    }
+    manifest = msgspec.structs.replace(bundle.manifest, slices=slices, **changes)
+    with TemporaryDirectory(dir=folder.parent) as scratch:
+        names = [each.file for files in slices.values() for each in files]
+        files = {name: Path(scratch) / name for name in names}
+        for name, path in files.items():
+            try:
+                os.link(bundle.path / name, path)
+            except OSError:  # a trained bundle may be on another file system
+                shutil.copy(bundle.path / name, path)
+        sl.Bundle.write(folder, manifest, files)
 
 
 def bundle_name(plan: sl.Plan) -> str:

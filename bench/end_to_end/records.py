@@ -90,6 +90,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         The contenders.
     link_kind, machine, versions, load, date, command
         How it was measured; ``load`` is the machine's load average at its begin.
+    size, weights
+        Height and width of the input; whose weights the network has, in words.
     """
 
     # More than 12 attributes: a record says how it was made.
@@ -107,6 +109,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     load: float
     date: str
     command: str
+    size: int = 0
+    weights: str = ""
 
     def get(self, name: str) -> Measured | None:
         """A contender that was run, or None."""

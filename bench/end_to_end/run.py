@@ -15,7 +15,20 @@ from typing import Any, NamedTuple
 import scissionlite as sl
 from bench.end_to_end import device_process, machine, networks
 from bench.end_to_end.claims import DEVICE_STAGES
-from bench.end_to_end.contenders import PIPELINED, WEBP_QUALITY, Contender
+from bench.end_to_end.contenders import (
+    ALTERNATES,
+    JPEG,
+    JPEG_ONNX,
+    LOCAL,
+    LOCAL_ONNX,
+    OURS,
+    OURS_ONNX,
+    PIPELINED,
+    SCISSION,
+    WEBP,
+    WEBP_QUALITY,
+    Contender,
+)
 from bench.end_to_end.links import linked
 from bench.end_to_end.networks import Known
 from bench.end_to_end.prepared import Prepared, note, timed
@@ -26,6 +39,10 @@ from scissionlite.errors import ScissionLiteError
 
 LONGEST = {"contenders": 6.0, "claims": 20.0}
 """Seconds: a contender whose request is predicted to take longer is not run; by kind of cell."""
+DOMINATED = 6.0
+"""A contender that is predicted to take so many times as long as the fastest is not run."""
+NEVER_DOMINATED = (LOCAL, LOCAL_ONNX, SCISSION, OURS, OURS_ONNX, *ALTERNATES, JPEG, JPEG_ONNX)
+"""But these are: the claims are about them."""
 WARM_UP = 2.0
 """Seconds: a contender that takes longer has no request that is not counted."""
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
@@ -43,8 +60,7 @@ def run_cell(
 ) -> Cell:
     """Measure the contenders of a cell in turns."""
     load = os.getloadavg()[0]
-    longest = LONGEST.get(kind, LONGEST["contenders"])
-    skipped = {c.name: reason for c in chosen if (reason := _too_long(c, longest))}
+    skipped = {name: why for name, why in too_long(chosen, kind).items() if why}
     folders: dict[str, Path] = {}
     for c in chosen:
         if c.name not in skipped:
@@ -83,6 +99,8 @@ def run_cell(
         load=load,
         date=time.strftime("%Y-%m-%d %H:%M"),
         command=prepared.setting.command,
+        size=prepared.size,
+        weights=prepared.weights,
     )
 
 
@@ -92,9 +110,24 @@ def _uncut_on_edge(measured: Sequence[Measured], profile: sl.Profile) -> float:
     return min(runs, default=profile.network_latency)
 
 
-def _too_long(contender: Contender, longest: float) -> str:
-    latency = contender.plan.predicted.latency
-    return f"predicted {latency:.0f} s" if latency > longest else ""
+def too_long(chosen: Sequence[Contender], kind: str) -> dict[str, str]:
+    """Why each contender is not run; empty where it is.
+
+    WebP is predicted as JPEG of its quality, of which it has fewer bytes.
+    """
+    longest = LONGEST.get(kind, LONGEST["contenders"])
+    seconds = {c.name: c.plan.predicted.latency for c in chosen}
+    if WEBP in seconds:
+        seconds[WEBP] = seconds.get(JPEG, seconds[WEBP])
+    for c in chosen:
+        if c.in_flight > 1:
+            seconds[c.name] = max(seconds[c.name], BURST * c.plan.predicted.bottleneck)
+    fastest = min(seconds.values(), default=0.0)
+    dominated = fastest * DOMINATED if kind == "contenders" else longest
+    limits = {
+        name: longest if name in NEVER_DOMINATED else min(dominated, longest) for name in seconds
+    }
+    return {n: f"predicted {s:.2g} s" if s > limits[n] else "" for n, s in seconds.items()}
 
 
 def _start(

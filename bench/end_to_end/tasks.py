@@ -21,11 +21,11 @@ CLAIM_NETWORK = "densenet169"
 CLAIM_SLOWDOWNS = (10.0, 20.0, 40.0)
 CLAIM_LINKS = ("200 Mbit/s, 5 ms", "5 Mbit/s, 60 ms", PAPER_LINK)
 CLAIM_CONTENDERS = (
-    *(contenders.LOCAL, contenders.LOCAL_ONNX, "JPEG-75 to the edge", contenders.JPEG_ONNX),
+    *(contenders.LOCAL, contenders.LOCAL_ONNX, contenders.JPEG, contenders.JPEG_ONNX),
     *(contenders.SCISSION, contenders.PAPER, contenders.OURS, contenders.OURS_ONNX),
 )
 QUICK_CONTENDERS = (
-    *(contenders.LOCAL, "JPEG-75 to the edge", contenders.OURS),
+    *(contenders.LOCAL, contenders.JPEG, contenders.OURS),
     *(contenders.PIPELINED, contenders.GRPC),
 )
 ONLY = {"claims": CLAIM_CONTENDERS, "quick": QUICK_CONTENDERS}
