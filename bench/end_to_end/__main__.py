@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--networks", nargs="+", choices=networks.NETWORKS, default=[])
     whole.add_argument("--links", nargs="+", choices=LINKS, default=[])
     whole.add_argument("--minutes", type=float, help="begin no cell after so long")
-    whole.add_argument("--seconds", type=float, default=8.0, help="of measuring in each cell")
+    whole.add_argument("--seconds", type=float, default=6.0, help="of measuring in each cell")
     whole.add_argument("--repetitions", type=int, default=8, help="of each network's profile")
     whole.add_argument("--link", choices=("namespace", "relay"), help="by default the best")
     whole.add_argument("--data", type=Path, default=DATA, help="the project's shared/data")

@@ -14,15 +14,18 @@ from bench.end_to_end.contenders import (
     LOCAL_ONNX,
     OURS,
     OURS_ONNX,
+    OURS_SPLIT,
     SCISSION,
 )
 from bench.end_to_end.networks import FLOOR
 from bench.end_to_end.records import Cell, Measured
 from scissionlite.demo.comparison import Interval, ratio_interval
+from scissionlite.graph.tensors import INPUT_POINT
 
 NEAR_BOUND = 1.1
 SLOW_LINKS = 5e6  # bit/s
 PAPER_LINK = 58.8e6
+OURS_OF_ANY_RULE = (OURS, OURS_ONNX, OURS_SPLIT)
 DEVICE_STAGES = ("preprocess", "device_slice", "encode", "local_run")
 
 
@@ -48,8 +51,13 @@ def fair(cell: Cell) -> list[Measured]:
 
 
 def private(cell: Cell) -> list[Measured]:
-    """Those of them that keep the frame on the device."""
-    return [m for m in fair(cell) if not m.raw_image]
+    """Those of them that keep the frame on the device, and send features instead.
+
+    What a shallow encoder sends is the image, coded: where ours is one, ours is its best split.
+    """
+    split = cell.get(OURS_SPLIT)
+    ways = [*fair(cell), *([] if split is None else [split])]
+    return [m for m in ways if not m.raw_image and m.place != INPUT_POINT]
 
 
 def fastest(measured: Sequence[Measured]) -> Measured:
@@ -71,12 +79,18 @@ def ratio(other: Measured, own: Measured) -> str:
 
 def ours_wins(cell: Cell, rivals: Callable[[Cell], list[Measured]]) -> bool:
     """Whether ours has the lowest median of those that count."""
-    return fastest(rivals(cell)).name in (OURS, OURS_ONNX)
+    return fastest(rivals(cell)).name in OURS_OF_ANY_RULE
 
 
-def ours_of(cell: Cell) -> Measured | None:
-    """Ours with the faster of the two runtimes, as running locally and JPEG have both."""
-    return _faster(cell, OURS, OURS_ONNX)
+def ours_of(cell: Cell, rivals: Callable[[Cell], list[Measured]] | None = None) -> Measured | None:
+    """Ours with the faster of the two runtimes, as running locally and JPEG have both.
+
+    With `rivals` only of those that count.
+    """
+    if rivals is None:
+        return _faster(cell, OURS, OURS_ONNX)
+    own = [m for m in rivals(cell) if m.name in OURS_OF_ANY_RULE]
+    return fastest(own) if own else None
 
 
 def _faster(cell: Cell, *names: str) -> Measured | None:
@@ -148,7 +162,7 @@ def over_float32(cells: Sequence[Cell]) -> Claim:
 def privacy_rule(cells: Sequence[Cell]) -> Claim:
     """No raw image leaves: ours is the fastest in 90% of the cells."""
     won = [c for c in cells if ours_wins(c, private)]
-    leaks = [m.leakage for c in cells if (m := ours_of(c)) and m.leakage is not None]
+    leaks = [m.leakage for c in cells if (m := ours_of(c, private)) and m.leakage is not None]
     found = f"{len(won)} of {len(cells)} cells"
     found += f"; leakage of ours at most {max(leaks):.2f}" if leaks else ""
     found += _losses([c for c in cells if c not in won], private)
@@ -199,11 +213,13 @@ def _losses(cells: Sequence[Cell], rivals: Callable[[Cell], list[Measured]]) -> 
     """Where ours is not the fastest: by network the winners, and by how much at which links."""
     by_winner: dict[tuple[str, str], list[str]] = {}
     for c in cells:
-        ours, best = ours_of(c), fastest(rivals(c))
-        assert ours is not None
-        slower = f"{ours.median / best.median - 1:.0%}"
-        if rounds_ratio(best, ours).high >= 1:
-            slower += " within the spread"
+        ours, best = ours_of(c, rivals), fastest(rivals(c))
+        if ours is None:
+            slower = "not run"
+        else:
+            slower = f"{ours.median / best.median - 1:.0%}"
+            if rounds_ratio(best, ours).high >= 1:
+                slower += " within the spread"
         where = f"{slower} at {c.bandwidth / 1e6:g}"
         by_winner.setdefault((c.network, best.name), []).append(where)
     texts = [f"{n} to {winner} by {', '.join(w)}" for (n, winner), w in by_winner.items()]

@@ -92,7 +92,7 @@ NETWORKS = {
         "bench.end_to_end.networks:detector",
         640,
         "imagenet-sample-100",
-        most_repetitions=4,
+        most_repetitions=3,
         calibrated=8,
     ),
 }

@@ -165,7 +165,9 @@ def _results(cells: Sequence[Cell], contested: Sequence[Cell]) -> list[str]:
         "",
         *winners(contested),
         "",
-        "*Without the image*: contenders that send no raw image; running locally is one of them. "
+        "*Without the image*: contenders that send no image; running locally is one of them. A "
+        "shallow encoder sends an image in its own code (leakage 1.00), so it is not among them, "
+        f"and there ours is its best split, *{OURS_SPLIT}* where that is another one. "
         "Ratios are medians over rounds with their interval: above 1, ours is faster; where the "
         "interval reaches over 1, neither is. *Lost in* is the part of a request in which ours "
         "takes the most longer than the fastest of all.",

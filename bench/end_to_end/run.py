@@ -39,7 +39,7 @@ from scissionlite.errors import ScissionLiteError
 
 LONGEST = {"contenders": 6.0, "claims": 20.0}
 """Seconds: a contender whose request is predicted to take longer is not run; by kind of cell."""
-DOMINATED = 6.0
+DOMINATED = 4.0
 """A contender that is predicted to take so many times as long as the fastest is not run."""
 NEVER_DOMINATED = (LOCAL, LOCAL_ONNX, SCISSION, OURS, OURS_ONNX, *ALTERNATES, JPEG, JPEG_ONNX)
 """But these are: the claims are about them."""
@@ -117,6 +117,7 @@ def too_long(chosen: Sequence[Contender], kind: str) -> dict[str, str]:
     """
     longest = LONGEST.get(kind, LONGEST["contenders"])
     seconds = {c.name: c.plan.predicted.latency for c in chosen}
+    never = {*NEVER_DOMINATED, *(c.name for c in chosen if c.in_flight > 1)}
     if WEBP in seconds:
         seconds[WEBP] = seconds.get(JPEG, seconds[WEBP])
     for c in chosen:
@@ -124,9 +125,7 @@ def too_long(chosen: Sequence[Contender], kind: str) -> dict[str, str]:
             seconds[c.name] = max(seconds[c.name], BURST * c.plan.predicted.bottleneck)
     fastest = min(seconds.values(), default=0.0)
     dominated = fastest * DOMINATED if kind == "contenders" else longest
-    limits = {
-        name: longest if name in NEVER_DOMINATED else min(dominated, longest) for name in seconds
-    }
+    limits = {name: longest if name in never else min(dominated, longest) for name in seconds}
     return {n: f"predicted {s:.2g} s" if s > limits[n] else "" for n, s in seconds.items()}
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bench.end_to_end.claims import (
+    OURS_OF_ANY_RULE,
     Claim,
     choice_lost,
     fair,
@@ -14,7 +15,7 @@ from bench.end_to_end.claims import (
     ratio,
     why_lost,
 )
-from bench.end_to_end.contenders import OURS, OURS_ONNX
+from bench.end_to_end.contenders import OURS_ONNX
 from bench.end_to_end.records import Cell, Measured
 
 
@@ -42,7 +43,7 @@ def winners(cells: Sequence[Cell]) -> list[str]:
         else:
             row += [
                 f"{ours.what} at {ours.place}, {_runtime(ours)}{ms(ours.median)}",
-                *(ratio(_rival(rivals(c)), ours) for rivals in (fair, private)),
+                *(_rivals_ratio(c, rivals) for rivals in (fair, private)),
                 "" if best is ours else why_lost(c),
             ]
         rows.append([*row, ms(c.bound), "" if lost is None else f"{lost:.1%}"])
@@ -59,8 +60,11 @@ def _with_ms(measured: Measured) -> str:
     return f"{measured.name}, {ms(measured.median)}"
 
 
-def _rival(measured: Sequence[Measured]) -> Measured:
-    return fastest([m for m in measured if m.name not in (OURS, OURS_ONNX)] or measured)
+def _rivals_ratio(cell: Cell, rivals: Callable[[Cell], list[Measured]]) -> str:
+    """The fastest other one of a rule to ours of that rule."""
+    measured, ours = rivals(cell), ours_of(cell, rivals)
+    others = [m for m in measured if m.name not in OURS_OF_ANY_RULE]
+    return "" if ours is None or not others else ratio(fastest(others), ours)
 
 
 def latencies(cells: Sequence[Cell]) -> list[str]:
