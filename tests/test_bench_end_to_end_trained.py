@@ -141,8 +141,10 @@ def test_a_profile_gets_the_bytes_and_the_leakage_of_the_training(
     assert (own.spec, own.nbytes, own.encoder) == (TINY, 123, 0.0001)
     assert own.leakage is not None
     assert 0 < own.leakage <= 1
-    (few,) = with_trained(profile(), [way], inputs[:4]).encoders
-    assert few.leakage is None
+    finer = msgspec.structs.replace(TINY, levels=128)
+    both = [way._replace(spec=finer, sent_bytes=456), way]
+    few = with_trained(profile(), both, inputs[:4]).encoders
+    assert [(e.spec, e.nbytes, e.leakage) for e in few] == [(finer, 456, None), (TINY, 123, None)]
 
 
 def test_a_learned_layer_is_timed_by_a_codec_of_as_many_elements() -> None:

@@ -138,7 +138,8 @@ def _one(
     untrained, trained, minutes = [], [], 0.0
     for fold in prepared:
         calibrated = msgspec.structs.replace(recipe, epochs=0)
-        manifest = _prepare(experiment, fold, graph, cut, spec, calibrated)
+        only = None if recipe.epochs else kept
+        manifest = _prepare(experiment, fold, graph, cut, spec, calibrated, only)
         untrained.append(_scored(manifest))
         if recipe.epochs:
             started = time.perf_counter()

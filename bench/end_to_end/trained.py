@@ -66,22 +66,16 @@ def with_trained(
     one without an entropy coder, and what the coder adds where it codes as many elements: 2x2 with
     a quarter of the channels are as many as 4x4 with all.
     """
-    replace = msgspec.structs.replace
+    ways = {each.way for each in trained}
+    encoders = [e for e in profile.encoders if (INPUT_POINT, e.spec) not in ways]
+    transfers = [t for t in profile.transfers if (profile.blocks[t.block].name, t.spec) not in ways]
     for each in trained:
         if each.point == INPUT_POINT:
-            profile = replace(
-                profile,
-                encoders=tuple(
-                    _encoder(e, each, inputs) if _as_coded(e.spec) == _as_coded(each.spec) else e
-                    for e in profile.encoders
-                ),
-            )
+            alike = [e for e in profile.encoders if _as_coded(e.spec) == _as_coded(each.spec)]
+            encoders += [_encoder(e, each, inputs) for e in alike[:1]]
         elif (transfer := _transfer(profile, each)) is not None:
-            others = [
-                t for t in profile.transfers if (t.block, t.spec) != (transfer.block, each.spec)
-            ]
-            profile = replace(profile, transfers=(*others, transfer))
-    return profile
+            transfers.append(transfer)
+    return msgspec.structs.replace(profile, encoders=tuple(encoders), transfers=tuple(transfers))
 
 
 def _as_coded(spec: sl.TransferSpec) -> sl.TransferSpec:
