@@ -13,6 +13,7 @@ from bench.end_to_end import claims, networks
 from bench.end_to_end.contenders import (
     ALTERNATES,
     JPEG,
+    JPEG_ONNX,
     LOCAL,
     OURS,
     OURS_ENCODER,
@@ -93,6 +94,18 @@ def test_what_nobody_trained_is_not_offered() -> None:
     found = by_name()
     assert found[OURS].plan.spec == sl.TransferSpec()
     assert not {*ALTERNATES} & found.keys()
+
+
+def test_the_jpeg_that_keeps_the_accuracy_has_both_runtimes() -> None:
+    """Where JPEG-75 is not accurate, another quality must not lose for its runtime."""
+    finer = msgspec.structs.replace(JPEG_IMAGE, quality=90)
+    whole = msgspec.structs.replace(profile(), images=(JPEG_IMAGE, finer, PNG))
+    known = networks.Known(0.9, {}, {75: 0.88, 90: 0.9})
+    names = [each.name for each in contenders(whole, LINK, 5.3, known)]
+    assert JPEG_ONNX in names
+    assert "JPEG-90 to the edge, ONNX Runtime" in names
+    without = [each.name for each in contenders(whole, LINK, 5.3, None)]
+    assert "JPEG-90 to the edge, ONNX Runtime" not in without
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,10 @@ Each split takes its own best slicing point, each image format goes to the uncut
 edge. Ours is the fastest of our ways, split or shallow encoder, that keeps the accuracy within half
 a point: trained and scored (:mod:`.trained`), or as :func:`.networks.keeps_accuracy` says. The
 planner predicts all but WebP and what ONNX Runtime runs in float32: a profile holds one runtime,
-and exporting each block for the other takes a second each. So running locally, JPEG-75 and ours are
-there with both runtimes, all other ways with TorchScript. Entropic Student's split (Matsubara et
-al., 2022) is missing: it has to be trained for each network for tens of epochs, with ImageNet.
+and exporting each block for the other takes a second each. So running locally, JPEG-75 (and the
+lowest quality that keeps the accuracy) and ours are there with both runtimes, all other ways with
+TorchScript. Entropic Student's split (Matsubara et al., 2022) is missing: it has to be trained for
+each network for tens of epochs, with ImageNet.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def contenders(
     ranked = sl.plan(profile.slowed(slowdown), profile, link, learned=True)
     found = [
         *_local(ranked),
-        *_images(ranked),
+        *_images(ranked, known),
         *_splits(ranked),
         *_ours(ranked, known, trained, kept),
     ]
@@ -138,14 +139,17 @@ def _local(ranked: Sequence[sl.Plan]) -> list[Contender]:
     return found
 
 
-def _images(ranked: Sequence[sl.Plan]) -> list[Contender]:
+def _images(ranked: Sequence[sl.Plan], known: Known | None) -> list[Contender]:
     found = []
+    # Ours has both runtimes, so the JPEG that is as accurate has both, too.
+    in_onnx = {WEBP_QUALITY, None if known is None else known.lowest_jpeg} - {None}
     for plan in sorted((p for p in ranked if p.kind == "image"), key=lambda p: p.label):
         if plan.image_format != "uint8":
             name = plan.label.replace(" image", " to the edge")
             found.append(Contender(name=name, plan=plan))
-            if plan.jpeg_quality == WEBP_QUALITY:
-                found.append(Contender(name=JPEG_ONNX, plan=plan, runtime="onnx", predicted=False))
+            if plan.jpeg_quality in in_onnx:
+                name += ", ONNX Runtime"
+                found.append(Contender(name=name, plan=plan, runtime="onnx", predicted=False))
             if plan.image_format == "png":  # any bundle of the uncut network answers WebP
                 found.append(Contender(name=WEBP, plan=plan, transport="grpc", predicted=False))
     return found

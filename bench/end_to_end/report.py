@@ -93,8 +93,9 @@ def _head(cells: Sequence[Cell], contested: Sequence[Cell]) -> list[str]:
         "retrained. Those are calibrated and not retrained here, which changes no time. "
         f"*{OURS_ENCODER}* and *{OURS_SPLIT}* are the best of ours of the other kind, with ONNX "
         "Runtime, where ours is of one kind and both exist. Slices run in TorchScript; running "
-        "locally, JPEG-75 and ours also run in ONNX Runtime on both sides, and in the claims ours "
-        "is the faster of its two, as its rivals are. The accuracy of an int8 device slice is not "
+        "locally, JPEG-75, the lowest JPEG that keeps the accuracy, and ours also run in ONNX "
+        "Runtime on both sides, and in the claims ours is the faster of its two, as its rivals "
+        "are. The accuracy of an int8 device slice is not "
         "recorded.",
         f"- {WEBP} and the same split over gRPC go through a gRPC server in Python. Nothing is "
         f"predicted for {WEBP} and for float32 in ONNX Runtime. The gRPC contender is a transport "
