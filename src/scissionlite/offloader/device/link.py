@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import zmq
 from msgspec import structs
@@ -41,6 +42,14 @@ class LinkLostError(Exception):
         super().__init__(trouble)
         self.trouble = trouble
         self.refusal = refusal
+
+
+class _Ping(NamedTuple):
+    """A heartbeat: its number, when it was sent, and how many samples the edge was told of."""
+
+    sequence: int
+    sent: float
+    told: int
 
 
 class EdgeLink:
@@ -96,8 +105,7 @@ class EdgeLink:
         self._push_ready = False
         self._give_up_at = time.monotonic() + _HELLO_TIMEOUT
         self._next_ping = math.inf
-        self._ping = (0, math.inf)  # the last one's sequence number, and when it was sent
-        self._told_samples = 0  # of the estimate that the edge was told last
+        self._ping = _Ping(0, math.inf, 0)
         self._sockets = SocketPair(
             context, endpoints, device_id, keys, largest_frame=wire.MAX_TENSOR_BYTES
         )
@@ -202,15 +210,16 @@ class EdgeLink:
         return self.welcome is not None and self._push_ready
 
     def _send_ping(self, heartbeat: float, now: float) -> None:
-        self._ping = (self._ping[0] + 1, now)
-        self._sockets.send(control.Ping(self._ping[0]))
-        # Behind the Ping, which it must not delay; once for what was measured.
-        estimate = self._path.meter.estimate()
-        if estimate is not None and estimate.samples != self._told_samples:
-            self._told_samples = estimate.samples
-            self._sockets.send(control.LinkReport(estimate.rtt, estimate.bandwidth))
+        told, news = self._ping.told, self._path.meter.estimate()
+        if news is not None and news.samples == told:
+            news = None
+        sequence = self._ping.sequence + 1
+        self._ping = _Ping(sequence, now, told if news is None else news.samples)
+        self._sockets.send(control.Ping(sequence))
+        if news is not None:  # behind the Ping, which it must not delay
+            self._sockets.send(control.LinkReport(news.rtt, news.bandwidth))
         # The first ones come quickly: they measure the round trip.
-        self._next_ping = now + min(heartbeat, _FIRST_HEARTBEAT * 2.0 ** min(self._ping[0], 20))
+        self._next_ping = now + min(heartbeat, _FIRST_HEARTBEAT * 2.0 ** min(sequence, 20))
         # Counts from the first unanswered Ping on; anything that the edge sends answers it.
         self._give_up_at = min(self._give_up_at, now + control.MISSED_HEARTBEATS * heartbeat)
 
@@ -221,10 +230,10 @@ class EdgeLink:
 
     def _measure(self, message: control.ToDevice, frames: list[memoryview], now: float) -> None:
         """Take what an answer says about the path, and about the link."""
-        if isinstance(message, control.Pong) and message.sequence == self._ping[0]:
-            self._path.edge_is_awake(self._ping[1])
-            idle = self._path.idle_since(self._ping[1])
-            self._path.meter.round_trip(now - self._ping[1], idle=idle)
+        if isinstance(message, control.Pong) and message.sequence == self._ping.sequence:
+            self._path.edge_is_awake(self._ping.sent)
+            idle = self._path.idle_since(self._ping.sent)
+            self._path.meter.round_trip(now - self._ping.sent, idle=idle)
         elif isinstance(message, control.Result):
             edge_seconds = message.queue + message.decode + message.run
             self._path.answered(message.request, sum(map(len, frames)), now, edge_seconds)
