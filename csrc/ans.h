@@ -24,6 +24,12 @@ constexpr std::size_t kAnsHeader = 2;
 // Bytes that ans_encode needs beyond those that it may use.
 constexpr std::size_t kAnsSlack = 64;
 
+// Classes of a code's neighbours, by the sum of the codes to its left and above.
+constexpr std::size_t kAnsClasses = 9;
+constexpr std::int32_t kAnsMiddleSum = 256;  // the sums are from -256 to 254
+constexpr std::size_t kAnsSums = 512;
+constexpr std::size_t kAnsFirst = 511;  // the place of a code that has neither neighbour
+
 // One symbol of an encoder's table. A frequency of zero: the table has not seen it.
 struct AnsSymbol {
   std::uint64_t reciprocal;  // floor(2^44 / frequency) + 1
@@ -54,7 +60,9 @@ struct AnsParams {
   bool channels_last;
   bool nibbles;  // two codes a byte, as int4 is packed
   std::uint16_t id;
+  std::size_t width;                     // codes of a row; only for a table_of_sum
   const std::uint8_t* table_of_channel;  // of channels elements
+  const std::uint8_t* table_of_sum;      // of channels x kAnsSums, instead; or null
   const AnsEncodeTable* encode_tables;
   const AnsDecodeTable* decode_tables;
 };

@@ -44,21 +44,55 @@ AnsTables::AnsTables(bool nibbles, std::uint16_t id, const std::uint8_t* table_o
                      std::size_t channels, const std::uint16_t* frequencies, std::size_t tables)
     : nibbles_(nibbles),
       id_(id),
+      channels_(channels),
       table_of_channel_(table_of_channel, table_of_channel + channels),
       encode_tables_(tables),
       decode_tables_(tables) {
   if (channels == 0) throw std::invalid_argument("tables need at least one channel");
-  for (const std::uint8_t table : table_of_channel_) {
-    if (table >= tables) throw std::invalid_argument("a channel names a table that is not there");
+  fill_tables(table_of_channel, channels, frequencies);
+}
+
+AnsTables::AnsTables(bool nibbles, std::uint16_t id, const std::uint8_t* table_of_class,
+                     std::size_t channels, const std::int16_t* bounds,
+                     const std::uint16_t* frequencies, std::size_t tables)
+    : nibbles_(nibbles),
+      id_(id),
+      channels_(channels),
+      table_of_sum_(channels * kAnsSums),
+      encode_tables_(tables),
+      decode_tables_(tables) {
+  if (channels < 2)
+    throw std::invalid_argument("tables with neighbours need at least two channels");
+  fill_tables(table_of_class, channels * kAnsClasses, frequencies);
+  for (std::size_t channel = 0; channel < channels; ++channel) {
+    const std::int16_t* own = bounds + channel * (kAnsClasses - 1);
+    std::uint8_t* to = table_of_sum_.data() + channel * kAnsSums;
+    for (std::size_t i = 0; i < kAnsSums; ++i) {
+      const std::int32_t sum = static_cast<std::int32_t>(i) - kAnsMiddleSum;
+      std::size_t reached = 0;
+      for (std::size_t n = 0; n < kAnsClasses - 1; ++n) reached += sum >= own[n] ? 1 : 0;
+      to[i] = table_of_class[channel * kAnsClasses + reached];
+    }
+    to[kAnsFirst] = table_of_class[channel * kAnsClasses + kAnsClasses / 2];
   }
-  const std::size_t symbols = nibbles ? 16 : kAnsSymbols;
-  for (std::size_t table = 0; table < tables; ++table) {
+}
+
+void AnsTables::fill_tables(const std::uint8_t* named, std::size_t count,
+                            const std::uint16_t* frequencies) {
+  for (std::size_t i = 0; i < count; ++i) {
+    if (named[i] >= encode_tables_.size()) {
+      throw std::invalid_argument("a channel names a table that is not there");
+    }
+  }
+  const std::size_t symbols = nibbles_ ? 16 : kAnsSymbols;
+  for (std::size_t table = 0; table < encode_tables_.size(); ++table) {
     fill(frequencies + table * (symbols + 1), symbols, encode_tables_[table],
          decode_tables_[table]);
   }
 }
 
-AnsParams AnsTables::params(std::size_t count, std::size_t plane, bool channels_last) const {
+AnsParams AnsTables::params(std::size_t count, std::size_t plane, bool channels_last,
+                            std::size_t width) const {
   const bool single = channels() == 1;
   AnsParams params = {};
   params.channels = channels();
@@ -71,6 +105,14 @@ AnsParams AnsTables::params(std::size_t count, std::size_t plane, bool channels_
                                   " channels");
     }
     params.images = count / plane / channels();
+  }
+  if (!table_of_sum_.empty()) {
+    if (width == 0 || plane % width != 0) {
+      throw std::invalid_argument("a plane is no whole number of rows of " + std::to_string(width) +
+                                  " codes");
+    }
+    params.width = width;
+    params.table_of_sum = table_of_sum_.data();
   }
   params.channels_last = channels_last && !single;
   params.nibbles = nibbles_;

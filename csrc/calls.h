@@ -192,24 +192,30 @@ inline void normalize_frame_array(const py::array& frame,
 inline AnsTables make_ans_tables(
     const std::string& dtype, std::uint16_t id,
     const py::array_t<std::uint8_t, py::array::c_style>& table_of_channel,
-    const py::array_t<std::uint16_t, py::array::c_style>& frequencies) {
+    const py::array_t<std::uint16_t, py::array::c_style>& frequencies,
+    const std::optional<py::array_t<std::int16_t, py::array::c_style>>& bounds) {
   const bool nibbles = choose<bool>("dtype", dtype, {{"int8", false}, {"int4", true}});
   if (table_of_channel.ndim() != 1 || frequencies.ndim() != 2 || !is_aligned(frequencies) ||
       frequencies.shape(1) != (nibbles ? 17 : 257)) {
     throw py::value_error("a table per channel is needed, and 257 or 17 frequencies per table");
   }
-  return {nibbles,
-          id,
-          table_of_channel.data(),
-          static_cast<std::size_t>(table_of_channel.size()),
-          frequencies.data(),
-          static_cast<std::size_t>(frequencies.shape(0))};
+  const auto named = static_cast<std::size_t>(table_of_channel.size());
+  const auto tables = static_cast<std::size_t>(frequencies.shape(0));
+  if (!bounds) return {nibbles, id, table_of_channel.data(), named, frequencies.data(), tables};
+  const std::size_t channels = named / kAnsClasses;
+  if (named % kAnsClasses != 0 || bounds->ndim() != 2 || !is_aligned(*bounds) ||
+      static_cast<std::size_t>(bounds->shape(0)) != channels ||
+      bounds->shape(1) != kAnsClasses - 1) {
+    throw py::value_error("nine tables per channel are needed, and eight bounds");
+  }
+  return {nibbles, id, table_of_channel.data(), channels, bounds->data(), frequencies.data(),
+          tables};
 }
 
 inline std::size_t ans_encode_array(const AnsTables& tables, const py::array& payload,
                                     py::array out, std::size_t count, std::size_t plane,
-                                    bool channels_last) {
-  const AnsParams params = tables.params(count, plane, channels_last);
+                                    bool channels_last, std::size_t width) {
+  const AnsParams params = tables.params(count, plane, channels_last, width);
   const auto size = static_cast<std::size_t>(out.size());
   check_payload(payload, tables.packed_bytes(count), 1, "payload");
   check_payload(out, size, 1, "out");
@@ -221,8 +227,9 @@ inline std::size_t ans_encode_array(const AnsTables& tables, const py::array& pa
 }
 
 inline const char* ans_decode_array(const AnsTables& tables, const py::array& coded, py::array out,
-                                    std::size_t count, std::size_t plane, bool channels_last) {
-  const AnsParams params = tables.params(count, plane, channels_last);
+                                    std::size_t count, std::size_t plane, bool channels_last,
+                                    std::size_t width) {
+  const AnsParams params = tables.params(count, plane, channels_last, width);
   const auto size = static_cast<std::size_t>(coded.size());
   check_payload(coded, size, 1, "coded");
   check_payload(out, tables.packed_bytes(count), 1, "out");

@@ -97,13 +97,14 @@ PYBIND11_MODULE(_core, module) {
 
   py::class_<AnsTables>(module, "AnsTables", "Static tables of the entropy coder, checked.")
       .def(py::init(&scissionlite::make_ans_tables), py::arg("dtype"), py::arg("id"),
-           py::arg("table_of_channel").noconvert(), py::arg("frequencies").noconvert())
+           py::arg("table_of_channel").noconvert(), py::arg("frequencies").noconvert(),
+           py::arg("bounds").noconvert() = py::none())
       .def("encode", &scissionlite::ans_encode_array, py::arg("payload").noconvert(),
-           py::arg("out").noconvert(), py::arg("count"), py::arg("plane"),
-           py::arg("channels_last") = false, "Code a payload into the end of a buffer.")
+           py::arg("out").noconvert(), py::arg("count"), py::arg("plane"), py::arg("nhwc") = false,
+           py::arg("width") = 0, "Code a payload into the end of a buffer.")
       .def("decode", &scissionlite::ans_decode_array, py::arg("coded").noconvert(),
-           py::arg("out").noconvert(), py::arg("count"), py::arg("plane"),
-           py::arg("channels_last") = false, "Decode a payload.");
+           py::arg("out").noconvert(), py::arg("count"), py::arg("plane"), py::arg("nhwc") = false,
+           py::arg("width") = 0, "Decode a payload.");
 
   module.def("normalize_frame", &scissionlite::normalize_frame_array, py::arg("frame").noconvert(),
              py::arg("tables").noconvert(), py::arg("out").noconvert(),

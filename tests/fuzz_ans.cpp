@@ -20,14 +20,17 @@ using scissionlite::AnsParams;
 using scissionlite::AnsStatus;
 using scissionlite::AnsTables;
 using scissionlite::GuardedArray;
+using scissionlite::kAnsClasses;
 using scissionlite::kAnsSlack;
 using scissionlite::kAnsTotal;
 using Bytes = std::vector<unsigned char>;
 
 [[noreturn]] void report(const char* what, const AnsParams& params) {
-  std::fprintf(stderr, "\n%s: images=%zu, channels=%zu, plane=%zu, channels_last=%d, nibbles=%d\n",
-               what, params.images, params.channels, params.plane, params.channels_last ? 1 : 0,
-               params.nibbles ? 1 : 0);
+  std::fprintf(
+      stderr,
+      "\n%s: images=%zu, channels=%zu, plane=%zu, channels_last=%d, nibbles=%d, width=%zu\n", what,
+      params.images, params.channels, params.plane, params.channels_last ? 1 : 0,
+      params.nibbles ? 1 : 0, params.width);
   std::abort();
 }
 
@@ -73,12 +76,21 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t siz
   const auto number = data.ConsumeIntegralInRange<std::uint8_t>(1, 3);
   std::vector<std::uint16_t> frequencies;
   for (int table = 0; table < number; ++table) make_table(data, nibbles ? 16 : 256, frequencies);
-  Bytes table_of_channel(channels);
+  // Tables by neighbours, with any bounds, in rows of any width that fits.
+  const bool neighbours = channels > 1 && data.ConsumeBool();
+  std::size_t width = neighbours ? data.ConsumeIntegralInRange<std::size_t>(1, plane) : 1;
+  while (plane % width != 0) --width;
+  std::vector<std::int16_t> bounds(neighbours ? channels * (kAnsClasses - 1) : 0);
+  for (std::int16_t& bound : bounds) bound = data.ConsumeIntegralInRange<std::int16_t>(-300, 300);
+  Bytes table_of_channel(channels * (neighbours ? kAnsClasses : 1));
   for (unsigned char& table : table_of_channel) {
     table = data.ConsumeIntegralInRange<std::uint8_t>(0, number - 1);
   }
-  const AnsTables tables(nibbles, 7, table_of_channel.data(), channels, frequencies.data(), number);
-  const AnsParams params = tables.params(count, plane, channels_last);
+  const std::uint8_t* named = table_of_channel.data();
+  const AnsTables tables =
+      neighbours ? AnsTables(nibbles, 7, named, channels, bounds.data(), frequencies.data(), number)
+                 : AnsTables(nibbles, 7, named, channels, frequencies.data(), number);
+  const AnsParams params = tables.params(count, plane, channels_last, width);
 
   Bytes codes(tables.packed_bytes(count));
   Bytes coded;

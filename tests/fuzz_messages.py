@@ -136,6 +136,8 @@ def make_tables(
     channels = shape[-3] if len(shape) >= 3 else 1
     codes = np.frombuffer(data.ConsumeBytes(64) or b"x", np.int8)
     values = np.resize(codes, (1, channels, 5, 5)).astype(np.float32)
+    if data.ConsumeBool():  # so that the tables depend on neighbours
+        values = np.repeat(np.repeat(values, 6, 2), 6, 3)
     one = Quantization(1.0, 0)
     if plain.granularity == "channel":
         one = Quantization((1.0,) * channels, (0,) * channels)
@@ -158,7 +160,8 @@ def make_payload(
             if not seldom(data) and count % tables.channels == 0:
                 room = np.empty(3 * count + 100, np.uint8)
                 codes = np.frombuffer(bytes(payload), np.uint8)
-                start = tables.coder.encode(codes, room, count, count // tables.channels)
+                plane = count // tables.channels
+                start = tables.coder.encode(codes, room, count, plane, False, plane)
                 payload = bytearray(room[start:].tobytes())
             else:
                 payload[:2] = tables.id.to_bytes(2, "little")

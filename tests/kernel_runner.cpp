@@ -31,6 +31,7 @@
 
 namespace {
 
+using scissionlite::AnsTables;
 using scissionlite::GuardedArray;
 using scissionlite::Kernel;
 using scissionlite::TransferParams;
@@ -159,13 +160,20 @@ void run_ans(bool encodes) {
   const Bytes table_of_channel = read_bytes(read_value<std::uint64_t>());
   std::vector<std::uint16_t> frequencies(read_value<std::uint64_t>());
   read_exactly(frequencies.data(), frequencies.size() * sizeof(std::uint16_t));
+  std::vector<std::int16_t> bounds(read_value<std::uint64_t>());
+  read_exactly(bounds.data(), bounds.size() * sizeof(std::int16_t));
+  const std::size_t width = read_value<std::uint64_t>();
   const Bytes input = read_bytes(read_value<std::uint64_t>());
   const std::size_t output_size = read_value<std::uint64_t>();
 
-  const scissionlite::AnsTables tables(nibbles, id, table_of_channel.data(),
-                                       table_of_channel.size(), frequencies.data(),
-                                       frequencies.size() / (nibbles ? 17 : 257));
-  const scissionlite::AnsParams params = tables.params(count, plane, channels_last);
+  const std::size_t number = frequencies.size() / (nibbles ? 17 : 257);
+  const std::uint8_t* named = table_of_channel.data();
+  const std::size_t channels = bounds.size() / (scissionlite::kAnsClasses - 1);
+  const AnsTables tables =
+      bounds.empty()
+          ? AnsTables(nibbles, id, named, table_of_channel.size(), frequencies.data(), number)
+          : AnsTables(nibbles, id, named, channels, bounds.data(), frequencies.data(), number);
+  const scissionlite::AnsParams params = tables.params(count, plane, channels_last, width);
   const GuardedArray from(input, shift);
   const GuardedArray to(output_size, shift);
   const auto* given = static_cast<const std::uint8_t*>(from.data());

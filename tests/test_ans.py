@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ans_oracle
@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import msgspec
 import numpy as np
 import pytest
-from ans_oracle import Tables
+from ans_oracle import Map, Tables
 from hypothesis import example, given
 from kernel_targets import RUNNER, GuardedArray, runner
 from specs import feature_map, quantization_for
@@ -21,6 +21,7 @@ from specs import feature_map, quantization_for
 import scissionlite as sl
 from scissionlite.errors import CodecError, EntropyCodeError, EntropyTablesError
 from scissionlite.transfer_layer.entropy_tables import tables_id
+from scissionlite.transfer_layer.neighbours import classes_of
 
 LENGTHS = st.integers(1, 70) | st.integers(400, 520)
 """Codes of a plane: few, or so many that four or five planes have about 2048 codes together, from
@@ -38,6 +39,14 @@ class Case:
     layout: str = "nchw"
     seed: int = 0
     escaped: float = 0.05
+    neighbours: bool = False
+    """Whether tables depend on them; only with two channels or more."""
+
+    @property
+    def laid(self) -> Map:
+        widths = [w for w in range(1, self.plane + 1) if self.plane % w == 0]
+        width = random.Random(self.seed + 2).choice(widths)
+        return Map(self.channels, self.plane, self.layout, width)
 
     @property
     def count(self) -> int:
@@ -46,20 +55,22 @@ class Case:
     def tables(self) -> Tables:
         rng = random.Random(self.seed)
         made = [_table(rng, 2**self.bits) for _ in range(rng.randint(1, self.channels))]
-        return Tables(self.bits, [rng.randrange(len(made)) for _ in range(self.channels)], made)
+        if not self.neighbours or self.channels == 1:
+            return Tables(self.bits, [rng.randrange(len(made)) for _ in range(self.channels)], made)
+        most = 2**self.bits + 4  # a little beyond the sums that there are
+        bounds = [[rng.randint(-most, most) for _ in range(8)] for _ in range(self.channels)]
+        named = [rng.randrange(len(made)) for _ in range(9 * self.channels)]
+        return Tables(self.bits, named, made, bounds)
 
     def codes(self) -> list[int]:
         """The bits of each code."""
         rng = random.Random(self.seed + 1)
-        tables, symbols = self.tables(), 2**self.bits
-        codes = []
-        for i in range(self.count):
-            channel = ans_oracle.channel_of(i, self.channels, self.plane, self.layout)
-            table = tables.frequencies[tables.table_of_channel[channel]]
+        tables, laid, symbols = self.tables(), self.laid, 2**self.bits
+        codes = [0] * self.count
+        for i, _ in ans_oracle.order(self.count, tables, laid):
+            table = tables.frequencies[ans_oracle.table_at(i, codes, tables, laid)]
             seen = rng.choices(range(symbols), table)[0] - symbols // 2
-            codes.append(
-                (rng.randrange(symbols) if rng.random() < self.escaped else seen) % symbols
-            )
+            codes[i] = (rng.randrange(symbols) if rng.random() < self.escaped else seen) % symbols
         return codes
 
 
@@ -101,8 +112,11 @@ def in_runner(name: bytes, case: Case, source: bytes, size: int, shift: int) -> 
     ordered = np.roll(tables.frequencies[:, :-1], 2 ** (case.bits - 1), axis=1)
     rows = np.concatenate([ordered, tables.frequencies[:, -1:]], axis=1).astype("<u2")
     request = struct.pack("<4I", case.bits == 4, case.layout == "nhwc", tables.id, shift)
-    request += struct.pack("<3Q", case.count, case.plane, case.channels)
+    request += struct.pack("<3Q", case.count, case.plane, len(tables.table_of_channel))
     request += bytes(tables.table_of_channel) + struct.pack("<Q", rows.size) + rows.tobytes()
+    bounds = np.empty(0, "<i2") if tables.bounds is None else tables.bounds.astype("<i2")
+    request += struct.pack("<Q", bounds.size) + bounds.tobytes()
+    request += struct.pack("<Q", case.laid.width)
     request += struct.pack("<Q", len(source)) + source + struct.pack("<Q", size)
     return runner()._ask(name, request)
 
@@ -118,8 +132,8 @@ def encoded(case: Case, shift: int = 0, *, there: bool = False) -> bytes:
     # Escapes may take more bytes than the codes themselves.
     after = GuardedArray(3 * case.count + 100, np.uint8, shift)
     before.array[...] = source
-    nhwc = case.layout == "nhwc"
-    start = tables.coder.encode(before.array, after.array, case.count, case.plane, nhwc)
+    nhwc, width = case.layout == "nhwc", case.laid.width
+    start = tables.coder.encode(before.array, after.array, case.count, case.plane, nhwc, width)
     before.check_canaries()
     after.check_canaries()
     assert before.array.tobytes() == source.tobytes()
@@ -139,8 +153,8 @@ def decoded(coded: bytes, case: Case, shift: int = 0, *, there: bool = False) ->
     before = GuardedArray(len(coded), np.uint8, shift)
     after = GuardedArray(packed([0] * case.count, case.bits).size, np.uint8, shift)
     before.array[...] = np.frombuffer(coded, np.uint8)
-    nhwc = case.layout == "nhwc"
-    status = tables.coder.decode(before.array, after.array, case.count, case.plane, nhwc)
+    nhwc, width = case.layout == "nhwc", case.laid.width
+    status = tables.coder.decode(before.array, after.array, case.count, case.plane, nhwc, width)
     before.check_canaries()
     after.check_canaries()
     return after.array.tobytes() if status == "done" else status
@@ -150,14 +164,17 @@ cases = st.builds(
     Case,
     bits=st.sampled_from([8, 4]),
     images=st.integers(1, 2),
-    channels=st.integers(1, 5),
+    channels=st.integers(1, 6),
     plane=LENGTHS,
     layout=st.sampled_from(["nchw", "nhwc"]),
     seed=st.integers(0, 2**20),
     escaped=st.sampled_from([0.0, 0.05, 1.0]),
+    neighbours=st.booleans(),
 )
 TINY = Case(channels=1, plane=1)
 FOUR_STATES = Case(channels=3, plane=683, seed=3)
+NEIGHBOURS = Case(channels=5, plane=30, neighbours=True)
+MANY_NEIGHBOURS = Case(channels=6, plane=350, neighbours=True, seed=5)
 every_shift = st.integers(0, 3)
 
 
@@ -167,18 +184,22 @@ every_shift = st.integers(0, 3)
 @example(case=FOUR_STATES, shift=1)
 @example(case=Case(channels=1, plane=2047), shift=0)
 @example(case=Case(channels=1, plane=2048, escaped=1.0), shift=0)
+@example(case=NEIGHBOURS, shift=1)
+@example(case=MANY_NEIGHBOURS, shift=0)
+@example(case=replace(MANY_NEIGHBOURS, layout="nhwc", bits=4, plane=351), shift=2)
+@example(case=replace(MANY_NEIGHBOURS, bits=4, plane=351, escaped=1.0), shift=0)
 def test_the_core_writes_what_the_oracle_writes_and_reads_it_back(
     there: bool, case: Case, shift: int
 ) -> None:
     codes, tables = case.codes(), case.tables()
-    expected = ans_oracle.encode(codes, tables, case.plane, case.layout)
+    expected = ans_oracle.encode(codes, tables, case.laid)
     assert encoded(case, shift, there=there) == expected
-    assert ans_oracle.decode(expected, case.count, tables, case.plane, case.layout) == codes
+    assert ans_oracle.decode(expected, case.count, tables, case.laid) == codes
     assert decoded(expected, case, shift, there=there) == packed(codes, case.bits).tobytes()
 
 
 def same_verdict(damaged: bytes, case: Case, *, there: bool = False) -> None:
-    expected = ans_oracle.decode(damaged, case.count, case.tables(), case.plane, case.layout)
+    expected = ans_oracle.decode(damaged, case.count, case.tables(), case.laid)
     actual = decoded(damaged, case, there=there)
     if isinstance(expected, str):
         assert actual == expected
@@ -205,7 +226,9 @@ def test_a_damaged_payload_is_refused_as_the_oracle_refuses_it(
     same_verdict(bytes(coded), case, there=there)
 
 
-@pytest.mark.parametrize("case", [TINY, Case(plane=30), Case(bits=4, plane=25, layout="nhwc")])
+@pytest.mark.parametrize(
+    "case", [TINY, Case(plane=30), Case(bits=4, plane=25, layout="nhwc"), NEIGHBOURS]
+)
 def test_every_truncation_is_refused(case: Case) -> None:
     coded = encoded(case)
     for length in range(len(coded)):
@@ -213,7 +236,9 @@ def test_every_truncation_is_refused(case: Case) -> None:
         same_verdict(coded[:length], case)
 
 
-@pytest.mark.parametrize("case", [Case(plane=60, escaped=0), FOUR_STATES])
+@pytest.mark.parametrize(
+    "case", [Case(plane=60, escaped=0), FOUR_STATES, replace(MANY_NEIGHBOURS, escaped=0)]
+)
 def test_flipped_bits_are_noticed(case: Case) -> None:
     # A few give the code of another map: one of the last codes can become one as frequent.
     coded = encoded(case)
@@ -280,6 +305,39 @@ def test_tables_come_back_from_their_bytes() -> None:
 def test_damaged_tables_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(EntropyTablesError, match=message):
         sl.EntropyTables(data, 1.0)
+
+
+BY_CLASS = Tables(4, [0] * 9 + [1] * 9, GOOD.frequencies, [[-4, -3, -2, -1, 1, 2, 3, 4]] * 2)
+
+
+def test_tables_by_neighbours_come_back_from_their_bytes() -> None:
+    tables = sl.EntropyTables(BY_CLASS.data, 1.5)
+    assert (tables.dtype, tables.channels, tables.tables) == ("int4", 2, 2)
+    assert tables.table_of_channel == (0,) * 9 + (1,) * 9
+    assert tables.bounds is not None
+    assert tables.bounds.tolist() == BY_CLASS.bounds
+    again = sl.EntropyTables.of(
+        "int4", tables.table_of_channel, tables.frequencies, 1.5, tables.bounds
+    )
+    assert again == tables
+    for length in range(len(BY_CLASS.data)):
+        if length == len(BY_CLASS.data) - len(GOOD.data[18:]):
+            continue
+        with pytest.raises(EntropyTablesError):
+            sl.EntropyTables(BY_CLASS.data[:length], 1.5)
+
+
+def test_tables_by_neighbours_need_channels_and_rows() -> None:
+    one = Tables(4, [0] * 9, GOOD.frequencies, [[0] * 8])
+    with pytest.raises(EntropyTablesError, match="two channels"):
+        sl.EntropyTables(one.data, 1.5)
+    coder = sl.EntropyTables(BY_CLASS.data, 1.5).coder
+    source, room = np.zeros(6, np.uint8), np.empty(200, np.uint8)
+    for width in (0, 4, 7, 2**63):
+        with pytest.raises(ValueError, match="rows"):
+            coder.encode(source, room, 12, 6, False, width)
+        with pytest.raises(ValueError, match="rows"):
+            coder.decode(room, source, 12, 6, False, width)
 
 
 @given(data=st.binary(max_size=60))
@@ -362,6 +420,50 @@ def test_channels_that_differ_have_tables_and_those_alike_share_one() -> None:
     one = sl.fit_tables([sl.encode(x[0], sl.TransferSpec(pool=1), unit)])
     assert one.channels == 1
     assert tables.bits < one.bits - 0.3
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 2, 1, 3), (1, 2, 3, 1), (2, 2, 1, 1)])
+def test_classes_are_counted_as_they_are_coded(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-128, 128, shape).astype(np.int8)
+    bounds = rng.integers(-200, 200, (shape[1], 8)).astype(np.int16)
+    laid = Map(shape[1], shape[2] * shape[3], "nchw", shape[3])
+    # The oracle's tables, each named by its channel and class.
+    tables = Tables(8, list(range(9 * shape[1])), [], bounds.tolist())
+    bits = (codes.reshape(-1).astype(int) % 256).tolist()
+    expected = [ans_oracle.table_at(i, bits, tables, laid) % 9 for i in range(codes.size)]
+    assert classes_of(codes, bounds).reshape(-1).tolist() == expected
+
+
+def smooth(shape: tuple[int, ...], seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A map whose values are like their neighbours."""
+    noise = np.random.default_rng(seed).normal(0, 4, shape)
+    for axis in (-1, -2):
+        noise = noise + 0.8 * np.roll(noise, 1, axis) + 0.6 * np.roll(noise, 2, axis)
+    return noise.astype(np.float32)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_tables_depend_on_neighbours_where_that_pays(layout: str, dtype: str) -> None:
+    spec = sl.TransferSpec(pool=1, dtype=dtype, layout=layout, entropy="ans")
+    plain = msgspec.structs.replace(spec, entropy=None)
+    unit = sl.Quantization(1.0 if dtype == "int8" else 4.0, 0)
+    shape = (2, 5, 21, 23)
+    tables = sl.fit_tables(sl.encode(smooth(shape, seed), plain, unit) for seed in range(6))
+    assert tables.bounds is not None
+    # Of the same codes in another order, without neighbours that say anything:
+    rng = np.random.default_rng(7)
+    mixed = [rng.permuted(smooth(shape, s).reshape(2, 5, -1), axis=2) for s in range(6)]
+    alone = sl.fit_tables(sl.encode(x.reshape(shape), plain, unit) for x in mixed)
+    assert alone.bounds is None
+    assert tables.bits < 0.9 * alone.bits
+    x = smooth(shape, 99)
+    coded = [sl.encode(x, spec, unit, tables=each) for each in (tables, alone)]
+    assert coded[0].nbytes < 0.92 * coded[1].nbytes
+    assert coded[0].nbytes == pytest.approx(tables.bits * x.size / 8, rel=0.05)
+    for each in coded:
+        assert sl.decode(each).tobytes() == sl.decode(sl.encode(x, plain, unit)).tobytes()
 
 
 def test_tables_of_one_channel_fit_tensors_of_any_shape() -> None:

@@ -318,6 +318,8 @@ class AnsTables:
         For each channel the number of its table. One channel stands for all of any tensor.
     frequencies : ndarray of uint16, shape (tables, 257), or (tables, 17) for int4
         Of each code, by the bits of its two's complement, and of the escape. A table sums to 4096.
+    bounds : ndarray of int16, shape (channels, 8), optional
+        The tables depend on neighbours: then `table_of_channel` has nine numbers for each channel.
 
     Raises
     ------
@@ -332,9 +334,10 @@ class AnsTables:
         id: int,
         table_of_channel: _Bytes,
         frequencies: npt.NDArray[np.uint16],
+        bounds: npt.NDArray[np.int16] | None = None,
     ) -> None: ...
     def encode(
-        self, payload: _Bytes, out: _Bytes, count: int, plane: int, channels_last: bool = False
+        self, payload: _Bytes, out: _Bytes, count: int, plane: int, nhwc: bool = ..., row: int = ...
     ) -> int:
         """Code a payload into the end of a buffer.
 
@@ -344,12 +347,10 @@ class AnsTables:
             Codes as :meth:`Transfer.encode` packs them.
         out : ndarray of uint8, shape (n,)
             The buffer. It needs 64 bytes more than the result may have.
-        count : int
-            Number of codes.
-        plane : int
-            Codes of one channel of one image.
-        channels_last : bool
-            Whether the payload's layout is nhwc.
+        count, plane, row : int
+            Number of codes; of one channel of one image; of a row, for tables with `bounds`.
+        nhwc : bool
+            Whether that is the payload's layout.
 
         Returns
         -------
@@ -358,7 +359,7 @@ class AnsTables:
         """
 
     def decode(
-        self, coded: _Bytes, out: _Bytes, count: int, plane: int, channels_last: bool = False
+        self, coded: _Bytes, out: _Bytes, count: int, plane: int, nhwc: bool = ..., row: int = ...
     ) -> str:
         """Decode a payload of exactly `count` codes; the bytes need not be trusted.
 
@@ -366,7 +367,7 @@ class AnsTables:
         ----------
         coded, out : ndarray of uint8
             Any bytes; and where the payload is written, of the size that :meth:`encode` takes.
-        count, plane, channels_last
+        count, plane, nhwc, row
             As in :meth:`encode`.
 
         Returns

@@ -145,8 +145,9 @@ def _tables_text(tensor: CrossingTensor) -> str:
     tables = tensor.tables
     assert tables is not None  # the caller has checked it
     codes = math.prod(tensor.transfer.packed_shape(tensor.shape))
+    by = "" if tables.bounds is None else " by neighbours"
     return (
-        f"entropy tables: {tables.tables} for {tables.channels} channels, "
+        f"entropy tables: {tables.tables}{by} for {tables.channels} channels, "
         f"{kilobytes(len(tables.data))} kB; {tables.bits:.2f} bits a code, "
         f"{kilobytes(math.ceil(codes * tables.bits / 8))} kB expected"
     )

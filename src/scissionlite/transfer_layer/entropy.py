@@ -187,8 +187,7 @@ def code(
         coded = compress(payload, spec.entropy, spec.entropy_level)
         return None if coded is None else np.frombuffer(coded, np.uint8)
     room = np.empty(payload.nbytes + _SLACK, np.uint8)
-    coder, count, plane = tables.coder, prod(shape), prod(shape[-2:])
-    start = coder.encode(payload, room, count, plane, spec.layout == "nhwc")
+    start = tables.coder.encode(payload, room, *_laid_out(spec, shape))
     # Nothing is written where it does not fit into the room.
     return room[start:] if 0 < room.nbytes - start < payload.nbytes else None
 
@@ -230,9 +229,7 @@ def decode(
     if tables is None:
         return decompress(coded, spec.entropy, nbytes)
     payload = np.empty(nbytes, np.uint8)
-    status = tables.coder.decode(
-        coded, payload, prod(shape), prod(shape[-2:]), spec.layout == "nhwc"
-    )
+    status = tables.coder.decode(coded, payload, *_laid_out(spec, shape))
     if status == "other-tables":
         raise EntropyTablesError(
             f"the payload was coded with other tables than number {tables.id}: device and edge "
@@ -241,6 +238,11 @@ def decode(
     if status != "done":
         raise EntropyCodeError(f"the entropy code {_REFUSALS[status]}")
     return payload
+
+
+def _laid_out(spec: TransferSpec, shape: tuple[int, ...]) -> tuple[int, int, bool, int]:
+    """The codes of a shape as the core takes them: count, plane, channels last, width."""
+    return prod(shape), prod(shape[-2:]), spec.layout == "nhwc", shape[-1] if shape else 1
 
 
 def check_tables(spec: TransferSpec, shape: tuple[int, ...], tables: EntropyTables | None) -> None:

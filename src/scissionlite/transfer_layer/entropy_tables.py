@@ -28,22 +28,36 @@ MAX_TABLES = 256
 
 MAX_CHANNELS = 2**16 - 1
 
+CLASSES = 9
+"""Classes of a code's neighbours in tables that depend on them."""
+
+_NEIGHBOURS = 128
+"""In the first byte: the tables depend on neighbours."""
+
 Frequencies: TypeAlias = npt.NDArray[np.uint16]
+
+Bounds: TypeAlias = npt.NDArray[np.int16]
+"""Of each channel, shape (channels, CLASSES - 1). A code's class is how many of them the sum of the
+codes to its left and above it reaches."""
 
 
 class _Fields(NamedTuple):
     """The parts of ``EntropyTables.data``."""
 
     dtype: str
+    channels: int
     table_of_channel: npt.NDArray[np.uint8]
+    """Shape (channels,), or (channels * CLASSES,) with bounds: class after class of a channel."""
     frequencies: Frequencies
     """Shape (tables, codes + 1): of each code from the lowest on, and of the escape."""
+    bounds: Bounds | None
 
 
 class EntropyTables(msgspec.Struct, frozen=True, dict=True):
     """Static tables for the entropy coder of ``TransferSpec(entropy="ans")``.
 
-    Each channel has a table of frequencies; channels that are alike share one. Codes that no table
+    Each channel has a table of frequencies, or one for each class of a code's neighbours, the codes
+    to its left and above it; those that are alike share one. Codes that no table
     has seen can be coded all the same, in about 20 bits. :func:`.table_fitting.fit` makes them.
 
     Parameters
@@ -67,7 +81,12 @@ class EntropyTables(msgspec.Struct, frozen=True, dict=True):
 
     @classmethod
     def of(
-        cls, dtype: str, table_of_channel: Iterable[int], frequencies: Frequencies, bits: float
+        cls,
+        dtype: str,
+        table_of_channel: Iterable[int],
+        frequencies: Frequencies,
+        bits: float,
+        bounds: Bounds | None = None,
     ) -> EntropyTables:
         """Lay out tables.
 
@@ -76,24 +95,30 @@ class EntropyTables(msgspec.Struct, frozen=True, dict=True):
         dtype : str
             "int8" or "int4".
         table_of_channel : iterable of int
-            For each channel the number of its table.
+            For each channel the number of its table; with `bounds`, ``CLASSES`` numbers each.
         frequencies : ndarray of uint16, shape (tables, codes + 1)
             Of each code from the lowest on, and of the escape; each table sums to ``TOTAL``.
         bits : float
             As the attribute.
+        bounds : ndarray of int16, shape (channels, CLASSES - 1), optional
+            Where the sum of a code's neighbours begins another class.
 
         Raises
         ------
         EntropyTablesError
             They are no tables.
         """
-        channels = tuple(table_of_channel)
-        if len(channels) > MAX_CHANNELS or len(frequencies) > MAX_TABLES:
+        named = tuple(table_of_channel)
+        channels = len(named) if bounds is None else len(bounds)
+        if channels > MAX_CHANNELS or len(frequencies) > MAX_TABLES:
             raise EntropyTablesError(
-                f"{len(channels)} channels and {len(frequencies)} tables; at most {MAX_CHANNELS} "
+                f"{channels} channels and {len(frequencies)} tables; at most {MAX_CHANNELS} "
                 f"and {MAX_TABLES} allowed"
             )
-        parts = [bytes([PAYLOAD_BITS[dtype]]), len(channels).to_bytes(2, "little"), bytes(channels)]
+        kind = PAYLOAD_BITS[dtype] + (0 if bounds is None else _NEIGHBOURS)
+        parts = [bytes([kind]), channels.to_bytes(2, "little"), bytes(named)]
+        if bounds is not None:
+            parts.append(bounds.astype("<i2").tobytes())
         for table in frequencies:
             seen = np.flatnonzero(table[:-1])
             if not seen.size:
@@ -110,7 +135,7 @@ class EntropyTables(msgspec.Struct, frozen=True, dict=True):
     @property
     def channels(self) -> int:
         """Number of channels; tables of one channel fit tensors of any shape."""
-        return len(self._made()[0].table_of_channel)
+        return self._made()[0].channels
 
     @property
     def tables(self) -> int:
@@ -126,6 +151,11 @@ class EntropyTables(msgspec.Struct, frozen=True, dict=True):
     def table_of_channel(self) -> tuple[int, ...]:
         """As :meth:`of` takes them."""
         return tuple(self._made()[0].table_of_channel.tolist())
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """As :meth:`of` takes them; None where the tables do not depend on neighbours."""
+        return self._made()[0].bounds
 
     @property
     def id(self) -> int:
@@ -153,11 +183,21 @@ def tables_id(data: bytes) -> int:
 
 def _parsed(data: bytes) -> _Fields:
     """Take the bytes apart; whether the numbers make sense is checked by the core."""
+    kind = data[0] if data else 0
     dtype = {bits: dtype for dtype, bits in PAYLOAD_BITS.items() if dtype in CODE_RANGES}.get(
-        data[0] if data else 0
+        kind % _NEIGHBOURS
     )
     channels = int.from_bytes(data[1:3], "little")
-    at = 3 + channels
+    bounds: Bounds | None = None
+    named = channels
+    at = 3 + named
+    if kind >= _NEIGHBOURS:
+        named = channels * CLASSES
+        end = 3 + named + 2 * channels * (CLASSES - 1)
+        if len(data) > end:
+            laid = np.frombuffer(data, "<i2", channels * (CLASSES - 1), 3 + named)
+            bounds = laid.astype(np.int16).reshape(channels, -1)
+        at = end
     if dtype is None or len(data) <= at:
         raise EntropyTablesError("entropy tables: unknown bits of a code, or truncated")
     codes = 2 ** PAYLOAD_BITS[dtype]
@@ -177,7 +217,8 @@ def _parsed(data: bytes) -> _Fields:
             )
         tables.append(table.astype(np.uint16))
         at = end
-    return _Fields(dtype, np.frombuffer(data, np.uint8, channels, 3), np.stack(tables))
+    table_of_channel = np.frombuffer(data, np.uint8, named, 3)
+    return _Fields(dtype, channels, table_of_channel, np.stack(tables), bounds)
 
 
 def _core_tables(fields: _Fields, id_: int) -> _core.AnsTables:
@@ -193,6 +234,7 @@ def _core_tables(fields: _Fields, id_: int) -> _core.AnsTables:
             id_,
             fields.table_of_channel,
             np.ascontiguousarray(ordered),
+            fields.bounds,
         )
     except ValueError as error:
         raise EntropyTablesError(f"entropy tables: {error}") from error
