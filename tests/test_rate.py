@@ -20,6 +20,7 @@ from scissionlite.preprocessor import checkpoint, trainer
 from scissionlite.preprocessor.entropy_fitting import entropy_tables
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert
 from scissionlite.preprocessor.teacher import Teacher
+from scissionlite.transfer_layer import table_fitting
 from scissionlite.transfer_layer.code_density import CodeDensity
 from scissionlite.transfer_layer.layers import Scales
 
@@ -90,6 +91,12 @@ def trained(
             packed = sl.encode(made, layer.spec.packing, layer.quantization, tables=tables)
             sizes.append(packed.nbytes)
     return Trained(network, training, float(np.mean(sizes)))
+
+
+@pytest.fixture(autouse=True)
+def tables_by_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tables by neighbours: training estimates the bytes of tables by channel."""
+    monkeypatch.setattr(table_fitting, "_WORTH", 1.0)
 
 
 @SPECS
