@@ -86,6 +86,11 @@ void dequantize(const std::int8_t* from, float* to, std::size_t count, const flo
   const Groups<V> groups(factors, zero_points);
   std::size_t done = 0;
   if constexpr (V::kWidensFour) {
+    if constexpr (kSame<Groups<V>, OneGroup<V>>) {
+      for (; count - done >= 8 * kLanes; done += 8 * kLanes) {
+        V::dequantize_eight(from + done, to + done, groups.factor(0), groups.zero_point(0));
+      }
+    }
     for (; count - done >= 4 * kLanes; done += 4 * kLanes) {
       typename V::I codes[4];
       V::widen(from + done, codes);

@@ -107,10 +107,59 @@ inline void pool_vector(const Input* from, std::size_t x, std::size_t stride, st
   V::store(to + x, pool_windows<V, Kind, window>(first, second, stride, rows));
 }
 
+// Whether kLanes windows are loaded with their columns apart, so that one start from -inf is enough
+// for a window. Sums have another order: column by column, then the columns as a tree.
+template <class V, class Kind, class Input>
+constexpr bool kPoolsApart = V::kLoadsApart && !Kind::kAverage && kSame<Input, f32>;
+
+// The maximum of kLanes whole windows: of equal zeros it keeps the first one in column-major order.
+template <class V, class Kind, std::size_t window>
+[[gnu::always_inline]] inline typename V::F pool_apart(const float* from,
+                                                       std::size_t stride) noexcept {
+  const auto first = V::template load_apart<window>(from);
+  const auto second = V::template load_apart<window>(from + stride);
+  typename V::F acc = Kind::template start<V>(first.val[0]);
+  acc = Kind::template combine<V>(acc, second.val[0]);
+  if constexpr (window == 2) {
+    acc = Kind::template combine<V>(acc, first.val[1]);
+    acc = Kind::template combine<V>(acc, second.val[1]);
+  } else {
+    const auto third = V::template load_apart<window>(from + 2 * stride);
+    const auto fourth = V::template load_apart<window>(from + 3 * stride);
+    acc = Kind::template combine<V>(acc, third.val[0]);
+    acc = Kind::template combine<V>(acc, fourth.val[0]);
+    for (std::size_t x = 1; x < window; ++x) {
+      acc = Kind::template combine<V>(acc, first.val[x]);
+      acc = Kind::template combine<V>(acc, second.val[x]);
+      acc = Kind::template combine<V>(acc, third.val[x]);
+      acc = Kind::template combine<V>(acc, fourth.val[x]);
+    }
+  }
+  return acc;
+}
+
+// Pools kLanes whole windows from each of two windows on. Those of 2 x 2 are stored when both are
+// pooled, so that their steps can take turns; for those of 4 x 4 there are not enough registers.
+template <class V, class Kind, std::size_t window, class Input>
+[[gnu::always_inline]] inline void pool_two(const Input* from, std::size_t first,
+                                            std::size_t second, std::size_t stride,
+                                            float* to) noexcept {
+  if constexpr (kPoolsApart<V, Kind, Input>) {
+    const typename V::F a = pool_apart<V, Kind, window>(from + first * window, stride);
+    if constexpr (window == 4) V::store(to + first, a);
+    const typename V::F b = pool_apart<V, Kind, window>(from + second * window, stride);
+    if constexpr (window == 2) V::store(to + first, a);
+    V::store(to + second, b);
+  } else {
+    pool_vector<V, Kind, window>(from, first, stride, window, to);
+    pool_vector<V, Kind, window>(from, second, stride, window, to);
+  }
+}
+
 // Pools `count` whole windows of one row of windows, at least a vector of them.
 template <class V, class Kind, std::size_t window, class Input>
-inline void pool_wide_row(const Input* from, std::size_t stride, std::size_t rows, float* to,
-                          std::size_t count) noexcept {
+inline void pool_row(const Input* from, std::size_t stride, std::size_t rows, float* to,
+                     std::size_t count) noexcept {
   std::size_t x = 0;
   for (; x + V::kLanes <= count; x += V::kLanes) {
     pool_vector<V, Kind, window>(from, x, stride, rows, to);
@@ -119,12 +168,29 @@ inline void pool_wide_row(const Input* from, std::size_t stride, std::size_t row
   if (x < count) pool_vector<V, Kind, window>(from, count - V::kLanes, stride, rows, to);
 }
 
+// The same for whole windows, more than two vectors of them.
+template <class V, class Kind, std::size_t window, class Input>
+inline void pool_wide_row(const Input* from, std::size_t stride, std::size_t, float* to,
+                          std::size_t count) noexcept {
+  if constexpr (kPoolsApart<V, Kind, Input>) {
+    constexpr std::size_t kLanes = V::kLanes;
+    std::size_t x = 0;
+    for (; x + 2 * kLanes <= count; x += 2 * kLanes) {
+      pool_two<V, Kind, window>(from, x, x + kLanes, stride, to);
+    }
+    if (x < count) {
+      pool_two<V, Kind, window>(from, count - 2 * kLanes, count - kLanes, stride, to);
+    }
+  } else {
+    pool_row<V, Kind, window>(from, stride, window, to, count);
+  }
+}
+
 // The same for one to two vectors, as maps of 28 x 28 have: no loop.
 template <class V, class Kind, std::size_t window, class Input>
-inline void pool_medium_row(const Input* from, std::size_t stride, std::size_t rows, float* to,
+inline void pool_medium_row(const Input* from, std::size_t stride, std::size_t, float* to,
                             std::size_t count) noexcept {
-  pool_vector<V, Kind, window>(from, 0, stride, rows, to);
-  pool_vector<V, Kind, window>(from, count - V::kLanes, stride, rows, to);
+  pool_two<V, Kind, window>(from, 0, count - V::kLanes, stride, to);
 }
 
 // The same for half a vector to one, as maps of 14 x 14 have: two overlapping halves.
@@ -142,7 +208,7 @@ template <class V, class Kind, std::size_t window, class Input>
 [[gnu::noinline]] void pool_border_row(const Input* from, std::size_t stride, std::size_t rows,
                                        float* to, std::size_t count) noexcept {
   if (V::kLanes == 1 || count >= V::kLanes) {
-    pool_wide_row<V, Kind, window>(from, stride, rows, to, count);
+    pool_row<V, Kind, window>(from, stride, rows, to, count);
   } else {
     pool_narrow_row<V, Kind, window>(from, stride, rows, to, count);
   }
@@ -175,15 +241,24 @@ void pool_nchw(const Input* from, const TransferParams& params, const Band& band
     }
   }
   const Input* line = from + band.row * window * width + band.column * window;
-  const auto pool_rows = [&](std::size_t count, std::size_t rows, auto pool_row) {
+  const auto pool_rows = [&line, &to, width, whole, columns = band.columns](
+                             std::size_t count, std::size_t rows, auto pool_row) {
+    // In registers: through the references, each row would load them again.
+    const Input* at = line;
+    float* pooled = to;
+    const std::size_t stride = width;
+    const std::size_t inner = whole;
+    const std::size_t outer = columns;
     for (; count > 0; --count) {
-      pool_row(line, width, rows, to, whole);
-      if (whole < band.columns) {
-        to[whole] = pool_partial<Kind>(line + whole * window, width, rows, width % window);
+      pool_row(at, stride, rows, pooled, inner);
+      if (inner < outer) {
+        pooled[inner] = pool_partial<Kind>(at + inner * window, stride, rows, stride % window);
       }
-      line += rows * width;
-      to += band.columns;
+      at += rows * stride;
+      pooled += outer;
     }
+    line = at;
+    to = pooled;
   };
   const auto pool_all = [&](auto pool_row) {
     const std::size_t whole_rows = params.height / window;

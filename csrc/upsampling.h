@@ -44,18 +44,18 @@ inline typename V::template Raw<Element> spread(const Element* from) noexcept {
 }
 
 // Writes each element of `from` `window` times: `whole` outputs, at least a vector, in each of
-// `rows` rows. Up to kPadding elements more may be read at `from`.
+// `rows` rows. The first `aligned` outputs, if any, are written apart. Up to kPadding elements more
+// may be read at `from`.
 template <class V, std::size_t window, class Element>
-inline void spread_row(const Element* from, std::size_t whole, Element* to, std::size_t stride,
-                       std::size_t rows) noexcept {
+inline void spread_row(const Element* from, std::size_t whole, std::size_t aligned, Element* to,
+                       std::size_t stride, std::size_t rows) noexcept {
   using Raw = typename V::template Raw<Element>;
   constexpr std::size_t kLanes = kRawLanes<V, Element>;
   if constexpr (kLanes == 1) {
     for (std::size_t x = 0; x < whole; ++x) store_rows<V>(to + x, stride, rows, from[x / window]);
   } else {
     std::size_t x = 0;
-    const std::size_t aligned = elements_to_alignment<V>(to);
-    if (stride % kLanes == 0 && aligned % window == 0 && aligned > 0) {
+    if (aligned > 0) {
       store_rows<V>(to, stride, rows, spread<V, window>(from));
       x = aligned;
     }
@@ -131,6 +131,9 @@ void spread_nchw(const Element* from, const TransferParams& params, const Patch&
       return spread_nchw<typename V::Narrower, window>(from, params, patch, to);
     }
   }
+  // If all rows have the same alignment; it is also that of the first row of the map.
+  std::size_t aligned = params.width % kLanes == 0 ? elements_to_alignment<V>(to + x) : 0;
+  if (aligned % window != 0) aligned = 0;
   Element* line = to;
   const auto end_rows = [&](std::size_t rows) {
     // The columns of the partial window.
@@ -142,7 +145,7 @@ void spread_nchw(const Element* from, const TransferParams& params, const Patch&
     line += rows * params.width;
   };
   const auto spread_wide = [&](std::size_t rows) {
-    spread_row<V, window>(from, whole, line, params.width, rows);
+    spread_row<V, window>(from, whole, aligned, line, params.width, rows);
     end_rows(rows);
   };
   const auto spread_narrow = [&](std::size_t rows) {

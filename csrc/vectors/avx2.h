@@ -21,6 +21,8 @@ namespace {
 struct Avx2 {
   static constexpr std::size_t kLanes = 8;
   static constexpr bool kWidensFour = false;
+  static constexpr bool kLoadsApart = false;
+  static constexpr bool kLooksUp = false;
   using Narrower = Scalar;
   template <class Element, bool average>
   using Pooler = Avx2;

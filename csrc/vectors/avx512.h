@@ -17,6 +17,8 @@ namespace {
 struct Avx512 {
   static constexpr std::size_t kLanes = 16;
   static constexpr bool kWidensFour = false;
+  static constexpr bool kLoadsApart = false;
+  static constexpr bool kLooksUp = false;
   using Narrower = Avx2;
   template <class Element, bool average>
   using Pooler = Avx512;

@@ -18,6 +18,8 @@ namespace {
 struct Neon {
   static constexpr std::size_t kLanes = 4;
   static constexpr bool kWidensFour = true;
+  static constexpr bool kLoadsApart = true;
+  static constexpr bool kLooksUp = true;
   using Narrower = Scalar;
   template <class Element, bool average>
   using Pooler = Neon;
@@ -58,6 +60,14 @@ struct Neon {
   static F evens(F a, F b) noexcept { return vuzp1q_f32(a, b); }
   static F odds(F a, F b) noexcept { return vuzp2q_f32(a, b); }
   static F in_order(F x) noexcept { return x; }
+  template <std::size_t window>
+  static auto load_apart(const float* from) noexcept {
+    if constexpr (window == 2) {
+      return vld2q_f32(from);
+    } else {
+      return vld4q_f32(from);
+    }
+  }
 
   // The next steps saturate, so only NaN needs a bound. A product is never a signalling NaN, and
   // for a quiet NaN vmaxnmq returns the other operand.
@@ -97,6 +107,38 @@ struct Neon {
     codes[1] = vmovl_high_s16(first);
     codes[2] = vmovl_s16(vget_low_s16(second));
     codes[3] = vmovl_high_s16(second);
+  }
+  // The differences from the zero point, which is an int8 too, are exact in 16 bits.
+  static void dequantize_eight(const std::int8_t* from, float* to, F scale, I zero_point) noexcept {
+    const int16x4_t word = vmovn_s32(zero_point);
+    const int8x8_t zeros = vmovn_s16(vcombine_s16(word, word));
+    for (int half = 0; half < 2; ++half) {
+      const int8x16_t bytes = vld1q_s8(from + 16 * half);
+      const int16x8_t words[2] = {vsubl_s8(vget_low_s8(bytes), zeros),
+                                  vsubl_high_s8(bytes, vcombine_s8(zeros, zeros))};
+      for (int i = 0; i < 2; ++i) {
+        float* at = to + 16 * half + 8 * i;
+        store(at, vmulq_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(words[i]))), scale));
+        store(at + 4, vmulq_f32(vcvtq_f32_s32(vmovl_high_s16(words[i])), scale));
+      }
+    }
+  }
+
+  // The 16 values as four tables of their bytes: st4 puts what was looked up side by side.
+  using Table = uint8x16x4_t;
+  static Table make_table(const float (&values)[16]) noexcept {
+    return vld4q_u8(reinterpret_cast<const std::uint8_t*>(values));
+  }
+  static void look_up(const Int4Pair* from, float* to, const Table& table) noexcept {
+    const uint8x16_t pairs = vld1q_u8(&from->codes);
+    const uint8x16_t low = vandq_u8(pairs, vdupq_n_u8(15));
+    const uint8x16_t high = vshrq_n_u8(pairs, 4);
+    const uint8x16_t codes[2] = {vzip1q_u8(low, high), vzip2q_u8(low, high)};
+    for (int half = 0; half < 2; ++half) {
+      uint8x16x4_t bytes;
+      for (int i = 0; i < 4; ++i) bytes.val[i] = vqtbl1q_u8(table.val[i], codes[half]);
+      vst4q_u8(reinterpret_cast<std::uint8_t*>(to + 16 * half), bytes);
+    }
   }
 
   template <class Element>

@@ -21,6 +21,7 @@ namespace {
 // The part of a vector class that max-pooling needs, for eight float16.
 struct HalfMaximum {
   static constexpr std::size_t kLanes = 8;
+  static constexpr bool kLoadsApart = false;
   using Narrower = Neon;
   using F = float16x8_t;
 

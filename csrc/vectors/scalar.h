@@ -12,7 +12,10 @@
 // - steps: values in steps, rounded
 // - store_codes: add the zero points to steps (four vectors, or one), saturate, store as int8
 // - dequantize: kLanes codes to float32
-// - kWidensFour, and if so widen: the codes of four vectors to int32, which dequantize takes too
+// - kWidensFour, and if so widen: the codes of four vectors to int32, which dequantize takes too;
+//   dequantize_eight: eight vectors of codes with one factor and zero point
+// - kLoadsApart, and if so load_apart: the columns of kLanes windows, each in its vector
+// - kLooksUp, and if so look_up: 32 int4 codes to float32 by a table
 // - Raw<T>, load_raw, store_raw, twice: elements as bits; twice doubles each element
 // - Pooler<Element, average>: the class that pools elements of this type
 //
@@ -34,6 +37,8 @@ namespace {
 struct Scalar {
   static constexpr std::size_t kLanes = 1;
   static constexpr bool kWidensFour = false;
+  static constexpr bool kLoadsApart = false;
+  static constexpr bool kLooksUp = false;
   using Narrower = Scalar;
   template <class Element, bool average>
   using Pooler = Scalar;
