@@ -15,7 +15,7 @@ from bench.end_to_end.contenders import GRPC, LOCAL, OURS, SCISSION
 from bench.end_to_end.links import LINKS as ALL_LINKS
 from bench.end_to_end.prepared import bundle_name
 from bench.end_to_end.records import Cell, Measured
-from bench.end_to_end.tasks import CLAIM_SLOWDOWNS, FIRST_LINKS, whole_run
+from bench.end_to_end.tasks import CLAIM_SLOWDOWNS, FIRST_LINKS, IMAGE_NETWORKS, whole_run
 from bench.predicted import DOCUMENT, draw_networks, family
 from bench.predicted_tables import BEGIN, END, write_part
 
@@ -107,6 +107,28 @@ def test_claims_are_computed_from_the_records() -> None:
     assert claims.slow_links(kept).reached
 
 
+def test_ours_is_compared_with_the_fastest_image_of_equal_accuracy() -> None:
+    jpeg = measured("JPEG-75 to the edge", 0.12, raw_image=True)
+    poor = measured("JPEG-40 to the edge", 0.09, raw_image=True, accuracy=0.95)
+    local = measured(LOCAL, 0.08, accuracy=0.99)
+    slow = cell("5 Mbit/s, 60 ms", 0.1, jpeg, poor, local, kind="images")
+    won = claims.over_images([slow])
+    assert won.reached
+    assert won.found.startswith("densenet169 1.2")
+    assert " ms of JPEG-75 to the edge" in won.found
+    near = measured("WebP-75 to the edge", 0.1001, raw_image=True)  # within the spread
+    assert (
+        claims.over_images([msgspec.structs.replace(slow, measured=(*slow.measured, near))]).reached
+        is False
+    )
+    everything = {claim.asked: claim for claim in claims.claims([slow])}
+    assert everything[won.asked] == won
+    assert (
+        everything["no rule: ours is the fastest in every cell at 5 Mbit/s and below"].reached
+        is None
+    )
+
+
 def test_without_a_bound_of_16_times_nothing_is_claimed() -> None:
     """A device that is hardly slower than the edge leaves nothing to gain."""
     (claim,) = claims.over_local([cell("5 Mbit/s, 60 ms", 0.105, measured(LOCAL, 0.5))])
@@ -140,6 +162,8 @@ def test_the_most_important_cells_come_first() -> None:
     claimed = [task.slowdown for task in every[first:] if task.kind == "claims"]
     assert {*claimed} == {*CLAIM_SLOWDOWNS}
     assert all(task.kind == "claims" for task in every[first : first + len(claimed)])
+    images = every[first + len(claimed) :][: len(IMAGE_NETWORKS)]
+    assert [(task.kind, task.network) for task in images] == [("images", n) for n in IMAGE_NETWORKS]
 
 
 def test_the_report_of_a_cut_run_names_the_cells_that_are_missing() -> None:

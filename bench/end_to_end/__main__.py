@@ -22,19 +22,21 @@ import torch
 
 from bench.accuracy.photographs import DATA
 from bench.end_to_end import contenders, networks, report
-from bench.end_to_end.links import LINKS, best_kind
+from bench.end_to_end.links import BUSY_UPLINK, LINKS, best_kind
 from bench.end_to_end.machine import pin_to_core
 from bench.end_to_end.prepared import Prepared, Setting, note
 from bench.end_to_end.records import cell_path, write
 from bench.end_to_end.run import run_cell
 from bench.end_to_end.tasks import ONLY, POINTS, Task, quick_task, whole_run
 
+EVERY_LINK = LINKS | BUSY_UPLINK
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     whole = argparse.ArgumentParser(prog="python -m bench.end_to_end")
     whole.add_argument("--networks", nargs="+", choices=networks.NETWORKS, default=[])
-    whole.add_argument("--links", nargs="+", choices=LINKS, default=[])
+    whole.add_argument("--links", nargs="+", choices=EVERY_LINK, default=[])
     whole.add_argument("--minutes", type=float, help="begin no cell after so long")
     whole.add_argument("--seconds", type=float, default=6.0, help="of measuring in each cell")
     whole.add_argument("--repetitions", type=int, default=8, help="of each network's profile")
@@ -88,7 +90,7 @@ def chosen_tasks(options: argparse.Namespace) -> Iterator[Task]:
         return
     for task in whole_run():
         if task.network in (options.networks or networks.NETWORKS) and task.link in (
-            options.links or LINKS
+            options.links or EVERY_LINK
         ):
             yield task
 
@@ -99,7 +101,7 @@ def _measure_cell(task: Task, every: dict[str, Prepared], setting: Setting, path
     if task.network not in every:
         every[task.network] = Prepared(task.network, network, setting)
     prepared = every[task.network]
-    link, profile = LINKS[task.link], prepared.profile
+    link, profile = EVERY_LINK[task.link], prepared.profile
     if task.kind == "points":
         chosen = contenders.by_slicing_point(profile, link, task.slowdown, POINTS)
     else:

@@ -31,6 +31,9 @@ LINKS = {
 }
 """The links: narrow-band radio, 3G, a busy 4G cell, Wi-Fi at its edge, the paper's, good Wi-Fi."""
 
+BUSY_UPLINK = {"4 Mbit/s, 60 ms": sl.Link(0.060, 4e6)}
+"""Where a slow device meets JPEG (:data:`.tasks.IMAGE_NETWORKS`)."""
+
 LinkKind = Literal["namespace", "relay"]
 
 _NAMESPACE, _OUTER, _INNER = "scissionlite-e2e", "sle2e0", "sle2e1"

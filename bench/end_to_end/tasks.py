@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bench.end_to_end import contenders
-from bench.end_to_end.links import LINKS
+from bench.end_to_end.links import BUSY_UPLINK, LINKS
 from bench.end_to_end.networks import NETWORKS
 
 SLOWDOWN = 5.3
@@ -30,6 +30,10 @@ QUICK_CONTENDERS = (
 )
 ONLY = {"claims": CLAIM_CONTENDERS, "quick": QUICK_CONTENDERS}
 """The contenders of a kind of cell; of other kinds, all."""
+
+IMAGE_NETWORKS = ("efficientnet_lite0", "densenet169")
+IMAGE_SLOWDOWN = 20.0
+"""A device too slow for a network's own first layers: an image to the edge, or ours."""
 
 POINTS = 7
 
@@ -54,6 +58,8 @@ def whole_run() -> Iterator[Task]:
         yield Task("contenders", network, link, SLOWDOWN)
     for link, slowdown in itertools.product(CLAIM_LINKS, CLAIM_SLOWDOWNS):
         yield Task("claims", CLAIM_NETWORK, link, slowdown)
+    for network, link in itertools.product(IMAGE_NETWORKS, BUSY_UPLINK):
+        yield Task("images", network, link, IMAGE_SLOWDOWN)
     yield Task("points", CLAIM_NETWORK, PAPER_LINK, SLOWDOWN)
     others = [link for link in ("1 Mbit/s, 100 ms", *LINKS) if link not in FIRST_LINKS]
     for link, network in itertools.product(dict.fromkeys(others), NETWORKS):
