@@ -78,6 +78,17 @@ struct Group {
 };
 
 // Both work on copies of the states: so they stay in registers, whatever bytes are written.
+// kChannels is the number of the group's channels; kFew if it is only known at run time.
+constexpr std::size_t kFew = 0;
+constexpr std::size_t kMostStates = 4;
+
+template <std::size_t kChannels>
+constexpr std::size_t room_for = kChannels == kFew ? kMostStates : kChannels;
+
+template <std::size_t kChannels>
+std::size_t channels_of(const Group& group) noexcept {
+  return kChannels == kFew ? group.channels : kChannels;
+}
 
 // Returns where the next words go; null without room.
 template <bool kNibbles, std::size_t kChannels>
@@ -86,14 +97,15 @@ std::uint8_t* encode_group(const std::uint8_t* codes, const std::uint8_t* begin,
                            const AnsEncodeTable* tables) noexcept {
   using Access = Codes<kNibbles>;
   const Group group = given;
-  std::uint32_t own[kChannels];
-  for (std::size_t k = 0; k < kChannels; ++k) own[k] = states[k];
+  const std::size_t channels = channels_of<kChannels>(group);
+  std::uint32_t own[room_for<kChannels>];
+  for (std::size_t k = 0; k < channels; ++k) own[k] = states[k];
   const auto code_at = [codes](std::size_t i) noexcept {
     return Signed<kNibbles>::of(Access::load(codes, i));
   };
   // Puts the codes at a place of all channels, of which table(k, i) is the table.
   const auto put_all = [&](std::size_t place, auto table) noexcept {
-    for (std::size_t k = kChannels; k-- > 0;) {
+    for (std::size_t k = channels; k-- > 0;) {
       const std::size_t i = place + k * group.channel_step;
       push_code<Access::kBits>(own[k], to, Access::load(codes, i), tables[table(k, i)]);
     }
@@ -101,28 +113,28 @@ std::uint8_t* encode_group(const std::uint8_t* codes, const std::uint8_t* begin,
   for (std::size_t y = group.rows; y-- > 0;) {
     const std::size_t start = group.first + y * group.row;
     for (std::size_t x = group.width; x-- > 1;) {
-      if (to - begin < room_of(kChannels)) return nullptr;
+      if (to - begin < room_of(channels)) return nullptr;
       put_all(start + x * group.step, [&](std::size_t k, std::size_t i) noexcept {
         const std::int32_t left = code_at(i - group.step);
         return group.table(k, left, y > 0 ? code_at(i - group.row) : left);
       });
     }
-    if (to - begin < room_of(kChannels)) return nullptr;
+    if (to - begin < room_of(channels)) return nullptr;
     put_all(start, [&](std::size_t k, std::size_t i) noexcept {
       if (y == 0) return group.table_of_first(k);
       const std::int32_t above = code_at(i - group.row);
       return group.table(k, above, above);
     });
   }
-  for (std::size_t k = 0; k < kChannels; ++k) states[k] = own[k];
+  for (std::size_t k = 0; k < channels; ++k) states[k] = own[k];
   return to;
 }
 
 template <bool kNibbles, std::size_t kChannels>
 struct GroupDecoder {
   Words words;
-  std::uint32_t states[kChannels];
-  std::int32_t left[kChannels];
+  std::uint32_t states[room_for<kChannels>];
+  std::int32_t left[room_for<kChannels>];
   std::uint8_t* codes;
   const Group group;
   const AnsDecodeTable* tables;
@@ -134,7 +146,8 @@ struct GroupDecoder {
   // Takes the codes at a place of all channels. kChecked: words may be missing.
   template <bool kChecked, class Table>
   void take(std::size_t place, Table table) noexcept {
-    for (std::size_t k = 0; k < kChannels; ++k) {
+    const std::size_t channels = channels_of<kChannels>(group);
+    for (std::size_t k = 0; k < channels; ++k) {
       const std::size_t i = place + k * group.channel_step;
       const std::uint32_t symbol =
           pop<Codes<kNibbles>::kBits, kChecked>(states[k], words, tables[table(k, i)]);
@@ -168,26 +181,27 @@ template <bool kNibbles, std::size_t kChannels>
 void decode_group(Words& words, std::uint8_t* codes, std::uint32_t* states, const Group& group,
                   const AnsDecodeTable* tables) noexcept {
   GroupDecoder<kNibbles, kChannels> decoder{words, {}, {}, codes, group, tables};
-  for (std::size_t k = 0; k < kChannels; ++k) decoder.states[k] = states[k];
+  const std::size_t channels = channels_of<kChannels>(group);
+  for (std::size_t k = 0; k < channels; ++k) decoder.states[k] = states[k];
   for (std::size_t y = 0; y < group.rows; ++y) {
     // A symbol takes two words at most.
-    if (decoder.words.left() >= 2 * kChannels * group.width) {
+    if (decoder.words.left() >= 2 * channels * group.width) {
       decoder.template take_row<false>(y);
     } else {
       decoder.template take_row<true>(y);
     }
   }
-  for (std::size_t k = 0; k < kChannels; ++k) states[k] = decoder.states[k];
+  for (std::size_t k = 0; k < channels; ++k) states[k] = decoder.states[k];
   words = decoder.words;
 }
 
-// Calls work(n) with n a constant: the number of the group's channels.
+// Calls work(n) with n a constant: the number of the group's channels, or kFew.
 template <std::size_t kStates, class Work>
 void with_channels(std::size_t channels, Work work) noexcept {
   if (channels == kStates) {
     work(std::integral_constant<std::size_t, kStates>{});
   } else if constexpr (kStates > 1) {
-    with_channels<kStates - 1>(channels, work);
+    work(std::integral_constant<std::size_t, kFew>{});
   }
 }
 
@@ -233,10 +247,10 @@ std::size_t ans_encode_by_neighbours(const std::uint8_t* codes, std::uint8_t* to
                                      const AnsParams& params) noexcept {
   const bool interleaved = is_interleaved(params);
   if (params.nibbles) {
-    return interleaved ? encode<true, 4>(codes, to, size, params)
+    return interleaved ? encode<true, kMostStates>(codes, to, size, params)
                        : encode<true, 1>(codes, to, size, params);
   }
-  return interleaved ? encode<false, 4>(codes, to, size, params)
+  return interleaved ? encode<false, kMostStates>(codes, to, size, params)
                      : encode<false, 1>(codes, to, size, params);
 }
 
@@ -244,10 +258,10 @@ AnsStatus ans_decode_by_neighbours(const std::uint8_t* from, std::size_t size, s
                                    const AnsParams& params) noexcept {
   const bool interleaved = is_interleaved(params);
   if (params.nibbles) {
-    return interleaved ? decode<true, 4>(from, size, codes, params)
+    return interleaved ? decode<true, kMostStates>(from, size, codes, params)
                        : decode<true, 1>(from, size, codes, params);
   }
-  return interleaved ? decode<false, 4>(from, size, codes, params)
+  return interleaved ? decode<false, kMostStates>(from, size, codes, params)
                      : decode<false, 1>(from, size, codes, params);
 }
 
