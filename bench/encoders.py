@@ -40,7 +40,7 @@ from scissionlite.preprocessor.entropy_fitting import entropy_tables
 from scissionlite.preprocessor.feature_cache import FeatureCache
 from scissionlite.preprocessor.inserter import SlicedNetwork, insert
 from scissionlite.preprocessor.teacher import Teacher
-from scissionlite.runtimes import load_slice, runtime_module
+from scissionlite.runtimes import Slice, load_slice, runtime_module
 
 CALIBRATION = 64
 
@@ -71,10 +71,10 @@ class Timing(msgspec.Struct, kw_only=True):
     coder: str
     levels: int | None
     runtime: str
-    jpeg_75: float
-    coder_ms: float
-    ratio: float
-    parts: dict[str, float]
+    jpeg_75: float = 0.0
+    coder_ms: float = 0.0
+    ratio: float = 0.0
+    parts: dict[str, float] = {}
 
 
 class Bench:
@@ -203,36 +203,45 @@ class Bench:
             runtime_module(runtime).export(
                 network.deployed_device_slice(), self.graph.example, path
             )
-            encode = load_slice(path, runtime, threads=1)
-            own: list[list[float]] = []
-            theirs: list[float] = []
-            for i in [*self.tested[:5], *(self.tested * 20)[:400]]:
-                frame = self.pictures.frame(i)
-                stamps = [time.perf_counter()]
-                x = self.preprocessing.tensor(frame)
-                stamps.append(time.perf_counter())
-                (sent,) = encode(x)
-                stamps.append(time.perf_counter())
-                sl.encode(sent, packing, quantization, tables=tables)
-                stamps.append(time.perf_counter())
-                as_sent(frame, 75)
-                theirs.append(time.perf_counter() - stamps[-1])
-                own.append([b - a for a, b in itertools.pairwise(stamps)])
+            return self.timed(
+                load_slice(path, runtime, threads=1),
+                lambda sent: sl.encode(sent, packing, quantization, tables=tables),
+                Timing(
+                    network=self.name,
+                    coder=f"{spec.encoder} {spec.pool}x{spec.pool}",
+                    levels=spec.levels,
+                    runtime=runtime,
+                ),
+            )
+
+    def timed(
+        self, encode: Slice, pack: Callable[[Any], object], unmeasured: Timing, frames: int = 400
+    ) -> Timing:
+        """Time frames through preprocessing, a device slice and its coder, in turns with JPEG."""
+        own: list[list[float]] = []
+        theirs: list[float] = []
+        for i in [*self.tested[:5], *(self.tested * 20)[:frames]]:
+            frame = self.pictures.frame(i)
+            stamps = [time.perf_counter()]
+            x = self.preprocessing.tensor(frame)
+            stamps.append(time.perf_counter())
+            (sent,) = encode(x)
+            stamps.append(time.perf_counter())
+            pack(sent)
+            stamps.append(time.perf_counter())
+            as_sent(frame, 75)
+            theirs.append(time.perf_counter() - stamps[-1])
+            own.append([b - a for a, b in itertools.pairwise(stamps)])
         parts = [1e3 * statistics.median(each) for each in zip(*own[5:], strict=True)]
         ours = 1e3 * statistics.median(sum(each) for each in own[5:])
         jpeg = 1e3 * statistics.median(theirs[5:])
-        return Timing(
-            network=self.name,
-            coder=f"{spec.encoder} {spec.pool}x{spec.pool}",
-            levels=spec.levels,
-            runtime=runtime,
+        names = ("preprocess", "slice", "pack")
+        return msgspec.structs.replace(
+            unmeasured,
             jpeg_75=round(jpeg, 4),
             coder_ms=round(ours, 4),
             ratio=round(ours / jpeg, 3),
-            parts={
-                name: round(ms, 4)
-                for name, ms in zip(("preprocess", "slice", "pack"), parts, strict=True)
-            },
+            parts={name: round(ms, 4) for name, ms in zip(names, parts, strict=True)},
         )
 
 
@@ -254,9 +263,22 @@ class _Some(Dataset[Sample]):
         return self.pictures.frame(self.indices[index])
 
 
+def common_options() -> argparse.ArgumentParser:
+    """The options of a :class:`Bench`, for a parser's ``parents``."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--photographs", type=int, help="train on this many, evenly chosen")
+    options.add_argument("--seeds", type=int, nargs="*", default=[0])
+    options.add_argument("--every", type=int, default=1, help="test every n-th photograph")
+    options.add_argument("--runtime", default="onnx")
+    options.add_argument("--data", type=Path, default=DATA)
+    options.add_argument("--networks", type=Path, default=Path("build/accuracy"))
+    options.add_argument("--out", type=Path, default=Path("build/encoders.jsonl"))
+    return options
+
+
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    options = argparse.ArgumentParser(prog="python -m bench.encoders")
+    options = argparse.ArgumentParser(prog="python -m bench.encoders", parents=[common_options()])
     options.add_argument("what", choices=["jpeg", "run", "time"])
     options.add_argument("name", choices=["lite0_200", "imagenet"])
     options.add_argument("--scales", type=float, nargs="*", default=[1.0])
@@ -269,14 +291,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--epochs", type=int, default=3)
     options.add_argument("--batch-size", type=int, default=16)
     options.add_argument("--learning-rate", type=float, default=1e-3)
-    options.add_argument("--photographs", type=int, help="train on this many, evenly chosen")
     options.add_argument("--freeze-edge", action="store_true")
-    options.add_argument("--seeds", type=int, nargs="*", default=[0])
-    options.add_argument("--every", type=int, default=1, help="test every n-th photograph")
-    options.add_argument("--runtime", default="onnx")
-    options.add_argument("--data", type=Path, default=DATA)
-    options.add_argument("--networks", type=Path, default=Path("build/accuracy"))
-    options.add_argument("--out", type=Path, default=Path("build/encoders.jsonl"))
     return options
 
 

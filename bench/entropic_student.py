@@ -24,22 +24,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from bench.accuracy.jpeg import as_sent
-from bench.accuracy.photographs import DATA
 from bench.accuracy.records import append
-from bench.encoders import Bench, Point, Timing
+from bench.encoders import Bench, Point, Timing, common_options
 from scissionlite.graph.analysis import flat
 from scissionlite.models import import_torchvision
 from scissionlite.preprocessor.teacher import Teacher
@@ -238,53 +236,28 @@ def time_encoder(bench: Bench, runtime: str) -> Timing:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / f"device{runtime_module(runtime).SUFFIX}"
         runtime_module(runtime).export(encoder, bench.graph.example, path)
-        encode = load_slice(path, runtime, threads=1)
-        own: list[list[float]] = []
-        theirs: list[float] = []
-        for i in [*bench.tested[:5], *(bench.tested * 20)[:200]]:
-            frame = bench.pictures.frame(i)
-            stamps = [time.perf_counter()]
-            x = bench.preprocessing.tensor(frame)
-            stamps.append(time.perf_counter())
-            (codes,) = encode(x)
-            stamps.append(time.perf_counter())
+
+        def pack(codes: npt.NDArray[np.float32]) -> None:
             with torch.inference_mode():
                 density.compress(torch.from_numpy(codes))
-            stamps.append(time.perf_counter())
-            as_sent(frame, 75)
-            theirs.append(time.perf_counter() - stamps[-1])
-            own.append([b - a for a, b in itertools.pairwise(stamps)])
-    parts = [1e3 * statistics.median(each) for each in zip(*own[5:], strict=True)]
-    ours, jpeg = 1e3 * statistics.median(map(sum, own[5:])), 1e3 * statistics.median(theirs[5:])
-    return Timing(
-        network=bench.name,
-        coder="Entropic Student",
-        levels=None,
-        runtime=runtime,
-        jpeg_75=round(jpeg, 4),
-        coder_ms=round(ours, 4),
-        ratio=round(ours / jpeg, 3),
-        parts={
-            name: round(ms, 4)
-            for name, ms in zip(("preprocess", "slice", "pack"), parts, strict=True)
-        },
-    )
+
+        return bench.timed(
+            load_slice(path, runtime, threads=1),
+            pack,
+            Timing(network=bench.name, coder="Entropic Student", levels=None, runtime=runtime),
+            frames=200,
+        )
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    options = argparse.ArgumentParser(prog="python -m bench.entropic_student")
+    options = argparse.ArgumentParser(
+        prog="python -m bench.entropic_student", parents=[common_options()]
+    )
     options.add_argument("what", choices=["run", "time"])
     options.add_argument("name", choices=["lite0_200"])
     options.add_argument("--beta", type=float, nargs="*", default=[0.1])
     options.add_argument("--epochs", type=int, default=3, help="of each stage")
-    options.add_argument("--seeds", type=int, nargs="*", default=[0])
-    options.add_argument("--photographs", type=int, help="train on this many, evenly chosen")
-    options.add_argument("--every", type=int, default=1, help="test every n-th photograph")
-    options.add_argument("--runtime", default="onnx")
-    options.add_argument("--data", type=Path, default=DATA)
-    options.add_argument("--networks", type=Path, default=Path("build/accuracy"))
-    options.add_argument("--out", type=Path, default=Path("build/encoders.jsonl"))
     return options
 
 
@@ -293,9 +266,9 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(given)
     if given.what == "time":
-        records: list[Point | Timing] = [time_encoder(bench, given.runtime)]
-        append(given.out, records[0])
-        print(records[0], flush=True)
+        timing = time_encoder(bench, given.runtime)
+        append(given.out, timing)
+        print(timing, flush=True)
         return
     for seed in given.seeds:
         for beta in given.beta:
